@@ -5,3 +5,5 @@ export * as rpc from './gen/index.google.rpc.ts';
 export * as dataset from './gen/index.medmesh.dataset.v1.ts';
 export * as model from './gen/index.medmesh.model.v1.ts';
 export * as trainer from './gen/index.medmesh.trainer.v1.ts';
+export * as inference from './gen/index.medmesh.inference.v1.ts';
+export * as lifecycle from './gen/index.medmesh.lifecycle.v1.ts';

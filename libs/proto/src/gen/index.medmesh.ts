@@ -6,5 +6,7 @@
 /* eslint-disable */
 
 export * as dataset from "./index.medmesh.dataset.ts";
+export * as inference from "./index.medmesh.inference.ts";
 export * as model from "./index.medmesh.model.ts";
+export * as lifecycle from "./index.medmesh.lifecycle.ts";
 export * as trainer from "./index.medmesh.trainer.ts";
