@@ -69,6 +69,8 @@ void dump_spaced(const Json& value, std::string& out) {
 Json parse_json(std::string_view input, std::string_view what, JsonLimits limits) {
   require(Code::corrupt, static_cast<std::int64_t>(input.size()) <= limits.max_bytes, what, " has ", input.size(), " bytes of JSON; the limit is ",
           limits.max_bytes);
+  // The parser takes a NUL for the end of its input and would not see what follows.
+  require(Code::corrupt, input.find('\0') == std::string_view::npos, what, " has a NUL byte in its JSON");
   std::vector<std::unordered_set<std::string>> open_objects;
   const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
     switch (event) {

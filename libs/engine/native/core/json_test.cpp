@@ -12,6 +12,7 @@ TEST("hostile JSON is refused as corrupt") {
   CHECK_THROWS(corrupt, parse_json("", "x"));
   CHECK_THROWS(corrupt, parse_json("{", "x"));
   CHECK_THROWS(corrupt, parse_json("{} {}", "x"));
+  CHECK_THROWS(corrupt, parse_json(std::string("{}\0}", 4), "x"));
   CHECK_THROWS(corrupt, parse_json(R"({"a":1,"a":2})", "x"));
   CHECK_THROWS(corrupt, parse_json(R"({"o":{"a":1,"b":[{"a":1}],"a":2}})", "x"));
   CHECK_THROWS(corrupt, parse_json("{\"a\":\"\xff\"}", "x"));
