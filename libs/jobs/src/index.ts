@@ -1,0 +1,5 @@
+export { type EndJob, endJob, publishTerminalEvent } from './end-job.ts';
+export { createJobEvents, type JobEvents, type NewJobEvent } from './events.ts';
+export { holdsJob, leaseExpired, releaseLease, renewLease, takeLease } from './lease.ts';
+export { canonicalJson, specDigest } from './spec-digest.ts';
+export { isTerminal, State, stateName, transition } from './state.ts';

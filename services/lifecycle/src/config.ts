@@ -1,0 +1,20 @@
+import { commonConfig } from '@medmesh/config';
+import { z } from 'zod';
+
+export const configSchema = z.object({
+  ...commonConfig.shape,
+  RECONCILE_INTERVAL_MS: z.coerce
+    .number()
+    .int()
+    .min(100)
+    .default(5_000)
+    .describe('how often jobs without an owner and half-finished endings are looked for'),
+  PAUSED_TTL_MS: z.coerce
+    .number()
+    .int()
+    .positive()
+    .default(7 * 24 * 3_600_000)
+    .describe('a job that is paused for longer is EXPIRED'),
+});
+
+export type LifecycleConfig = z.infer<typeof configSchema>;
