@@ -1,0 +1,23 @@
+// linear.h: products of activations with a stored weight.   T tokens, K inputs, N outputs.
+//   Compute::bf16 rounds both operands to bf16 and sums in fp32; NF4 weights become bf16(code * absmax), as bitsandbytes does.
+//   Compute::f32 uses the weights as stored (NF4: code * absmax in fp32) and fp32 products.
+//   Work is split over outputs, never over the sum, so results do not depend on the thread count.
+//   Row independence: for T > kVectorRows, row t of y has the same bits however many rows there are; so it has for T <= kVectorRows,
+//   where another summation order is used (weights are then streamed once, at memory bandwidth). The two differ by rounding.
+#pragma once
+
+#include "core/exec.h"
+#include "ops/matrix.h"
+
+namespace engine {
+
+inline constexpr std::int64_t kVectorRows = 4;
+
+// y[T,N] = x[T,K]·wᵀ + bias      (accumulate: y += x·wᵀ + bias)      w [N,K]; bias fp32 [N] or null.
+// y must not overlap x. Throws invalid when shapes disagree, unsupported for another weight type.
+void linear(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Rows y, bool accumulate = false);
+
+// dx[T,K] = dy[T,N]·w      (accumulate: dx += dy·w)      The gradient of linear with respect to x. dx must not overlap dy.
+void linear_backward_input(const Exec& ex, ConstRows dy, const Matrix& w, Rows dx, bool accumulate = false);
+
+}  // namespace engine

@@ -1,0 +1,24 @@
+#include "core/error.h"
+#include "ops/decode.h"
+#include "ops/gemm_scalar.h"
+#include "ops/linear.h"
+
+namespace engine {
+
+void linear(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Rows y, bool accumulate) {
+  require_weight(w);
+  require(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows, "linear: x ", x.rows, "x", x.cols, ", w ", w.rows, "x", w.cols, ", y ", y.rows,
+          "x", y.cols, " do not fit");
+  if (y.rows == 0 || y.cols == 0) return;
+  linear_scalar(ex, x, w, bias, y, accumulate);
+}
+
+void linear_backward_input(const Exec& ex, ConstRows dy, const Matrix& w, Rows dx, bool accumulate) {
+  require_weight(w);
+  require(dy.cols == w.rows && dx.cols == w.cols && dy.rows == dx.rows, "linear backward: dy ", dy.rows, "x", dy.cols, ", w ", w.rows, "x", w.cols,
+          ", dx ", dx.rows, "x", dx.cols, " do not fit");
+  if (dx.rows == 0 || dx.cols == 0) return;
+  linear_backward_input_scalar(ex, dy, w, dx, accumulate);
+}
+
+}  // namespace engine
