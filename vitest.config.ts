@@ -1,6 +1,6 @@
 import { defineConfig } from 'vitest/config';
 
-const everywhere = '{libs,services,tests}/**';
+const everywhere = '{libs,scripts,services,tests}/**';
 const ignored = ['**/node_modules/**', '**/build/**', '**/.cache/**', '**/.medmesh/**'];
 
 /** Unit tests reach nothing but files; component tests start real servers; end-to-end tests start whole processes. */

@@ -218,7 +218,7 @@ build_engine() {
   PATH="$root/libs/engine/node_modules/.bin:$root/node_modules/.bin:$PATH"
   export PATH
   step "building the engine (minutes the first time)" sh -c "cd '$root/libs/engine' && npm run build" && return
-  fail "the engine does not build: $(grep -m 1 -E 'error|Error' "$log.engine" 2>/dev/null || echo 'see the compiler output'); details in $log"
+  fail "the engine does not build: $(sed -n '/^== building the engine/,$p' "$log" | grep -m 1 -E '(error|Error)[: ]' || echo 'the compiler failed'); details in $log"
 }
 
 # ---- in order
