@@ -1,0 +1,90 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { artifactFiles, names } from '@medmesh/catalog';
+import type { Trainer } from '@medmesh/engine';
+import { Failure } from '@medmesh/errors';
+import { collectFolder } from '@medmesh/objects';
+import type { lifecycle } from '@medmesh/proto';
+import { type Entry, keyOf } from '@medmesh/records';
+import { withSpan } from '@medmesh/telemetry';
+import type { TrainerDeps } from './deps.ts';
+
+type Checkpoint = lifecycle.Checkpoint;
+
+async function all(deps: TrainerDeps, job: string): Promise<Entry<Checkpoint>[]> {
+  const entries: Entry<Checkpoint>[] = [];
+  for (let pageToken = ''; ; ) {
+    const page = await deps.catalog.checkpoints.list(keyOf(`${job}/checkpoints/`), { pageSize: 1000, pageToken });
+    entries.push(...page.entries);
+    if (page.nextPageToken === '') return entries.sort((a, b) => a.value.step - b.value.step);
+    pageToken = page.nextPageToken;
+  }
+}
+
+/** The newest committed checkpoint of a job with this spec, or undefined. */
+export async function newestCheckpoint(deps: TrainerDeps, job: string, specDigest: string): Promise<Checkpoint | undefined> {
+  return (await all(deps, job)).findLast((entry) => entry.value.resolvedSpecDigest === specDigest)?.value;
+}
+
+export type CheckpointFacts = { job: string; specDigest: string; fencingToken: number; loss: number; validationLoss: number | undefined; counters: lifecycle.TrainingCounters };
+
+/**
+ * Writes the trainer's state, stores it as blobs, and makes it visible by one record. Nothing is visible before that; a crash leaves blobs that
+ * no record names. A repeat of a step (after a restart) puts its record over the old one: the contents are equal, bit for bit.
+ */
+export function commitCheckpoint(deps: TrainerDeps, trainer: Trainer, facts: CheckpointFacts): Promise<Checkpoint> {
+  return withSpan('trainer.checkpoint', { attributes: { 'medmesh.step': trainer.step } }, async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'medmesh-checkpoint-'));
+    try {
+      const folder = join(dir, 'checkpoint');
+      await trainer.saveCheckpoint(folder);
+      const { manifest, digest } = await collectFolder(deps.store, folder, 'checkpoint', { 'medmesh.spec': facts.specDigest });
+      const { project, job } = names.job.parse(facts.job);
+      const checkpoint: Checkpoint = {
+        // Zero-padded, so that names sort by step.
+        name: names.checkpoint.format({ project, job, step: String(trainer.step).padStart(9, '0') }),
+        step: trainer.step,
+        digest,
+        files: artifactFiles(manifest),
+        resolvedSpecDigest: facts.specDigest,
+        validationLoss: facts.validationLoss,
+        loss: facts.loss,
+        fencingToken: facts.fencingToken,
+        createTime: new Date(),
+        counters: facts.counters,
+      };
+      await put(deps, checkpoint);
+      await deps.events.publish(facts.job, {
+        reason: 'CHECKPOINT_SAVED',
+        message: `checkpoint at step ${checkpoint.step}`,
+        payload: { $case: 'checkpoint', value: { checkpoint: checkpoint.name, step: checkpoint.step, digest } },
+      });
+      return checkpoint;
+    } finally {
+      await rm(dir, { recursive: true, force: true });
+    }
+  });
+}
+
+/** Creates the record or replaces one of an earlier owner. A record of a later owner stays: the caller has been fenced out. */
+async function put(deps: TrainerDeps, checkpoint: Checkpoint): Promise<void> {
+  const key = keyOf(checkpoint.name);
+  const existing = await deps.catalog.checkpoints.get(key);
+  if (existing === undefined) {
+    await deps.catalog.checkpoints.create(key, checkpoint);
+    return;
+  }
+  if (existing.value.fencingToken > checkpoint.fencingToken) {
+    throw new Failure('aborted', `another worker already wrote ${checkpoint.name}`, { reason: 'FENCED_OUT' });
+  }
+  await deps.catalog.checkpoints.update(key, checkpoint, existing.revision);
+}
+
+/** Deletes all but the newest `keep` checkpoints and the best one. */
+export async function pruneCheckpoints(deps: TrainerDeps, job: string, keep: number, best: string | undefined): Promise<void> {
+  const entries = await all(deps, job);
+  for (const entry of entries.slice(0, Math.max(0, entries.length - keep))) {
+    if (entry.value.name !== best) await deps.catalog.checkpoints.delete(entry.key);
+  }
+}
