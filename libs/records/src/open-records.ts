@@ -1,0 +1,30 @@
+import { answerTimeoutMs, untilBrokerAnswers } from '@medmesh/events';
+import { jetstream, jetstreamManager } from '@nats-io/jetstream';
+import { Kvm } from '@nats-io/kv';
+import type { NatsConnection } from '@nats-io/transport-node';
+import { type Bucket, type Codec, createBucket } from './bucket.ts';
+
+export type BucketOptions = {
+  /** Records vanish this long after their last change. Absent: never. */
+  maxAgeMs?: number;
+};
+
+export interface Records {
+  /** Opens the bucket of one resource type, e.g. `models`, and creates it if it is new: on file storage, the newest value of each key. */
+  bucket<T>(name: string, codec: Codec<T>, o?: BucketOptions): Promise<Bucket<T>>;
+}
+
+/** Records in the NATS KV behind this connection. */
+export async function openRecords(nc: NatsConnection): Promise<Records> {
+  const js = jetstream(nc, { timeout: answerTimeoutMs });
+  const manager = await untilBrokerAnswers('reach JetStream', () => jetstreamManager(nc, { timeout: answerTimeoutMs }));
+  const kvm = new Kvm(js);
+  return {
+    async bucket<T>(name: string, codec: Codec<T>, o: BucketOptions = {}): Promise<Bucket<T>> {
+      // Reads go to the leader, never to a replica that may lag: whoever writes and then reads sees the write.
+      const options = { history: 1, allow_direct: false, ...(o.maxAgeMs === undefined ? {} : { ttl: o.maxAgeMs }) };
+      await untilBrokerAnswers(`open the bucket ${name}`, () => kvm.create(name, options));
+      return createBucket({ nc, js, manager }, name, codec);
+    },
+  };
+}
