@@ -105,79 +105,105 @@ void SafetensorsFile::release(const TensorView& tensor) const noexcept {
   file_.release(static_cast<std::size_t>(tensor.offset), static_cast<std::size_t>(tensor.bytes));
 }
 
-SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorSpec> specs, const Metadata& metadata) : path_(path) {
-  std::sort(specs.begin(), specs.end(), [](const TensorSpec& a, const TensorSpec& b) {
+SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorSpec> specs, Metadata metadata,
+                                     const std::vector<LateTensorSpec>& late)
+    : path_(path), metadata_(std::move(metadata)), specs_(std::move(specs)) {
+  std::sort(specs_.begin(), specs_.end(), [](const TensorSpec& a, const TensorSpec& b) {
     const int rank_a = layout_rank(a.dtype), rank_b = layout_rank(b.dtype);
     return rank_a != rank_b ? rank_a < rank_b : a.name < b.name;
   });
-  Json header = Json::object();
-  if (!metadata.empty()) {
-    Json& stored = header["__metadata__"] = Json::object();
-    for (const auto& [key, value] : metadata) stored[key] = value;
-  }
-  for (const TensorSpec& spec : specs) {
+  for (const TensorSpec& spec : specs_) {
     require(!spec.name.empty() && spec.name != "__metadata__", "\"", spec.name, "\" cannot name a tensor");
     require(!safetensors_name(spec.dtype).empty(), "tensor \"", spec.name, "\" has type ", dtype_name(spec.dtype), ", which safetensors cannot hold");
-    const std::int64_t bytes = byte_count(spec.dtype, spec.shape);
     const std::int64_t begin = data_bytes_;
-    require(!__builtin_add_overflow(begin, bytes, &data_bytes_), "the tensors are larger than a file can be");
+    require(!__builtin_add_overflow(begin, byte_count(spec.dtype, spec.shape), &data_bytes_), "the tensors are larger than a file can be");
     require(slots_.emplace(spec.name, Slot{begin, data_bytes_, 0}).second, "two tensors are named \"", spec.name, "\"");
-    header[spec.name] = {{"dtype", safetensors_name(spec.dtype)}, {"shape", spec.shape}, {"data_offsets", {begin, data_bytes_}}};
   }
-  std::string header_text;
-  try {
-    header_text = header.dump();
-  } catch (const nlohmann::json::exception&) {
-    fail(Code::invalid, "a tensor's name or metadata is not UTF-8");
-  }
-  header_text.append((8 - header_text.size() % 8) % 8, ' ');
-  require(header_text.size() <= kMaxHeaderBytes, "the header would have ", header_text.size(), " bytes; the limit is ", kMaxHeaderBytes);
-  parse_safetensors_header(header_text, path.filename().string());  // what we write, our reader accepts
-  const auto data_start = static_cast<std::int64_t>(8 + header_text.size());
-  for (auto& [name, slot] : slots_) slot.begin += data_start, slot.end += data_start;
+  for (const LateTensorSpec& spec : late)
+    require(!slots_.contains(spec.name) && late_.emplace(spec.name, spec.max_bytes).second, "two tensors are named \"", spec.name, "\"");
+
+  // The longest the header can become: every late entry with the widest numbers. Our reader must accept it; spaces fill what stays unused.
+  std::string longest = header_text();
+  for (const auto& [name, bytes] : late_) longest += Json(name).dump() + R"(,:{"dtype":"U8","shape":[],"data_offsets":[,]})" + std::string(60, ' ');
+  const std::size_t padded = (longest.size() + 7) / 8 * 8;
+  require(padded <= kMaxHeaderBytes, "the header would have ", padded, " bytes; the limit is ", kMaxHeaderBytes);
+  parse_safetensors_header(header_text(), path.filename().string());
+  data_start_ = static_cast<std::int64_t>(8 + padded);
 
   fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (fd_ < 0) fail(Code::io, "cannot create ", path.string(), ": ", std::strerror(errno));
-  std::string head(8, '\0');
-  const std::uint64_t length = header_text.size();
-  std::memcpy(head.data(), &length, 8);
-  head += header_text;
-  if (::pwrite(fd_, head.data(), head.size(), 0) != static_cast<ssize_t>(head.size()) || ::ftruncate(fd_, data_start + data_bytes_) != 0) {
-    const int reason = errno;
-    ::close(fd_);
-    fd_ = -1;
-    fail(Code::io, "cannot write ", path.string(), ": ", std::strerror(reason));
-  }
 }
 
 SafetensorsWriter::~SafetensorsWriter() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-void SafetensorsWriter::append(std::string_view name, std::span<const std::uint8_t> bytes) {
-  const auto found = slots_.find(name);
-  require(found != slots_.end(), "no tensor \"", name, "\" was announced for ", path_.filename().string());
+std::string SafetensorsWriter::header_text() const {
+  Json header = Json::object();
+  if (!metadata_.empty()) {
+    Json& stored = header["__metadata__"] = Json::object();
+    for (const auto& [key, value] : metadata_) stored[key] = value;
+  }
+  // Names are unique, so members are appended without nlohmann's search for each (ordered objects are lists).
+  auto& members = header.get_ref<Json::object_t&>();
+  for (const TensorSpec& spec : specs_) {
+    const Slot& slot = slots_.find(spec.name)->second;
+    members.std::vector<Json::object_t::value_type, Json::object_t::allocator_type>::emplace_back(
+        spec.name, Json{{"dtype", safetensors_name(spec.dtype)}, {"shape", spec.shape}, {"data_offsets", {slot.begin, slot.end}}});
+  }
+  try {
+    return header.dump();
+  } catch (const nlohmann::json::exception&) {
+    fail(Code::invalid, "a tensor's name or metadata is not UTF-8");
+  }
+}
+
+void SafetensorsWriter::write_at(std::int64_t offset, const void* data, std::int64_t bytes) {
   require(fd_ >= 0, path_.filename().string(), " is finished");
-  Slot& slot = found->second;
-  require(static_cast<std::int64_t>(bytes.size()) <= slot.end - slot.begin - slot.filled, "tensor \"", name, "\" receives more bytes than its shape holds");
-  std::size_t done = 0;
-  while (done < bytes.size()) {
-    const auto written = ::pwrite(fd_, bytes.data() + done, bytes.size() - done, slot.begin + slot.filled);
+  const auto* from = static_cast<const char*>(data);
+  for (std::int64_t done = 0; done < bytes;) {
+    const auto written = ::pwrite(fd_, from + done, static_cast<std::size_t>(bytes - done), offset + done);
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) fail(Code::io, "cannot write ", path_.string(), ": ", std::strerror(errno));
-    done += static_cast<std::size_t>(written);
-    slot.filled += written;
+    done += written;
   }
 }
 
 void SafetensorsWriter::append(std::string_view name, const void* data, std::int64_t bytes) {
-  append(name, {static_cast<const std::uint8_t*>(data), static_cast<std::size_t>(bytes)});
+  const auto found = slots_.find(name);
+  require(found != slots_.end(), "no tensor \"", name, "\" was announced for ", path_.filename().string());
+  Slot& slot = found->second;
+  require(bytes >= 0 && bytes <= slot.end - slot.begin - slot.filled, "tensor \"", name, "\" receives more bytes than its shape holds");
+  write_at(data_start_ + slot.begin + slot.filled, data, bytes);
+  slot.filled += bytes;
+}
+
+void SafetensorsWriter::append_late(std::string_view name, std::string_view bytes) {
+  const auto found = late_.find(name);
+  require(found != late_.end(), "no late tensor \"", name, "\" was announced for ", path_.filename().string(), ", or it was written");
+  const auto length = static_cast<std::int64_t>(bytes.size());
+  require(length <= found->second, "late tensor \"", name, "\" has ", length, " bytes; ", found->second, " were announced");
+  write_at(data_start_ + data_bytes_, bytes.data(), length);
+  slots_.emplace(name, Slot{data_bytes_, data_bytes_ + length, length});
+  specs_.push_back({std::string(name), Dtype::u8, {length}});
+  data_bytes_ += length;
+  late_.erase(found);
 }
 
 void SafetensorsWriter::finish() {
+  require(fd_ >= 0, path_.filename().string(), " is finished");
+  require(late_.empty(), "tensor \"", late_.empty() ? "" : late_.begin()->first, "\" was not written");
   for (const auto& [name, slot] : slots_)
     require(slot.filled == slot.end - slot.begin, "tensor \"", name, "\" received ", slot.filled, " of ", slot.end - slot.begin, " bytes");
-  const bool synced = ::fsync(fd_) == 0;
+  std::string head(8, '\0');
+  const auto length = static_cast<std::uint64_t>(data_start_ - 8);
+  std::memcpy(head.data(), &length, 8);
+  head += header_text();
+  require(Code::internal, head.size() <= length + 8, "the header of ", path_.filename().string(), " outgrew its place");
+  head.resize(length + 8, ' ');
+  write_at(0, head.data(), static_cast<std::int64_t>(head.size()));
+  const bool sized = ::ftruncate(fd_, data_start_ + data_bytes_) == 0;
+  const bool synced = sized && ::fsync(fd_) == 0;
   const int reason = errno;
   const bool closed = ::close(fd_) == 0;
   fd_ = -1;

@@ -69,29 +69,44 @@ struct TensorSpec {
   std::vector<std::int64_t> shape;
 };
 
+// A u8 tensor whose length is known only after others were computed (bitsandbytes' quant_state holds a printed float).
+struct LateTensorSpec {
+  std::string name;
+  std::int64_t max_bytes = 0;
+};
+
 // Writes a file whose layout is fixed up front, so tensors may be produced in any order and in pieces. Data is laid out as the reference library
-// does it (by dtype, then by name), which keeps every tensor aligned. Not atomic by itself: write inside a StagedDirectory or StagedFile.
+// does it (by dtype, then by name), which keeps every tensor aligned; late tensors follow. The header is written last, so an unfinished file is no
+// safetensors file. Not atomic by itself: write inside a StagedDirectory or StagedFile.
 class SafetensorsWriter {
  public:
-  SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorSpec> specs, const Metadata& metadata);  // throws invalid, io
+  SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorSpec> specs, Metadata metadata,
+                    const std::vector<LateTensorSpec>& late = {});  // throws invalid, io
   ~SafetensorsWriter();
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
 
   // Appends to the named tensor. Throws invalid for an unknown name or more bytes than its shape holds, io when the disk refuses.
-  void append(std::string_view name, std::span<const std::uint8_t> bytes);
   void append(std::string_view name, const void* data, std::int64_t bytes);
-  // Syncs and closes. Throws invalid when a tensor is not complete.
+  // Writes the whole of a late tensor, once.
+  void append_late(std::string_view name, std::string_view bytes);
+  // Writes the header, syncs and closes. Throws invalid when a tensor is not complete.
   void finish();
   std::int64_t data_bytes() const noexcept { return data_bytes_; }
 
  private:
   struct Slot {
-    std::int64_t begin = 0, end = 0, filled = 0;  // file offsets; bytes
+    std::int64_t begin = 0, end = 0, filled = 0;  // begin and end in the data section; bytes
   };
+  std::string header_text() const;
+  void write_at(std::int64_t offset, const void* data, std::int64_t bytes);
+
   std::filesystem::path path_;
+  Metadata metadata_;
+  std::vector<TensorSpec> specs_;  // in the order of their data; late ones are appended as they arrive
   std::map<std::string, Slot, std::less<>> slots_;
-  std::int64_t data_bytes_ = 0;
+  std::map<std::string, std::int64_t, std::less<>> late_;  // announced and not yet written -> most bytes
+  std::int64_t data_start_ = 0, data_bytes_ = 0;
   int fd_ = -1;
 };
 

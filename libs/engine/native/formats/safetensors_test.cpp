@@ -172,6 +172,24 @@ TEST("what the writer writes the reader reads, in pieces and in any order") {
   CHECK_THROWS(corrupt, file.at("absent"));
 }
 
+TEST("a late tensor may be shorter than announced and follows the others") {
+  const test::TempDir temp;
+  SafetensorsWriter writer(temp / "f", {{"a", Dtype::u8, {1}}}, {}, {{"z", 1000}, {"y", 1000}});
+  const char byte = 'a';
+  writer.append("a", &byte, 1);
+  writer.append_late("z", "zz");
+  CHECK_THROWS(invalid, writer.finish());
+  CHECK_THROWS(corrupt, SafetensorsFile(temp / "f"));  // unfinished
+  writer.append_late("y", "yyy");
+  CHECK_THROWS(invalid, writer.append_late("y", "again"));
+  writer.finish();
+  const SafetensorsFile file(temp / "f");
+  CHECK_EQ(file.tensors().size(), 3u);
+  CHECK(std::memcmp(file.at("z").data, "zz", 2) == 0);
+  CHECK(std::memcmp(file.at("y").data, "yyy", 3) == 0);
+  CHECK_EQ(file.at("y").bytes, 3);
+}
+
 TEST("the writer refuses what the reader would refuse") {
   const test::TempDir temp;
   const auto write = [&](const char* name, std::vector<TensorSpec> specs) { SafetensorsWriter(temp / name, std::move(specs), {}); };

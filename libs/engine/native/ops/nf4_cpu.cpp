@@ -8,6 +8,7 @@
 #include "ops/dispatch.h"
 #include "ops/dynamic8.h"
 #include "ops/nf4_rows.h"
+#include "ops/torch_sum.h"
 
 namespace engine {
 namespace {
@@ -73,9 +74,7 @@ void dequantize_nf4(const std::uint8_t* packed, const Nf4Scales& scales, std::in
 
 DoubleQuantized double_quantize(const float* absmax, std::int64_t blocks) {
   DoubleQuantized result;
-  double sum = 0;
-  for (std::int64_t i = 0; i < blocks; ++i) sum += absmax[i];
-  result.offset = blocks == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(blocks));
+  result.offset = blocks == 0 ? 0.0f : torch_sum(absmax, blocks) / static_cast<float>(blocks);
   std::vector<float> centred(static_cast<std::size_t>(blocks));
   for (std::int64_t i = 0; i < blocks; ++i) centred[static_cast<std::size_t>(i)] = absmax[i] - result.offset;
   result.codes.resize(static_cast<std::size_t>(blocks));

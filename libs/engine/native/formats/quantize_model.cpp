@@ -1,0 +1,134 @@
+#include "formats/quantize_model.h"
+
+#include <algorithm>
+
+#include "core/code_tables.h"
+#include "core/error.h"
+#include "core/staged_output.h"
+#include "formats/bnb_nf4.h"
+#include "ops/nf4.h"
+
+namespace engine {
+namespace {
+
+constexpr std::int64_t kChunk = std::int64_t{1} << 22;  // weights at a time: 16 MiB as f32; a multiple of the block
+static_assert(kChunk % kNf4Block == 0);
+
+TensorGroup quantized_group(const TensorView& weight, bool double_quant) {
+  const std::int64_t n = weight.elements(), blocks = nf4_blocks(n);
+  const auto named = [&](const char* suffix) { return weight.name + suffix; };
+  TensorGroup group;
+  group.specs = {{weight.name, Dtype::u8, {nf4_bytes(n), 1}}, {named(".quant_map"), Dtype::f32, {16}}};
+  if (double_quant) {
+    group.specs.push_back({named(".absmax"), Dtype::u8, {blocks}});
+    group.specs.push_back({named(".nested_absmax"), Dtype::f32, {(blocks + kNestedBlock - 1) / kNestedBlock}});
+    group.specs.push_back({named(".nested_quant_map"), Dtype::f32, {256}});
+  } else {
+    group.specs.push_back({named(".absmax"), Dtype::f32, {blocks}});
+  }
+  group.late = {{quant_state_name(weight.name), 512}};
+  return group;
+}
+
+class Progress {
+ public:
+  Progress(const QuantizeOptions& options, std::int64_t total) : options_(options), total_(total) {}
+  void add(std::int64_t bytes) {
+    done_ += bytes;
+    if (options_.progress) options_.progress(done_, total_);
+    check_cancelled(options_.cancel);
+  }
+
+ private:
+  const QuantizeOptions& options_;
+  std::int64_t done_ = 0, total_;
+};
+
+void write_quantized(const Exec& ex, const TensorView& weight, bool double_quant, ModelWriter& out, Progress& progress) {
+  const std::int64_t n = weight.elements(), width = dtype_size(weight.dtype);
+  std::vector<float> values(static_cast<std::size_t>(std::min(n, kChunk)));
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(nf4_bytes(std::min(n, kChunk))));
+  std::vector<float> absmax(static_cast<std::size_t>(nf4_blocks(n)));
+  for (std::int64_t first = 0; first < n; first += kChunk) {
+    const std::int64_t count = std::min(kChunk, n - first);
+    to_f32(weight.dtype, weight.data + first * width, count, values.data());
+    try {
+      quantize_nf4(ex, values.data(), count, codes.data(), absmax.data() + first / kNf4Block);
+    } catch (const Error& error) {
+      if (error.code() != Code::invalid) throw;
+      fail(Code::corrupt, weight.name, ": ", error.message());
+    }
+    out.append(weight.name, codes.data(), nf4_bytes(count));
+    progress.add(count * width);
+  }
+  const auto blocks = static_cast<std::int64_t>(absmax.size());
+  out.append(weight.name + ".quant_map", kNf4.data(), 64);
+  std::optional<float> offset;
+  if (double_quant) {
+    const DoubleQuantized scales = double_quantize(absmax.data(), blocks);
+    offset = scales.offset;
+    out.append(weight.name + ".absmax", scales.codes.data(), blocks);
+    out.append(weight.name + ".nested_absmax", scales.nested_absmax.data(), static_cast<std::int64_t>(scales.nested_absmax.size()) * 4);
+    out.append(weight.name + ".nested_quant_map", kDynamicSigned.data(), 1024);
+  } else {
+    out.append(weight.name + ".absmax", absmax.data(), blocks * 4);
+  }
+  out.append_late(quant_state_name(weight.name), nf4_quant_state(weight.shape[0], weight.shape[1], weight.dtype, offset));
+}
+
+bool becomes_nf4(const TensorView& tensor) {
+  if (!is_block_linear(tensor.name)) return false;
+  require(Code::unsupported, is_float_weight(tensor.dtype), tensor.name, " is stored as ", dtype_name(tensor.dtype), "; f32, f16 and bf16 can be quantized");
+  require(Code::corrupt, tensor.shape.size() == 2 && tensor.elements() > 0, tensor.name, " is not a matrix");
+  require(Code::unsupported, tensor.elements() % 2 == 0, tensor.name, " has an odd number of weights");
+  return true;
+}
+
+}  // namespace
+
+bool is_block_linear(std::string_view name) { return name.starts_with("model.layers.") && name.ends_with("_proj.weight"); }
+
+QuantizedModel quantize_model(const Exec& ex, const std::filesystem::path& model_dir, const std::filesystem::path& out_dir, const QuantizeOptions& options) {
+  StagedDirectory staged(out_dir, IfExists::refuse);
+  const HfFolder model(model_dir);
+  require(Code::unsupported, !model.config().contains("quantization_config") || model.config()["quantization_config"].is_null(), model_dir.string(),
+          " is already quantized; quantize the 16-bit model");
+
+  QuantizedModel result;
+  std::vector<TensorGroup> groups;
+  Dtype compute = Dtype::bf16;
+  for (const TensorView* tensor : model.tensors()) {
+    if (becomes_nf4(*tensor)) {
+      groups.push_back(quantized_group(*tensor, options.double_quant));
+      compute = tensor->dtype;
+      ++result.quantized;
+    } else {
+      groups.push_back({{{tensor->name, tensor->dtype, tensor->shape}}, {}});
+    }
+  }
+  require(Code::unsupported, result.quantized > 0, model_dir.string(), " has no linear of the form model.layers.N.….…_proj.weight to quantize");
+
+  ModelWriter out(staged.path(), groups, {{"format", "pt"}}, options.max_shard_bytes);
+  Progress progress(options, model.weight_bytes());
+  for (const TensorView* tensor : model.tensors()) {
+    if (becomes_nf4(*tensor)) {
+      write_quantized(ex, *tensor, options.double_quant, out, progress);
+    } else {
+      out.append(tensor->name, tensor->data, tensor->bytes);
+      progress.add(tensor->bytes);
+    }
+    model.release(*tensor);
+  }
+  out.finish();
+  Json config = model.config();
+  config["quantization_config"] = nf4_quantization_config(compute, options.double_quant, {});
+  write_file(staged / "config.json", config.dump(2) + "\n");
+  copy_companion_files(model_dir, staged.path());
+  check_cancelled(options.cancel);
+  staged.commit();
+  result.weight_bytes = out.weight_bytes();
+  result.tensors = out.tensors();
+  return result;
+}
+
+}  // namespace engine
