@@ -13,7 +13,8 @@ export type AdapterDescription = {
   base: { name: string; digest: string; quantization: string };
   tokenizerDigest: string;
   templateDigest: string;
-  template: unknown;
+  /** The canonical template, as `resolveCanonicalTemplate` of @medmesh/text takes it. */
+  template: string;
   datasetDigests: string[];
   resolvedSpecDigest: string;
   job: string;

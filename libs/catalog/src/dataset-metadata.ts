@@ -5,13 +5,13 @@ export type SplitFiles = { paths: string[]; rowCount: number; tokenCount: number
 
 /**
  * What the manifest of a dataset version says besides its files. The formatter writes it, lifecycle and trainer read it.
- * `template` is the canonical template (JSON of `medmesh.dataset.v1.TemplateSpec`): serving renders with it.
+ * `template` is the canonical template, as `resolveCanonicalTemplate` of @medmesh/text takes it: serving renders with it.
  */
 export type DatasetMetadata = {
   format: 1;
   tokenizerDigest: string;
   templateDigest: string;
-  template: unknown;
+  template: string;
   specDigest: string;
   inputDigests: string[];
   train: SplitFiles;

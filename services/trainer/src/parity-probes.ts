@@ -1,6 +1,6 @@
 import type { Adapter, Model, Trainer } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
-import { encodeSegments, loadTokenizer, resolveTemplate } from '@medmesh/text';
+import { encodeSegments, loadTokenizer, resolveCanonicalTemplate } from '@medmesh/text';
 
 /** A probe: token ids and log p(token[i+1] | token[..i]). */
 export type Probe = { tokens: number[]; logprobs: number[] };
@@ -26,10 +26,13 @@ function randomIds(vocabularySize: number): Uint32Array {
 }
 
 /** Prompts of the job's own template around the fixed questions, and one sequence of random ids. */
-export async function probeTokens(modelDir: string, template: unknown, vocabularySize: number): Promise<Uint32Array[]> {
+export async function probeTokens(modelDir: string, template: string, vocabularySize: number): Promise<Uint32Array[]> {
   const tokenizer = await loadTokenizer(modelDir);
-  const resolved = resolveTemplate(template, tokenizer);
-  const prompts = questions.map((question) => resolved.renderPrompt({ question, instruction: question, input: '' }, { reasoning: 'auto' }).segments);
+  const resolved = resolveCanonicalTemplate(template, tokenizer);
+  const prompts = questions.map((question) => {
+    const input = resolved.kind === 'chat' ? [{ role: 'user' as const, content: question }] : { question, instruction: question, input: '' };
+    return resolved.renderPrompt(input).segments;
+  });
   const encoded = await encodeSegments(tokenizer, prompts);
   return [...encoded.map(({ ids }) => ids), randomIds(vocabularySize)].filter((ids) => ids.length >= 2);
 }

@@ -7,7 +7,7 @@ import { Failure } from '@medmesh/errors';
 import { subjects } from '@medmesh/events';
 import { endJob } from '@medmesh/jobs';
 import { collectFolder } from '@medmesh/objects';
-import { dataset, lifecycle } from '@medmesh/proto';
+import { lifecycle } from '@medmesh/proto';
 import { keyOf } from '@medmesh/records';
 import { withSpan } from '@medmesh/telemetry';
 import type { TrainerDeps } from './deps.ts';
@@ -95,7 +95,7 @@ export async function publishAdapter(deps: TrainerDeps, trainer: Trainer, inputs
       baseDigest: spec.baseDigest,
       fineTuningJob: job.name,
       datasetVersions: job.trainDatasets.map((mixture) => mixture.datasetVersion),
-      template: dataset.TemplateSpec.fromJSON(inputs.dataset.template),
+      template: (await deps.catalog.datasetVersions.get(keyOf(job.trainDatasets[0]?.datasetVersion ?? '')))?.value.spec?.template,
       templateDigest: spec.templateDigest,
       tokenizerDigest: spec.tokenizerDigest,
       rank: lora?.rank ?? 0,

@@ -1,0 +1,98 @@
+import { type Catalog, names } from '@medmesh/catalog';
+import { loadModel, type Model } from '@medmesh/engine';
+import { Failure, notFound } from '@medmesh/errors';
+import type { Logger } from '@medmesh/log';
+import type { Cache, ObjectStore } from '@medmesh/objects';
+import { model as modelProto } from '@medmesh/proto';
+import { keyOf } from '@medmesh/records';
+import { withSpan } from '@medmesh/telemetry';
+import { loadTokenizer, type TextTokenizer } from '@medmesh/text';
+import type { InferenceConfig } from './config.ts';
+import { findByDigest } from './find-by-digest.ts';
+import { createResidentSet, type Lease, type ResidentSet } from './resident.ts';
+
+/** A base in memory with its tokenizer. */
+export type Base = { record: modelProto.Model; model: Model; tokenizer: TextTokenizer; device: string; release: () => void };
+
+export type BaseDeps = { catalog: Catalog; store: ObjectStore; cache: Cache; log: Logger; config: InferenceConfig; device: string; signal: AbortSignal };
+
+export type Bases = {
+  /** Finds the record of a name or digest. Failure `not_found`, or `failed_precondition` if it is not ready. */
+  resolve(ref: string): Promise<modelProto.Model>;
+  /** The base in memory, loaded if need be. Release it after use. */
+  acquire(record: modelProto.Model): Promise<Lease<Base>>;
+  /** The only base in memory, for requests that name none. */
+  only(): modelProto.Model;
+  readonly resident: ResidentSet<Base>;
+};
+
+/** How a base is stored, as responses say it. */
+export function quantizationName(quantization: modelProto.Quantization): string {
+  if (quantization === modelProto.Quantization.NF4_DOUBLE_QUANT) return 'nf4-double-quant';
+  return quantization === modelProto.Quantization.NF4 ? 'nf4' : 'none';
+}
+
+export function createBases(deps: BaseDeps): Bases {
+  const resident = createResidentSet<Base>({
+    maxBytes: Number.POSITIVE_INFINITY,
+    maxCount: deps.config.MAX_LOADED_BASES,
+    async unload(base) {
+      await base.model.close();
+      base.release();
+      deps.log.info({ base: base.record.name }, 'base unloaded');
+    },
+  });
+
+  const load = (record: modelProto.Model) =>
+    withSpan('inference.load_base', { attributes: { 'medmesh.base.digest': record.digest } }, async () => {
+      const { dir, release } = await deps.cache.materialize(await deps.store.getManifest(record.digest), deps.signal);
+      try {
+        const tokenizer = await loadTokenizer(dir);
+        if (tokenizer.digest !== record.tokenizerDigest) {
+          throw new Failure('data_loss', `${record.name} has another tokenizer than its record says`, { reason: 'ARTIFACT_CORRUPT' });
+        }
+        const model = await loadModel({
+          modelDir: dir,
+          // As it was stored: an adapter must meet the very weights it was trained on.
+          quantize: 'none',
+          ...(deps.config.ENGINE_THREADS > 0 ? { threads: deps.config.ENGINE_THREADS } : {}),
+          ...(deps.config.ENGINE_DEVICE !== '' ? { device: deps.config.ENGINE_DEVICE } : {}),
+        });
+        deps.log.info({ base: record.name, digest: record.digest, bytes: model.residentBytes }, 'base loaded');
+        return { value: { record, model, tokenizer, device: deps.device, release }, bytes: model.residentBytes };
+      } catch (error) {
+        release();
+        throw error;
+      }
+    });
+
+  return {
+    resident,
+    async resolve(ref) {
+      let record: modelProto.Model | undefined;
+      if (ref.startsWith('sha256:')) {
+        record = (await findByDigest(deps.catalog.models, ref))?.value;
+      } else {
+        names.model.parse(ref);
+        record = (await deps.catalog.models.get(keyOf(ref)))?.value;
+      }
+      if (record === undefined) throw notFound(ref);
+      if (record.state !== modelProto.Model_State.READY) {
+        throw new Failure('failed_precondition', `${record.name} is not ready`, { reason: 'MODEL_NOT_READY' });
+      }
+      return record;
+    },
+    acquire: (record) => resident.acquire(record.digest, () => load(record)),
+    only() {
+      const bases = resident.entries();
+      const [first] = bases;
+      if (bases.length !== 1 || first === undefined) {
+        throw new Failure('invalid_argument', `model.base: name one; ${bases.length} bases are loaded`, {
+          reason: 'FIELD_INVALID',
+          fields: [{ field: 'model.base', description: 'is empty, and there is not exactly one loaded base' }],
+        });
+      }
+      return first[1].value.record;
+    },
+  };
+}

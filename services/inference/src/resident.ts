@@ -1,0 +1,99 @@
+/** A thing in memory that requests hold while they use it. */
+export type Resident<T> = { readonly value: T; readonly bytes: number; readonly users: number; readonly lastUsed: number };
+
+/** One use of a resident thing; `release` ends it, and a second call does nothing. */
+export type Lease<T> = { readonly value: T; release(): void };
+
+type Slot<T> = { value: T; bytes: number; users: number; lastUsed: number; pinned: boolean };
+
+export type ResidentSet<T> = {
+  /** Returns the thing under this key, loading it first if it is not there; concurrent calls load once. */
+  acquire(key: string, load: () => Promise<{ value: T; bytes: number }>): Promise<Lease<T>>;
+  peek(key: string): Resident<T> | undefined;
+  pin(key: string): void;
+  /** Unloads when the last user is gone; resolves then. False if it is not there. */
+  drop(key: string): Promise<boolean>;
+  entries(): [key: string, entry: Resident<T> & { pinned: boolean }][];
+  close(): Promise<void>;
+};
+
+/**
+ * Keeps loaded things by key, at most `maxBytes` and `maxCount` of them: the least recently used one that nobody uses, and that is not pinned, goes
+ * first. What is in use is never unloaded, so the bounds may be exceeded for as long as it is.
+ */
+export function createResidentSet<T>(o: { maxBytes: number; maxCount: number; unload: (value: T) => Promise<void> }): ResidentSet<T> {
+  const slots = new Map<string, Slot<T>>();
+  const loading = new Map<string, Promise<Slot<T>>>();
+  const idle = new Map<string, () => void>();
+  let clock = 0;
+
+  const unload = async (key: string, slot: Slot<T>) => {
+    slots.delete(key);
+    await o.unload(slot.value);
+  };
+
+  const makeRoom = async () => {
+    const total = () => [...slots.values()].reduce((sum, slot) => sum + slot.bytes, 0);
+    while (slots.size > o.maxCount || total() > o.maxBytes) {
+      const candidates = [...slots].filter(([, slot]) => slot.users === 0 && !slot.pinned).sort(([, a], [, b]) => a.lastUsed - b.lastUsed);
+      const oldest = candidates[0];
+      if (oldest === undefined) return;
+      await unload(...oldest);
+    }
+  };
+
+  const use = (key: string, slot: Slot<T>): Lease<T> => {
+    slot.users += 1;
+    slot.lastUsed = ++clock;
+    let released = false;
+    return {
+      value: slot.value,
+      release() {
+        if (released) return;
+        released = true;
+        slot.users -= 1;
+        if (slot.users === 0) idle.get(key)?.();
+      },
+    };
+  };
+
+  return {
+    async acquire(key, load) {
+      const there = slots.get(key);
+      if (there !== undefined && !idle.has(key)) return use(key, there);
+      let pending = loading.get(key);
+      if (pending === undefined) {
+        pending = load().then(({ value, bytes }) => {
+          const slot: Slot<T> = { value, bytes, users: 0, lastUsed: ++clock, pinned: false };
+          slots.set(key, slot);
+          return slot;
+        });
+        loading.set(key, pending);
+        pending.then(
+          () => loading.delete(key),
+          () => loading.delete(key),
+        );
+      }
+      const lease = use(key, await pending);
+      await makeRoom();
+      return lease;
+    },
+    peek: (key) => slots.get(key),
+    pin(key) {
+      const slot = slots.get(key);
+      if (slot !== undefined) slot.pinned = true;
+    },
+    async drop(key) {
+      const slot = slots.get(key);
+      if (slot === undefined) return false;
+      if (slot.users > 0) await new Promise<void>((resolve) => idle.set(key, resolve));
+      idle.delete(key);
+      if (slots.get(key) === slot) await unload(key, slot);
+      return true;
+    },
+    entries: () => [...slots],
+    async close() {
+      for (const [key, slot] of [...slots]) await unload(key, slot);
+    },
+  };
+}
