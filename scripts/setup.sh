@@ -174,6 +174,13 @@ install_nats_server() {
 
 pnpm_is_right() { [ "$(cd / && "$1" --version 2>/dev/null)" = "$pnpm_version" ]; }
 
+# npm and pnpm retry for minutes before they give up; this asks once. An answer of any kind, even an error, is a network.
+check_registry() {
+  echo "== asking the npm registry" >>"$log"
+  npm ping --fetch-retries=1 --fetch-retry-mintimeout=1000 --fetch-timeout=15000 >>"$log" 2>&1 </dev/null && return
+  log_says_no_network && fail "no network: npm cannot reach its registry (needed for $1); details in $log"
+}
+
 # Sets $pnpm. Another version of a global pnpm is the user's own: then ours goes into .cache.
 install_pnpm() {
   pnpm=$cache/pnpm/node_modules/.bin/pnpm
@@ -182,6 +189,7 @@ install_pnpm() {
     return
   fi
   pnpm_is_right "$pnpm" && return
+  check_registry "pnpm $pnpm_version"
   if ! have pnpm && [ -w "$(npm root --global 2>/dev/null)" ]; then
     step "installing pnpm $pnpm_version" npm install --global --no-audit --no-fund --fetch-retries=1 --fetch-timeout=60000 "pnpm@$pnpm_version" &&
       have pnpm && pnpm_is_right pnpm && pnpm=pnpm && return
@@ -196,7 +204,7 @@ install_pnpm() {
 
 # A digest of everything that decides what pnpm installs.
 packages_digest() {
-  (cd "$root" && cat pnpm-lock.yaml pnpm-workspace.yaml package.json libs/*/package.json services/*/package.json tests/package.json) | sha256sum | cut -d ' ' -f 1
+  (cd "$root" && cat pnpm-lock.yaml pnpm-workspace.yaml package.json libs/*/package.json services/*/package.json tests/package.json 2>/dev/null) | sha256sum | cut -d ' ' -f 1
 }
 
 install_packages() {
@@ -204,10 +212,12 @@ install_packages() {
   digest=$(packages_digest)
   [ -x "$root/node_modules/.bin/node" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$digest" ] && return
   install_pnpm
+  check_registry 'Node 24 and the npm packages'
   if step 'installing Node 24 and the npm packages' sh -c "cd '$root' && CI=true '$pnpm' install --frozen-lockfile --reporter=append-only"; then
     echo "$digest" >"$stamp"
     return
   fi
+  grep -q ERR_PNPM_OUTDATED_LOCKFILE "$log" && fail 'pnpm-lock.yaml does not fit the package.json files: run pnpm install and commit the lockfile'
   log_says_no_network && fail "no network: pnpm cannot reach the npm registry; details in $log"
   fail "pnpm install failed; details in $log"
 }
