@@ -29,13 +29,30 @@ test('a run that fails without a failed test is a failure, and so is one without
   expect(readVitest(join(folder, 'none.json'), 0)).toEqual({ passed: 0, failed: 1, skipped: 0 });
 });
 
-test('the closing lines of ctest are added up', () => {
-  const output = '75% tests passed, 1 tests failed out of 4\n…\n100% tests passed, 0 tests failed out of 2\n';
-  expect(readCtest(output, 8)).toEqual({ passed: 5, failed: 1, skipped: 0 });
+const closing = (failed: number, all: number) =>
+  `\n${failed === 0 ? 100 : 50}% tests passed, ${failed} tests failed out of ${all}\n`;
+
+test('the cases inside each program that ctest runs are counted', () => {
+  const log =
+    'ok   a sentence (1 ms)\n12 passed, 0 failed, 1 skipped\n<end of output>\n5 passed, 2 failed, 0 skipped\n';
+  expect(readCtest(closing(1, 2), log, 8)).toEqual({ passed: 17, failed: 2, skipped: 1 });
+  expect(readCtest(closing(0, 1), '12 passed, 0 failed, 1 skipped\n', 0)).toEqual({
+    passed: 12,
+    failed: 0,
+    skipped: 1,
+  });
+});
+
+test('a program that crashes before its closing line is a failure', () => {
+  expect(readCtest(closing(1, 2), '12 passed, 0 failed, 0 skipped\n', 8)).toEqual({
+    passed: 12,
+    failed: 1,
+    skipped: 0,
+  });
 });
 
 test('a ctest run that found no test, or ended without its closing line, is a failure', () => {
-  expect(readCtest('No tests were found!!!\n', 0)).toEqual({ passed: 0, failed: 1, skipped: 0 });
-  expect(readCtest('ninja: build stopped\n', 1)).toEqual({ passed: 0, failed: 1, skipped: 0 });
-  expect(readCtest('100% tests passed, 0 tests failed out of 2\n', 1)).toEqual({ passed: 2, failed: 1, skipped: 0 });
+  expect(readCtest('No tests were found!!!\n', '', 0)).toEqual({ passed: 0, failed: 1, skipped: 0 });
+  expect(readCtest(closing(0, 0), '', 0)).toEqual({ passed: 0, failed: 1, skipped: 0 });
+  expect(readCtest('ninja: build stopped\n', '', 1)).toEqual({ passed: 0, failed: 1, skipped: 0 });
 });

@@ -25,11 +25,15 @@ export function readVitest(report: string, exitCode: number): StepResult {
   };
 }
 
-/** Counts a run from ctest's closing line. Without one nothing ran, and that is a failure. */
-export function readCtest(output: string, exitCode: number): StepResult {
-  const lines = [...output.matchAll(/(\d+) tests failed out of (\d+)/g)];
-  const failed = lines.reduce((sum, line) => sum + Number(line[1]), 0);
-  const all = lines.reduce((sum, line) => sum + Number(line[2]), 0);
-  if (lines.length === 0 || all === 0) return { passed: 0, failed: 1, skipped: 0 };
-  return { passed: all - failed, failed: exitCode !== 0 ? Math.max(failed, 1) : failed, skipped: 0 };
+/**
+ * Counts a run of ctest: the cases inside each test program, from the line each program ends with (`N passed, N failed, …`) in
+ * ctest's own log, where that line may be missing because the program crashed. Without ctest's closing line nothing ran; that is a failure.
+ */
+export function readCtest(output: string, log: string, exitCode: number): StepResult {
+  const closing = output.match(/(\d+) tests failed out of (\d+)/);
+  if (!closing || closing[2] === '0') return { passed: 0, failed: 1, skipped: 0 };
+  const cases = [...log.matchAll(/^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$/gm)];
+  const sum = (group: number) => cases.reduce((total, line) => total + Number(line[group] ?? 0), 0);
+  const failed = Math.max(sum(2), Number(closing[1]), exitCode === 0 ? 0 : 1);
+  return { passed: sum(1), failed, skipped: sum(3) };
 }

@@ -1,7 +1,7 @@
 // Runs every check and closes with one line, `N passed, N failed`. Set up first: sh scripts/setup.sh --test.
 //   node scripts/test.ts                     everything
 //   node scripts/test.ts --only lint,unit    some of it
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { delimiter, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { spawnProcess } from '../libs/testkit/src/spawn-process.ts';
@@ -32,6 +32,17 @@ const vitest = (project: string, about: string, timeoutMinutes: number): Step =>
   };
 };
 
+const native = (name: string, about: string, tree: string, build: string): Step => ({
+  name,
+  about,
+  command: `cd libs/engine && ${build} && ctest --test-dir build/${tree} --output-on-failure --timeout 900`,
+  timeoutMinutes: 20,
+  read: (output, exitCode) => {
+    const log = join(root, 'libs/engine/build', tree, 'Testing/Temporary/LastTest.log');
+    return readCtest(output, existsSync(log) ? readFileSync(log, 'utf8') : '', exitCode);
+  },
+});
+
 const steps: Step[] = [
   {
     name: 'generated',
@@ -50,20 +61,13 @@ const steps: Step[] = [
   },
   { name: 'lint', about: 'oxlint with types', command: `oxlint --type-aware ${sources}`, timeoutMinutes: 3 },
   { name: 'types', about: 'tsc', command: 'tsc --pretty false -p tsconfig.json', timeoutMinutes: 3 },
-  {
-    name: 'engine',
-    about: 'the engine by ctest',
-    command: 'cd libs/engine && npm run --silent test:native',
-    timeoutMinutes: 10,
-    read: readCtest,
-  },
-  {
-    name: 'engine-asan',
-    about: 'the same under the address and undefined-behaviour sanitizers',
-    command: 'cd libs/engine && npm run --silent test:asan',
-    timeoutMinutes: 15,
-    read: readCtest,
-  },
+  native('engine', 'the engine by ctest', 'release', 'npm run --silent build'),
+  native(
+    'engine-asan',
+    'the same under the address and undefined-behaviour sanitizers',
+    'asan',
+    'cmake -S . -B build/asan -G Ninja -DENGINE_SANITIZE=ON -DCMAKE_BUILD_TYPE=Release && cmake --build build/asan -j 2',
+  ),
   vitest('unit', 'functions', 5),
   vitest('component', 'with real servers', 10),
   vitest('e2e', 'whole processes', 15),
