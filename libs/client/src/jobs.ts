@@ -1,6 +1,6 @@
 import { Failure } from '@medmesh/errors';
 import { lifecycle } from '@medmesh/proto';
-import { type Client, failureFromStatus } from '@medmesh/rpc';
+import { type Client, fromStatus } from '@medmesh/rpc';
 import { pageThrough } from './page-through.ts';
 
 type JobInput = Parameters<typeof lifecycle.FineTuningJob.fromPartial>[0];
@@ -69,7 +69,7 @@ export function createJobsClient(service: Client<lifecycle.FineTuningServiceDefi
     async waitFor(idOrName, options = {}) {
       for await (const event of watch(idOrName, options.signal === undefined ? {} : { signal: options.signal })) options.onEvent?.(event);
       const job = await service.getFineTuningJob({ name: name(idOrName) });
-      if (job.state === State.FAILED && job.error !== undefined) throw failureFromStatus(job.error);
+      if (job.state === State.FAILED && job.error !== undefined) throw fromStatus(job.error);
       return job;
     },
     cancel: (idOrName) => service.cancelFineTuningJob({ name: name(idOrName) }),

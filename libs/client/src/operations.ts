@@ -1,6 +1,6 @@
 import { Failure } from '@medmesh/errors';
 import { longrunning, type protobuf } from '@medmesh/proto';
-import { type Client, failureFromStatus } from '@medmesh/rpc';
+import { type Client, fromStatus } from '@medmesh/rpc';
 
 export type OperationsClient = Client<longrunning.OperationsDefinition>;
 
@@ -45,7 +45,7 @@ export async function waitForOperation<T, M>(
     if (options.signal?.aborted) await operations.cancelOperation({ name: operation.name }).catch(() => undefined);
     throw error;
   }
-  if (operation.result?.$case === 'error') throw failureFromStatus(operation.result.value);
+  if (operation.result?.$case === 'error') throw fromStatus(operation.result.value);
   if (operation.result?.$case !== 'response') {
     throw new Failure('internal', `${operation.name} is done but has no response`, { reason: 'OPERATION_INVALID' });
   }

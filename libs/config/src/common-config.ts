@@ -18,6 +18,10 @@ export const commonConfig = {
   METRICS_PORT: port('port of the HTTP server with /metrics and /healthz'),
   NATS_URL: z.string().min(1).default('nats://127.0.0.1:4222').describe('NATS servers, separated by commas'),
   OBJECT_STORE_URL: objectStoreUrl.describe('file:///directory, or s3://bucket?endpoint=http://host:port&region=…'),
+  URI_ROOTS: z
+    .string()
+    .default('')
+    .describe('folders and s3://bucket/prefix that imports and exports may touch, separated by commas'),
   S3_ACCESS_KEY: z.string().min(1).optional().describe('access key of the S3 store'),
   S3_SECRET_KEY: z.string().min(1).optional().describe('secret key of the S3 store'),
   OTEL_EXPORTER_OTLP_ENDPOINT: z.url().optional().describe('OTLP/HTTP collector; without it no spans are exported'),

@@ -2,7 +2,7 @@ import { commonConfig } from '@medmesh/config';
 import { z } from 'zod';
 
 export const configSchema = z.object({
-  ...commonConfig.shape,
+  ...commonConfig,
   PRELOAD_BASES: z.string().default('').describe('bases to load at start, names or digests, separated by commas; not ready before they are'),
   MAX_RUNNING_REQUESTS: z.coerce.number().int().min(1).max(1024).default(8).describe('requests answered at once; more wait'),
   MAX_WAITING_REQUESTS: z.coerce.number().int().min(0).default(256).describe('requests that may wait; more are refused with RESOURCE_EXHAUSTED'),

@@ -90,8 +90,11 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
   };
   return {
     services: [inferenceService(deps), adminService({ bases, adapters, admission, tokensPerSecond: rate.rate })],
-    async stop() {
+    stop() {
       admission.close();
+      return Promise.resolve();
+    },
+    async close() {
       await adapters.resident.close();
       await bases.resident.close();
     },

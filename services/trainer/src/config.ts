@@ -2,7 +2,7 @@ import { commonConfig } from '@medmesh/config';
 import { z } from 'zod';
 
 export const configSchema = z.object({
-  ...commonConfig.shape,
+  ...commonConfig,
   JOB: z
     .string()
     .regex(/^projects\/[^/]+\/fineTuningJobs\/[^/]+$/)
