@@ -34,7 +34,8 @@ export type RunningServer = {
   readonly port: number;
   /**
    * Takes no more calls, ends watches at once, and gives the other calls `graceMs` to finish; what is left then ends
-   * with UNAVAILABLE. Resolves within `graceMs`, with every connection closed. A second call joins the first.
+   * with UNAVAILABLE. Resolves within `graceMs`; a connection whose peer does not read may last until the process ends.
+   * A second call joins the first.
    */
   drain(graceMs: number): Promise<void>;
 };
@@ -92,12 +93,15 @@ const maxFlushMs = 500;
 async function drain(server: Server, terminator: ReturnType<typeof createTerminator>, graceMs: number): Promise<void> {
   const flushMs = Math.min(maxFlushMs, graceMs * flushShare);
   const finished = new AbortController();
-  const closed = server.shutdown().then(() => finished.abort());
+  void server
+    .shutdown()
+    .catch(() => undefined)
+    .finally(() => finished.abort());
   terminator.endWatches();
   const elapsed = async (ms: number) => sleep(ms, undefined, { signal: finished.signal }).catch(() => undefined);
   await elapsed(graceMs - flushMs);
   if (!finished.signal.aborted) terminator.endAll();
   await elapsed(flushMs);
+  // Not awaited: a socket with unread data ends when its peer reads on or the process exits, whichever is first.
   if (!finished.signal.aborted) server.forceShutdown();
-  await closed;
 }
