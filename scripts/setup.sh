@@ -227,7 +227,9 @@ install_packages() {
 build_engine() {
   PATH="$root/libs/engine/node_modules/.bin:$root/node_modules/.bin:$PATH"
   export PATH
-  step "building the engine (minutes the first time)" sh -c "cd '$root/libs/engine' && npm run build" && return
+  label='building the engine'
+  [ -d "$root/libs/engine/build/release" ] || label='building the engine (this takes some minutes once)'
+  step "$label" sh -c "cd '$root/libs/engine' && npm run build" && return
   fail "the engine does not build: $(sed -n '/^== building the engine/,$p' "$log" | grep -m 1 -E '(error|Error)[: ]' || echo 'the compiler failed'); details in $log"
 }
 

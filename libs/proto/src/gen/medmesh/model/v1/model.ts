@@ -122,6 +122,8 @@ export interface Model {
     | undefined;
   /** Opaque; send it back on delete to detect a concurrent change. */
   etag: string;
+  /** Output only. The operation that prepares it, or prepared it. */
+  operation: string;
 }
 
 /** Where a model is in its life. */
@@ -332,6 +334,7 @@ function createBaseModel(): Model {
     createTime: undefined,
     updateTime: undefined,
     etag: "",
+    operation: "",
   };
 }
 
@@ -390,6 +393,9 @@ export const Model: MessageFns<Model> = {
     }
     if (message.etag !== "") {
       writer.uint32(146).string(message.etag);
+    }
+    if (message.operation !== "") {
+      writer.uint32(154).string(message.operation);
     }
     return writer;
   },
@@ -554,6 +560,14 @@ export const Model: MessageFns<Model> = {
             message.etag = reader.string();
             continue;
           }
+          case 19: {
+            if (tag !== 154) {
+              break;
+            }
+
+            message.operation = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -641,6 +655,7 @@ export const Model: MessageFns<Model> = {
         ? fromJsonTimestamp(object.update_time)
         : undefined,
       etag: isSet(object.etag) ? globalThis.String(object.etag) : "",
+      operation: isSet(object.operation) ? globalThis.String(object.operation) : "",
     };
   },
 
@@ -706,6 +721,9 @@ export const Model: MessageFns<Model> = {
     if (message.etag !== "") {
       obj.etag = message.etag;
     }
+    if (message.operation !== "") {
+      obj.operation = message.operation;
+    }
     return obj;
   },
 
@@ -742,6 +760,7 @@ export const Model: MessageFns<Model> = {
     message.createTime = object.createTime ?? undefined;
     message.updateTime = object.updateTime ?? undefined;
     message.etag = object.etag ?? "";
+    message.operation = object.operation ?? "";
     return message;
   },
 };
