@@ -71,7 +71,7 @@ export async function* downloadAdapterFile(deps: LifecycleDeps, request: lifecyc
     throw new Failure('not_found', `${adapter.name} has no such file; it has ${adapter.files.map(({ path }) => path).join(', ')}`, { reason: 'RESOURCE_NOT_FOUND' });
   }
   for await (const piece of deps.store.readBlob(file.digest, { signal })) {
-    for (let at = 0; at < piece.length; at += maxChunkBytes) yield { chunk: piece.subarray(at, at + maxChunkBytes) };
+    for (let at = 0; at < piece.length; at += maxChunkBytes) yield { chunk: Buffer.from(piece.buffer, piece.byteOffset + at, Math.min(maxChunkBytes, piece.length - at)) };
   }
 }
 

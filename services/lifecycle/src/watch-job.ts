@@ -2,11 +2,11 @@ import { names } from '@medmesh/catalog';
 import { Failure } from '@medmesh/errors';
 import { readEvents, subjects } from '@medmesh/events';
 import { lifecycle } from '@medmesh/proto';
-import type { NatsConnection } from '@nats-io/transport-node';
+import type { ServiceContext } from '@medmesh/service';
 import type { LifecycleDeps } from './deps.ts';
 import { jobEntry } from './read-jobs.ts';
 
-export type WatchDeps = LifecycleDeps & { nc: NatsConnection };
+export type WatchDeps = LifecycleDeps & { nc: ServiceContext<never>['nc'] };
 
 const durationMs = (duration: { seconds: number; nanos: number } | undefined): number =>
   duration === undefined ? 0 : duration.seconds * 1000 + duration.nanos / 1e6;
