@@ -71,7 +71,9 @@ export function configVariables(schema: z.ZodObject): ConfigVariable[] {
       name,
       required,
       allowed: allowedValues(field),
-      ...(fallback === undefined ? {} : { default: String(fallback) }),
+      ...(fallback === undefined
+        ? {}
+        : { default: typeof fallback === 'string' ? fallback : JSON.stringify(fallback) }),
       secret: isSecretName(name),
       description: z.globalRegistry.get(field)?.description ?? '',
     };
