@@ -1,6 +1,6 @@
 import { isSpanContextValid, trace } from '@opentelemetry/api';
 import pino, { type DestinationStream, type LevelWithSilent, type Logger as PinoLogger } from 'pino';
-import { describeError, type ErrorDescription } from './describe-error.ts';
+import { describeError } from './describe-error.ts';
 import { redactedPaths } from './redaction.ts';
 
 export type Logger = PinoLogger;
@@ -51,8 +51,7 @@ function activeSpanIds(): object {
   return span !== undefined && isSpanContextValid(span) ? { trace_id: span.traceId, span_id: span.spanId } : {};
 }
 
-const describe = (value: unknown): ErrorDescription | unknown =>
-  value instanceof Error ? describeError(value) : value;
+const describe = (value: unknown): unknown => (value instanceof Error ? describeError(value) : value);
 
 const errorField = (value: unknown): Error | undefined =>
   typeof value === 'object' && value !== null && 'err' in value && value.err instanceof Error ? value.err : undefined;
