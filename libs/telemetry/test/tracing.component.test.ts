@@ -26,7 +26,13 @@ describe('a process started with --import', () => {
   afterAll(() => collector.stop());
   const span = (name: string) => {
     const found = collector.spans().find((s) => s.name === name);
-    if (found === undefined) throw new Error(`no span ${name} among ${collector.spans().map((s) => s.name)}`);
+    if (found === undefined)
+      throw new Error(
+        `no span ${name} among ${collector
+          .spans()
+          .map((s) => s.name)
+          .join(', ')}`,
+      );
     return found;
   };
 
