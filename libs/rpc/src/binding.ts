@@ -48,7 +48,7 @@ export function bind<D extends TsProtoServiceDefinition>(
         }
       },
       responseSerialize: encoderOf(method.responseType),
-      responseDeserialize: method.responseType.decode,
+      responseDeserialize: (bytes) => method.responseType.decode(bytes),
       options: method.options,
     };
     const handler = (implementation as Record<string, AnyMethod | undefined>)[key]?.bind(implementation);

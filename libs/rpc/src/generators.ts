@@ -18,14 +18,14 @@ export function endedBy<Message>(signal: AbortSignal, inner: CallGenerator<Messa
   let rejectStep: ((reason: unknown) => void) | undefined;
   const onAbort = () => {
     if (rejectStep === undefined) return;
-    rejectStep(signal.reason);
+    rejectStep(signal.reason as Error);
     void inner.return(undefined).catch(() => undefined);
   };
   signal.addEventListener('abort', onAbort, { once: true });
   return stepped(inner, (step, kind) => {
     if (signal.aborted && kind === 'next') {
       void inner.return(undefined).catch(() => undefined);
-      return Promise.reject(signal.reason);
+      return Promise.reject(signal.reason as Error);
     }
     return new Promise((resolve, reject) => {
       rejectStep = reject;
@@ -38,7 +38,7 @@ export function endedBy<Message>(signal: AbortSignal, inner: CallGenerator<Messa
         (error: unknown) => {
           rejectStep = undefined;
           signal.removeEventListener('abort', onAbort);
-          reject(error);
+          reject(error as Error);
         },
       );
     });

@@ -12,11 +12,13 @@ describe('endedBy', () => {
   test('passes messages through and leaves no listener behind, however many there were', async () => {
     const { signal } = new AbortController();
     let received = 0;
+    let mostListeners = 0;
     for await (const _ of endedBy(signal, count(10_000))) {
       received++;
-      if (received % 1000 === 0) expect(getEventListeners(signal, 'abort')).toHaveLength(1);
+      mostListeners = Math.max(mostListeners, getEventListeners(signal, 'abort').length);
     }
     expect(received).toBe(10_000);
+    expect(mostListeners).toBe(1);
     expect(getEventListeners(signal, 'abort')).toHaveLength(0);
   });
 
@@ -27,8 +29,8 @@ describe('endedBy', () => {
   });
 
   test('passes the return value, which is the response of a unary call', async () => {
-    // biome-ignore lint/correctness/useYield: a unary call's generator yields nothing
     const unary = (async function* (): AsyncGenerator<never, string, undefined> {
+      yield* [];
       return 'response';
     })();
     expect(await endedBy<string>(new AbortController().signal, unary).next()).toEqual({
