@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Failure } from '@medmesh/errors';
 import { waitFor } from '@medmesh/testkit';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { type CallContext, createClient, Metadata, maxMessageBytes, remainingMs } from '../src/index.ts';
+import { type CallContext, createClient, Metadata, maxMessageBytes, openChannel, remainingMs } from '../src/index.ts';
 import { all, EchoServiceDefinition, notes, rejection, startTestServer, type TestServer } from './echo-service.ts';
 
 let server: TestServer;
@@ -179,6 +179,37 @@ describe('an unavailable server', () => {
   test('that nobody started is unavailable within the deadline', async () => {
     const nobody = createClient(EchoServiceDefinition, '127.0.0.1:1');
     expect(await rejection(nobody.say({ text: 'a' }, { deadlineMs: 5000 }))).toMatchObject({ code: 'unavailable' });
+  });
+});
+
+describe('a channel', () => {
+  test('spreads its calls over all addresses, and goes on with the rest when one is gone', async () => {
+    const asked = [0, 0];
+    const servers = await Promise.all(
+      asked.map((_, i) =>
+        startTestServer({
+          getNote: async ({ text }) => {
+            asked[i] = (asked[i] ?? 0) + 1;
+            return { text };
+          },
+        }),
+      ),
+    );
+    const channel = openChannel(`ipv4:${servers.map((s) => s.address).join(',')}`);
+    const spread = createClient(EchoServiceDefinition, channel);
+    // The first calls go to whichever connection stands first.
+    await waitFor(async () => {
+      await spread.getNote({ text: 'a' });
+      return asked.every((n) => n > 0);
+    });
+    const before = [...asked];
+    for (let i = 0; i < 10; i++) await spread.getNote({ text: 'a' });
+    expect(asked.map((n, i) => n - (before[i] ?? 0))).toEqual([5, 5]);
+
+    await servers[0]?.stop();
+    for (let i = 0; i < 4; i++) expect(await spread.getNote({ text: 'b' })).toEqual({ text: 'b' });
+    channel.close();
+    await servers[1]?.stop();
   });
 });
 
