@@ -5,11 +5,11 @@ const key = /^[-=\w]+(\.[-=\w]+)*$/;
 
 /**
  * The key of a resource name: `projects/p/models/qwen2.5-7b` → `projects.p.models.qwen2=2E5-7b`. Path segments become the key's tokens, so that the
- * broker itself can filter by parent; whatever a token may not hold is escaped.
+ * broker itself can filter by parent; whatever a token may not hold is escaped. A slash at the end, as in the parent `projects/p/models/`, is dropped.
  * @throws Failure `invalid_argument` if a segment is empty.
  */
 export function keyOf(resourceName: string): string {
-  return resourceName.split('/').map(encodeToken).join('.');
+  return resourceName.replace(/\/$/, '').split('/').map(encodeToken).join('.');
 }
 
 /** The resource name that `keyOf` made this key of. */

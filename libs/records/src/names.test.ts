@@ -20,6 +20,10 @@ test('a name with dots becomes a key whose tokens are the path segments', () => 
   expect(nameOf('projects.p.models.qwen2=2E5-7b')).toBe('projects/p/models/qwen2.5-7b');
 });
 
+test('a parent has the same key with and without a slash at the end', () => {
+  expect(keyOf('projects/p/models/')).toBe(keyOf('projects/p/models'));
+});
+
 test('every name comes back from its key, and the key is one the broker takes', () => {
   const segment = fc.string({ minLength: 1, unit: 'grapheme' }).filter((text) => !text.includes('/'));
   fc.assert(
@@ -32,7 +36,7 @@ test('every name comes back from its key, and the key is one the broker takes', 
 });
 
 test('a name with an empty segment has no key', () => {
-  for (const name of ['', '/', 'projects/', 'projects//models', '/projects']) {
+  for (const name of ['', '/', 'projects//', 'projects//models', '/projects']) {
     expect(failureOf(() => keyOf(name))).toMatchObject({ code: 'invalid_argument' });
   }
 });

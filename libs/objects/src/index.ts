@@ -1,0 +1,6 @@
+export { collectFolder } from './collect-folder.ts';
+export { blobKey, checkDigest, type Digest, isDigest } from './digest.ts';
+export { checkManifest, checkPath, encodeManifest, type Manifest, type ManifestFile } from './manifest.ts';
+export type { ObjectStore, PutOptions, ReadOptions, StoredBlob, UriEntry, WaitOptions } from './object-store.ts';
+export { type ObjectStoreOptions, openObjectStore } from './open-object-store.ts';
+export type { BlobSource } from './source.ts';
