@@ -1,26 +1,41 @@
-import { rmSync } from 'node:fs';
+import { type ChildProcess, spawn } from 'node:child_process';
+import type { Writable } from 'node:stream';
 
-// What a test run leaves behind if nobody stops it: process groups and folders. Ended when this process exits, however the test went.
-const groups = new Set<number>();
-const folders = new Set<string>();
-let installed = false;
+/**
+ * Reads lines `+group ID`, `-group ID` and `+folder PATH`. When its input ends, which it does however the process at the other end
+ * ends, SIGKILL included, it kills the process groups and then removes the folders.
+ */
+const guardScript = `
+groups=' '
+folders=
+newline='
+'
+while read -r kind value; do
+  case $kind in
+    +group) groups="$groups$value " ;;
+    -group) groups=\${groups%% "$value "*}' '\${groups#* "$value "} ;;
+    +folder) folders="$folders$value$newline" ;;
+  esac
+done
+for group in $groups; do kill -KILL "-$group"; done
+printf '%s' "$folders" | while read -r folder; do rm -rf -- "$folder" || { sleep 0.5; rm -rf -- "$folder"; }; done
+`;
 
-function clean(): void {
-  for (const group of groups) signalGroup(group, 'SIGKILL');
-  for (const folder of folders) rmSync(folder, { recursive: true, force: true });
-}
+let guardInput: Writable | undefined;
 
-function install(): void {
-  if (installed) return;
-  installed = true;
-  process.on('exit', clean);
-  // vitest ends its workers by a signal, which skips 'exit'. The signal then does what it would have done.
-  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
-    process.once(signal, () => {
-      clean();
-      process.kill(process.pid, signal);
+/** One guard for this process, in a session of its own, so that no signal meant for this one reaches it. */
+function tellGuard(line: string): void {
+  if (!guardInput) {
+    const guard: ChildProcess = spawn('sh', ['-c', guardScript], {
+      stdio: ['pipe', 'ignore', 'ignore'],
+      detached: true,
     });
+    guard.unref();
+    guardInput = guard.stdin!;
+    (guardInput as unknown as { unref(): void }).unref();
+    guardInput.on('error', () => {});
   }
+  guardInput.write(`${line}\n`);
 }
 
 /** Sends a signal to every process of a group; false if none is left. */
@@ -33,15 +48,13 @@ export function signalGroup(group: number, signal: NodeJS.Signals): boolean {
   }
 }
 
-/** Kills the group at exit unless it is forgotten before. */
+/** Kills the group when this process ends, unless it is forgotten before. */
 export function killAtExit(group: number): { forget(): void } {
-  install();
-  groups.add(group);
-  return { forget: () => groups.delete(group) };
+  tellGuard(`+group ${group}`);
+  return { forget: () => tellGuard(`-group ${group}`) };
 }
 
-/** Removes the folder at exit. */
+/** Removes the folder when this process ends. */
 export function removeAtExit(folder: string): void {
-  install();
-  folders.add(folder);
+  tellGuard(`+folder ${folder}`);
 }

@@ -54,16 +54,26 @@ test('stop turns to SIGKILL when SIGTERM is ignored', async () => {
   expect(await running.stop()).toEqual({ code: null, signal: 'SIGKILL' });
 });
 
-test('processes and folders do not outlive the process that made them', async () => {
-  const source = `
-    import { spawnProcess, tempDir } from ${JSON.stringify(join(import.meta.dirname, 'index.ts'))};
-    const { pid } = await spawnProcess({ command: 'sleep', args: ['60'] });
-    console.log(JSON.stringify({ pid, folder: tempDir() }));
-    process.exit(0);`;
-  const output = await runProcess({ command: process.execPath, args: ['--input-type=module', '-e', source] });
-  const { pid, folder } = JSON.parse(output) as { pid: number; folder: string };
-  await waitFor(() => !isAlive(pid), { what: 'the child to end' });
-  expect(existsSync(folder)).toBe(false);
+test('processes and folders do not outlive the process that made them, however it ends', async () => {
+  for (const ending of ['process.exit(0)', "process.kill(process.pid, 'SIGKILL')", "throw new Error('oops')"]) {
+    const source = `
+      import { spawnProcess, tempDir } from ${JSON.stringify(join(import.meta.dirname, 'index.ts'))};
+      const { pid } = await spawnProcess({ command: 'sleep', args: ['60'] });
+      const done = await spawnProcess({ command: 'true' });
+      await done.exited;
+      console.log(JSON.stringify({ pid, folders: [tempDir(), tempDir()] }));
+      setTimeout(() => { ${ending} }, 50);`;
+    const running = await spawnProcess({
+      command: process.execPath,
+      args: ['--input-type=module', '-e', source],
+      ready: /^{.*}$/,
+    });
+    const { pid, folders } = JSON.parse(running.ready![0]) as { pid: number; folders: string[] };
+    expect(isAlive(pid)).toBe(true);
+    await running.exited;
+    await waitFor(() => !isAlive(pid), { what: `the child to end after ${ending}` });
+    await waitFor(() => !folders.some((folder) => existsSync(folder)), { what: 'the folders to go' });
+  }
 });
 
 test('a program that fails is an error with its output', async () => {
