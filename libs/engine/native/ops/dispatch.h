@@ -5,7 +5,7 @@
 
 #include "core/cpu_info.h"
 
-#if 0
+#ifdef ENGINE_X86
 #define ENGINE_ROWS(isa, table) \
   ((isa) >= ::engine::Isa::avx512 ? table##_avx512 : (isa) >= ::engine::Isa::avx2 ? table##_avx2 : table##_scalar)
 #else

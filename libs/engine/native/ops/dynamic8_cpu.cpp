@@ -1,8 +1,45 @@
 #include "ops/dynamic8.h"
 
+#include <bit>
 #include <cmath>
+#include <limits>
+
+#include "core/code_tables.h"
 
 namespace engine {
+namespace {
+
+Dynamic8Lookup make_lookup(const std::array<float, 256>& map) {
+  Dynamic8Lookup lookup;
+  for (std::size_t i = 0; i < 255; ++i) lookup.middle[i] = (map[i] + map[i + 1]) * 0.5f;
+  lookup.middle[255] = std::numeric_limits<float>::infinity();
+  // A bin is [low, high) for positive x and (-high, -low] for negative; its first code is that of the midpoints below all of it.
+  for (std::int32_t bin = Dynamic8Lookup::kFirstBin; bin <= Dynamic8Lookup::kLastBin; ++bin) {
+    const bool lowest = bin == Dynamic8Lookup::kFirstBin;  // this one reaches down to 0
+    const float low = lowest ? 0.0f : std::bit_cast<float>(bin << 16), high = std::bit_cast<float>((bin + 1) << 16);
+    std::int32_t below_positive = 0, below_negative = 0;
+    for (std::size_t i = 0; i < 255; ++i) {
+      below_positive += lookup.middle[i] < low;
+      below_negative += lookup.middle[i] <= -high;
+    }
+    const auto at = static_cast<std::size_t>(bin - Dynamic8Lookup::kFirstBin);
+    lookup.positive[at] = below_positive;
+    lookup.negative[at] = below_negative;
+  }
+  return lookup;
+}
+
+}  // namespace
+
+const Dynamic8Lookup& signed_lookup() {
+  static const Dynamic8Lookup lookup = make_lookup(kDynamicSigned);
+  return lookup;
+}
+
+const Dynamic8Lookup& unsigned_lookup() {
+  static const Dynamic8Lookup lookup = make_lookup(kDynamicUnsigned);
+  return lookup;
+}
 
 std::uint8_t nearest_code(const std::array<float, 256>& map, float x) noexcept {
   // The largest entry not above x, by steps from the middle; then whichever of it and its upper neighbour is nearer.

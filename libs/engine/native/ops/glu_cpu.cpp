@@ -23,9 +23,10 @@ Activated activate(Activation act, float x) {
     const float s = sigmoid(x);
     return {x * s, s * (1.0f + x * (1.0f - s))};
   }
-  const float t = std::tanh(kSqrt2OverPi * (x + kGeluCubic * x * x * x));
-  const float inner = kSqrt2OverPi * (1.0f + 3.0f * kGeluCubic * x * x);
-  return {0.5f * x * (1.0f + t), 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner};
+  const float c = std::fmin(std::fmax(x, -10.0f), 10.0f);  // beyond, tanh is ±1 in fp32 and the cube might overflow
+  const float t = std::tanh(kSqrt2OverPi * (c + kGeluCubic * c * c * c));
+  const float inner = kSqrt2OverPi * (1.0f + 3.0f * kGeluCubic * c * c);
+  return {0.5f * x * (1.0f + t), 0.5f * (1.0f + t) + 0.5f * c * (1.0f - t * t) * inner};
 }
 
 void forward(Activation act, const float* gate, const float* up, std::int64_t n, float* out) {

@@ -20,4 +20,8 @@ void linear(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Row
 // dx[T,K] = dy[T,N]·w      (accumulate: dx += dy·w)      The gradient of linear with respect to x. dx must not overlap dy.
 void linear_backward_input(const Exec& ex, ConstRows dy, const Matrix& w, Rows dx, bool accumulate = false);
 
+// out = rows first_row … first_row + row_count - 1 of a weight as fp32, dense, not rounded to bf16. For merging and for
+// full-parameter training's master copy; decode.h has the form for any run of elements.
+void dequantize_rows(const Matrix& w, std::int64_t first_row, std::int64_t row_count, float* out);
+
 }  // namespace engine

@@ -21,4 +21,10 @@ void linear_backward_input(const Exec& ex, ConstRows dy, const Matrix& w, Rows d
   linear_backward_input_scalar(ex, dy, w, dx, accumulate);
 }
 
+void dequantize_rows(const Matrix& w, std::int64_t first_row, std::int64_t row_count, float* out) {
+  require_weight(w);
+  require(first_row >= 0 && row_count >= 0 && first_row + row_count <= w.rows, "rows ", first_row, " to ", first_row + row_count, " of a weight of ", w.rows);
+  decode_weight(detected_isa(), w, first_row * w.cols, row_count * w.cols, out);  // the same bits with every instruction set
+}
+
 }  // namespace engine

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/code_tables.h"
+#include "core/code_tables.h"
 #include "core/exec.h"
 #include "ops/matrix.h"
 

@@ -1,0 +1,7 @@
+#include "ops/elementwise_simd.h"
+
+namespace engine {
+
+const ElementwiseRows elementwise_rows_avx512 = {add_scaled_values, scale_values, dropout_values, sum_of_squares_values, argmax_values};
+
+}  // namespace engine

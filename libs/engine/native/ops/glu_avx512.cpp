@@ -1,0 +1,7 @@
+#include "ops/glu_simd.h"
+
+namespace engine {
+
+const GluRows glu_rows_avx512 = {glu_forward_row, glu_backward_row};
+
+}  // namespace engine
