@@ -32,10 +32,10 @@ const vitest = (project: string, about: string, timeoutMinutes: number): Step =>
   };
 };
 
-const native = (name: string, about: string, tree: string, build: string): Step => ({
+const native = (name: string, about: string, script: string, tree: string): Step => ({
   name,
   about,
-  command: `cd libs/engine && ${build} && ctest --test-dir build/${tree} --output-on-failure --timeout 900`,
+  command: `cd libs/engine && npm run --silent ${script}`,
   timeoutMinutes: 20,
   read: (output, exitCode) => {
     const log = join(root, 'libs/engine/build', tree, 'Testing/Temporary/LastTest.log');
@@ -61,13 +61,8 @@ const steps: Step[] = [
   },
   { name: 'lint', about: 'oxlint with types', command: `oxlint --type-aware ${sources}`, timeoutMinutes: 3 },
   { name: 'types', about: 'tsc', command: 'tsc --pretty false -p tsconfig.json', timeoutMinutes: 3 },
-  native('engine', 'the engine by ctest', 'release', 'npm run --silent build'),
-  native(
-    'engine-asan',
-    'the same under the address and undefined-behaviour sanitizers',
-    'asan',
-    'cmake -S . -B build/asan -G Ninja -DENGINE_SANITIZE=ON -DCMAKE_BUILD_TYPE=Release && cmake --build build/asan -j 2',
-  ),
+  native('engine', 'the engine by ctest', 'test:native', 'release'),
+  native('engine-asan', 'the same under the address and undefined-behaviour sanitizers', 'test:asan', 'asan'),
   vitest('unit', 'functions', 5),
   vitest('component', 'with real servers', 10),
   vitest('e2e', 'whole processes', 15),
