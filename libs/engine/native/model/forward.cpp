@@ -83,24 +83,38 @@ float embedding_scale(const ModelSpec& spec, Compute compute) {
   return compute == Compute::bf16 ? round_to_bf16(root) : root;
 }
 
+namespace {
+
+// low [n, rank] = dropout(x)·Aᵀ of one segment's tokens.
+void shrink(const Pass& pass, std::int64_t layer, Projection projection, const LoraSegment& segment, const LoraPair& at, ConstRows x, Rows low) {
+  const Arena::Scope scope(pass.arena);
+  ConstRows input = row_range(x, segment.first, segment.count);
+  if (pass.dropout > 0) {
+    const Rows kept = pass.arena.rows(segment.count, at.inputs);
+    dropout(pass.ex, pass.dropout_stream(layer, projection), pass.dropout, input, kept);               // [n, inputs]
+    input = kept;
+  }
+  gemm_nt(pass.ex, input, ConstRows(segment.adapter->data() + at.a, low.cols, at.inputs), low);         // [n, rank]
+}
+
+const LoraPair* adapted(const LoraSegment& segment, std::int64_t layer, Projection projection) {
+  return segment.adapter == nullptr || segment.count == 0 ? nullptr : segment.adapter->pair(layer, projection);
+}
+
+}  // namespace
+
 void project(const Pass& pass, std::int64_t layer, Projection projection, ConstRows x, Rows y, float* shrunk, bool accumulate) {
   const LinearWeights& w = pass.layer(layer)[projection];
-  linear(pass.ex, x, w.weight, w.bias, y, accumulate);                                                // [T, outputs]
+  linear(pass.ex, x, w.weight, w.bias, y, accumulate);                                                  // [T, outputs]
   for (const LoraSegment& segment : pass.adapters) {
-    const LoraPair* at = segment.adapter == nullptr ? nullptr : segment.adapter->pair(layer, projection);
-    if (at == nullptr || segment.count == 0) continue;
+    const LoraPair* at = adapted(segment, layer, projection);
+    if (at == nullptr) continue;
     const Arena::Scope scope(pass.arena);
     const std::int64_t rank = segment.adapter->config().rank;
-    ConstRows input = row_range(x, segment.first, segment.count);
-    if (pass.dropout > 0) {
-      const Rows kept = pass.arena.rows(segment.count, at->inputs);
-      dropout(pass.ex, pass.dropout_stream(layer, projection), pass.dropout, input, kept);            // [T, inputs]
-      input = kept;
-    }
-    const ConstRows a(segment.adapter->data() + at->a, rank, at->inputs), b(segment.adapter->data() + at->b, at->outputs, rank);
     const Rows low(shrunk != nullptr ? shrunk : pass.arena.take<float>(segment.count * rank), segment.count, rank);
-    gemm_nt(pass.ex, input, a, low);                                                                  // [T, rank]
-    gemm_nt(pass.ex, low, b, row_range(y, segment.first, segment.count), segment.adapter->scale(), true);  // [T, outputs]
+    shrink(pass, layer, projection, segment, *at, x, low);                                              // [n, rank]
+    const ConstRows b(segment.adapter->data() + at->b, at->outputs, rank);
+    gemm_nt(pass.ex, low, b, row_range(y, segment.first, segment.count), segment.adapter->scale(), true);  // [n, outputs]
   }
 }
 
@@ -145,7 +159,12 @@ void layer_forward(const Pass& pass, std::int64_t layer, ConstRows x, LayerActiv
     if (y.data == nullptr) return;
     add_scaled(ex, a.middle, 1.0f, y);
   } else {
-    if (y.data == nullptr) return;
+    if (y.data == nullptr) {  // a recomputation needs the adapter's low-rank activations alone
+      for (const LoraSegment& segment : pass.adapters)
+        if (const LoraPair* at = adapted(segment, layer, Projection::down))
+          shrink(pass, layer, Projection::down, segment, *at, a.gated, Rows(shrunk(Projection::down), segment.count, segment.adapter->config().rank));
+      return;
+    }
     copy_rows(a.middle, y);
     run(Projection::down, a.gated, y, true);                                                          // [T, hidden]
   }

@@ -74,7 +74,7 @@ inline double relative_error(const std::vector<float>& a, const std::vector<floa
     difference += (double{a[i]} - double{b[i]}) * (double{a[i]} - double{b[i]});
     norm += double{b[i]} * double{b[i]};
   }
-  return std::sqrt(difference / norm);
+  return difference == 0 ? 0 : std::sqrt(difference / norm);
 }
 
 }  // namespace engine::test

@@ -1,0 +1,64 @@
+#include "train/loss.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ops/cross_entropy.h"
+#include "ops/gemm.h"
+#include "ops/linear.h"
+#include "ops/rmsnorm.h"
+
+namespace engine {
+namespace {
+
+// A chunk's logits take at most 64 MB unless that were fewer rows than make good use of one pass over the head.
+constexpr std::int64_t kChunkElements = std::int64_t{1} << 24;
+constexpr std::int64_t kFewestRows = 64, kMostRows = 1024;
+
+double chunked_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& batch, float weight, Rows dhidden, const Gradients* gradients) {
+  const Arena::Scope scope(pass.arena);
+  const ModelSpec& spec = pass.spec;
+  const RmsNorm norm{pass.weights.final_norm, spec.hidden, spec.norm_eps, spec.norm_offset};
+  const std::int64_t width = spec.hidden, labels = batch.labels();
+  if (gradients != nullptr) std::memset(dhidden.data, 0, static_cast<std::size_t>(dhidden.rows * width) * sizeof(float));
+  if (labels == 0) return 0;
+
+  const std::int64_t chunk = std::min(labels, std::clamp(kChunkElements / spec.vocab, kFewestRows, kMostRows));
+  float* weights = pass.arena.take<float>(chunk);
+  std::fill_n(weights, chunk, weight);
+  const Rows gathered = pass.arena.rows(chunk, width), normed = pass.arena.rows(chunk, width), logits = pass.arena.rows(chunk, spec.vocab);
+  float* rstd = pass.arena.take<float>(chunk);
+  double loss = 0;
+  for (std::int64_t first = 0; first < labels; first += chunk) {
+    check_cancelled(pass.cancel);
+    const std::int64_t count = std::min(chunk, labels - first);
+    const auto part = [count](Rows x) { return Rows(x.data, count, x.cols); };
+    const std::int64_t* positions = batch.positions.data() + first;
+    for (std::int64_t i = 0; i < count; ++i) std::memcpy(gathered.row(i), hidden.row(positions[i]), static_cast<std::size_t>(width) * sizeof(float));
+    rmsnorm_forward(pass.ex, norm, part(gathered), part(normed), rstd);                                  // [n, hidden]
+    linear(pass.ex, part(normed), pass.weights.head, nullptr, part(logits));                             // [n, vocab]
+    const std::span targets(batch.targets.data() + first, static_cast<std::size_t>(count));
+    const LogitGradient wanted = gradients != nullptr ? LogitGradient::in_place : LogitGradient::none;
+    loss += cross_entropy(pass.ex, part(logits), targets, {weights, static_cast<std::size_t>(count)}, spec.logit_softcap, wanted, nullptr);
+    if (gradients == nullptr) continue;
+    if (gradients->full != nullptr)
+      gemm_tn(pass.ex, part(logits), part(normed), Rows(gradients->of(pass.weights.head.data), spec.vocab, width), 1.0f, true);  // [vocab, hidden]
+    linear_backward_input(pass.ex, part(logits), pass.weights.head, part(normed));                       // [n, hidden]
+    if (gradients->full != nullptr) rmsnorm_backward_weight(pass.ex, norm, part(gathered), rstd, part(normed), gradients->of(norm.weight));
+    rmsnorm_backward(pass.ex, norm, part(gathered), rstd, part(normed), part(normed));                   // [n, hidden]
+    for (std::int64_t i = 0; i < count; ++i) std::memcpy(dhidden.row(positions[i]), normed.row(i), static_cast<std::size_t>(width) * sizeof(float));
+  }
+  return loss;
+}
+
+}  // namespace
+
+double head_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& batch, float weight) {
+  return chunked_loss(pass, hidden, batch, weight, {}, nullptr);
+}
+
+double head_loss_backward(const Pass& pass, ConstRows hidden, const LabelledBatch& batch, float weight, Rows dhidden, const Gradients& gradients) {
+  return chunked_loss(pass, hidden, batch, weight, dhidden, &gradients);
+}
+
+}  // namespace engine

@@ -1,0 +1,26 @@
+// micro_step.h: loss and gradients of one micro-batch.
+#pragma once
+
+#include <cstdint>
+
+#include "model/backward.h"
+#include "train/batch.h"
+
+namespace engine {
+
+struct MicroStepOptions {
+  // on: only each layer's input is kept, and the backward computes the layer again. The gradients are the same bits.
+  bool gradient_checkpointing = true;
+  // NEFTune (Jain et al., 2023): uniform noise of ± alpha / √(row length · hidden) on the embeddings. 0 = off.
+  float neftune_alpha = 0;
+  std::uint64_t neftune_key = 0;
+};
+
+// Adds the gradient of weight · Σ loss to `gradients` and returns weight · Σ loss. Checks the pass's cancel flag between layers.
+// In LoRA mode the pass has one segment with the adapter; it must have been checked by label_batch.
+double run_micro_step(const Pass& pass, const LabelledBatch& batch, float weight, const MicroStepOptions& options, const Gradients& gradients);
+
+// The loss alone, without dropout or noise.
+double run_evaluation(const Pass& pass, const LabelledBatch& batch, float weight);
+
+}  // namespace engine
