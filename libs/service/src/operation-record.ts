@@ -1,6 +1,7 @@
 import { Failure } from '@medmesh/errors';
-import { longrunning } from '@medmesh/proto';
+import { longrunning, type protobuf, type rpc } from '@medmesh/proto';
 import type { Codec } from '@medmesh/records';
+import { toStatus } from '@medmesh/rpc';
 
 /** A protobuf message with its type, as `google.protobuf.Any` carries it. */
 export type Packed = { typeUrl: string; bytes: Uint8Array };
@@ -56,3 +57,16 @@ export function checkOperationName(name: string): void {
     fields: [{ field: 'name', description: 'expected operations/{uuid}' }],
   });
 }
+
+const any = (packed: Packed): protobuf.Any => ({ typeUrl: packed.typeUrl, value: Buffer.from(packed.bytes) });
+
+/** The operation with its end: a response or an error. */
+export const finished = (operation: longrunning.Operation, result: { response: Packed } | { error: rpc.Status }): longrunning.Operation => ({
+  ...operation,
+  done: true,
+  result: 'response' in result ? { $case: 'response', value: any(result.response) } : { $case: 'error', value: result.error },
+});
+
+export const withMetadata = (operation: longrunning.Operation, metadata: Packed): longrunning.Operation => ({ ...operation, metadata: any(metadata) });
+
+export const cancelledStatus = (): rpc.Status => toStatus(new Failure('cancelled', 'the operation was cancelled', { reason: 'OPERATION_CANCELLED' }));

@@ -1,11 +1,10 @@
 import { randomUUID } from 'node:crypto';
 import { Failure, notFound } from '@medmesh/errors';
 import { subjects } from '@medmesh/events';
-import { longrunning, type protobuf, type rpc } from '@medmesh/proto';
+import { longrunning, type protobuf } from '@medmesh/proto';
 import { type Bucket, type Entry, idempotent, keyOf } from '@medmesh/records';
-import { toStatus } from '@medmesh/rpc';
 import { activeTraceparent } from '@medmesh/telemetry';
-import { checkOperationName, operationCodec, type OperationRecord, type Packed } from './operation-record.ts';
+import { cancelledStatus, checkOperationName, finished, operationCodec, type OperationRecord, type Packed, withMetadata } from './operation-record.ts';
 import { type OperationHandler, runOperations } from './run-operations.ts';
 import type { ServiceContext } from './service-context.ts';
 
@@ -37,19 +36,6 @@ export type Operations = {
 
 const defaultWaitMs = 30_000;
 const longestWaitMs = 10 * 60_000;
-
-const any = (packed: Packed): protobuf.Any => ({ typeUrl: packed.typeUrl, value: Buffer.from(packed.bytes) });
-
-/** The operation with its end: a response or an error. */
-export const finished = (operation: longrunning.Operation, result: { response: Packed } | { error: rpc.Status }): longrunning.Operation => ({
-  ...operation,
-  done: true,
-  result: 'response' in result ? { $case: 'response', value: any(result.response) } : { $case: 'error', value: result.error },
-});
-
-export const withMetadata = (operation: longrunning.Operation, metadata: Packed): longrunning.Operation => ({ ...operation, metadata: any(metadata) });
-
-export const cancelledStatus = (): rpc.Status => toStatus(new Failure('cancelled', 'the operation was cancelled', { reason: 'OPERATION_CANCELLED' }));
 
 export async function createOperations(context: Pick<ServiceContext<unknown>, 'nc' | 'records' | 'publisher' | 'log' | 'signal'>): Promise<Operations> {
   const { records, publisher } = context;

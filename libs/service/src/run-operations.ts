@@ -5,8 +5,7 @@ import { consumeWork, Requeue, subjects } from '@medmesh/events';
 import { type Bucket, type Entry, keyOf } from '@medmesh/records';
 import { toStatus } from '@medmesh/rpc';
 import { withSpan } from '@medmesh/telemetry';
-import type { OperationRecord, Packed } from './operation-record.ts';
-import { cancelledStatus, finished, withMetadata } from './operations.ts';
+import { cancelledStatus, finished, type OperationRecord, type Packed, withMetadata } from './operation-record.ts';
 import type { ServiceContext } from './service-context.ts';
 
 /** An operation that is being done. */

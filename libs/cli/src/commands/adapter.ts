@@ -1,0 +1,64 @@
+import { resolve } from 'node:path';
+import { lifecycle } from '@medmesh/proto';
+import type { Command } from 'commander';
+import { withContext } from '../context.ts';
+import { table } from '../output.ts';
+
+const stateName = (adapter: lifecycle.Adapter) => lifecycle.adapter_StateToJSON(adapter.state).replace('STATE_', '');
+
+/** `adapter list|get|export|revoke|lineage`. */
+export function addAdapterCommands(program: Command, signal: AbortSignal): void {
+  const group = program.command('adapter').description('trained adapters');
+  group
+    .command('list')
+    .description('list adapters')
+    .action(
+      withContext(signal, async (context, _options: object, _command: Command) => {
+        const client = await context.client();
+        const all = await Array.fromAsync(client.adapters.list());
+        const rows = all.map((a) => [a.name.split('/').at(-1) ?? '', stateName(a), String(a.rank), a.baseModel.split('/').at(-1) ?? '', a.finalLoss.toFixed(4), a.digest]);
+        context.out.result(all.map((a) => lifecycle.Adapter.toJSON(a)), table(['ID', 'STATE', 'RANK', 'BASE', 'LOSS', 'DIGEST'], rows));
+      }),
+    );
+  group
+    .command('get <adapter>')
+    .description('show an adapter')
+    .action(
+      withContext(signal, async (context, id: string, _options: object, _command: Command) => {
+        const client = await context.client();
+        const adapter = await client.adapters.get(id);
+        context.out.result(lifecycle.Adapter.toJSON(adapter), `${adapter.name}: ${stateName(adapter)}, rank ${adapter.rank}, base ${adapter.baseModel}, ${adapter.digest}`);
+      }),
+    );
+  group
+    .command('export <adapter> <folder>')
+    .description('download an adapter as a PEFT folder')
+    .action(
+      withContext(signal, async (context, id: string, folder: string, _options: object, _command: Command) => {
+        const client = await context.client();
+        const files = await client.adapters.download(id, resolve(folder));
+        context.out.result({ folder: resolve(folder), files }, `${files.length} files in ${resolve(folder)}`);
+      }),
+    );
+  group
+    .command('revoke <adapter>')
+    .description('forbid serving an adapter, for good')
+    .action(
+      withContext(signal, async (context, id: string, _options: object, _command: Command) => {
+        const client = await context.client();
+        const adapter = await client.adapters.revoke(id);
+        context.out.result(lifecycle.Adapter.toJSON(adapter), `${adapter.name} is revoked`);
+      }),
+    );
+  group
+    .command('lineage <adapter>')
+    .description('what an adapter was made of')
+    .action(
+      withContext(signal, async (context, id: string, _options: object, _command: Command) => {
+        const client = await context.client();
+        const lineage = await client.adapters.lineage(id);
+        const lines = [`job      ${lineage.fineTuningJob}`, ...lineage.models.map((m) => `model    ${m}`), ...lineage.datasetVersions.map((d) => `dataset  ${d}`)];
+        context.out.result(lifecycle.Lineage.toJSON(lineage), lines.join('\n'));
+      }),
+    );
+}

@@ -1,0 +1,57 @@
+import { Failure } from '@medmesh/errors';
+import { connect, type MedmeshClient } from '@medmesh/client';
+import type { Command } from 'commander';
+import { readMesh } from './mesh/mesh.ts';
+import { defaultStateDir } from './mesh/paths.ts';
+import { createOutput, type Output } from './output.ts';
+
+/** Options that every command takes. */
+export type GlobalOptions = { json: boolean; address?: string; project: string; state: string };
+
+export type CommandContext = {
+  global: GlobalOptions;
+  out: Output;
+  /** Aborts on Ctrl-C. */
+  signal: AbortSignal;
+  /** A client of the gateway: --address, MEDMESH_ADDRESS, or the mesh that runs in the state folder. */
+  client(): Promise<MedmeshClient>;
+};
+
+/** The defaults that do not stand in the code: read once, here. */
+export const environment = (env: NodeJS.ProcessEnv) => ({
+  address: env['MEDMESH_ADDRESS'],
+  project: env['MEDMESH_PROJECT'] ?? 'default',
+  state: env['MEDMESH_STATE'] ?? defaultStateDir,
+  otlpEndpoint: env['OTEL_EXPORTER_OTLP_ENDPOINT'],
+});
+
+/** Runs a command's action with its context; the client is closed whatever happens. */
+export function withContext<A extends unknown[]>(signal: AbortSignal, action: (context: CommandContext, ...rest: A) => Promise<void>): (...args: A) => Promise<void> {
+  return async (...args) => {
+    // commander passes the Command last.
+    const command = args.at(-1) as Command;
+    const global = command.optsWithGlobals<GlobalOptions>();
+    let client: MedmeshClient | undefined;
+    const context: CommandContext = {
+      global,
+      out: createOutput(global.json),
+      signal,
+      async client() {
+        client ??= connect({ address: await resolveAddress(global), project: global.project });
+        return client;
+      },
+    };
+    try {
+      await action(context, ...args);
+    } finally {
+      client?.close();
+    }
+  };
+}
+
+async function resolveAddress(global: GlobalOptions): Promise<string> {
+  if (global.address !== undefined) return global.address;
+  const mesh = await readMesh(global.state);
+  if (mesh !== undefined) return mesh.gateway;
+  throw new Failure('unavailable', 'no mesh runs here; start one by ./medmesh up, or name a gateway by --address host:port', { reason: 'MESH_NOT_RUNNING' });
+}
