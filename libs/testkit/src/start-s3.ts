@@ -1,5 +1,5 @@
 import { randomBytes, randomUUID } from 'node:crypto';
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { globSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Client } from 'minio';
 import { freePorts } from './free-port.ts';
@@ -192,6 +192,12 @@ function cephKeyring(): string {
   ].join('\n');
 }
 
+/** Debian 13's package looks for the storage daemon's plug-ins under a relative path; naming their folder suits every version. */
+function osdClassDir(): string {
+  const [folder] = globSync(['/usr/lib/rados-classes', '/usr/lib/*/rados-classes']);
+  return folder ? `osd class dir = ${folder}` : '';
+}
+
 type ClusterPlan = { folder: string; fsid: string; addresses: string; keyring: string; gatewayPort: number };
 
 // Authentication cannot be switched off: the gateway then fails to start. The short paxos intervals and the single placement
@@ -223,6 +229,7 @@ mon data = ${folder}/mon
 [osd.0]
 osd data = ${folder}/osd
 osd objectstore = memstore
+${osdClassDir()}
 memstore device bytes = 8G
 [client.rgw]
 rgw data = ${folder}/rgw
