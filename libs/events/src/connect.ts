@@ -81,10 +81,10 @@ function readUrl(url: string): { options: ConnectionOptions; shown: string } {
         reason: 'FIELD_INVALID',
       });
     }
-    if (parsed.protocol !== 'nats:' && parsed.protocol !== 'tls:') {
+    if ((parsed.protocol !== 'nats:' && parsed.protocol !== 'tls:') || parsed.hostname === '') {
       throw new Failure(
         'invalid_argument',
-        `NATS_URL begins with ${parsed.protocol}//; write nats://host:port or tls://host:port`,
+        `NATS_URL is not of the form nats://host:port or tls://host:port; it begins with ${parsed.protocol}`,
         {
           reason: 'FIELD_INVALID',
         },

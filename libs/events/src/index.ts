@@ -1,5 +1,11 @@
 export { answerTimeoutMs, isBrokerAway, pause, untilBrokerAnswers } from './broker.ts';
 export { type ConnectOptions, connectNats } from './connect.ts';
+export { type ConsumeWorkOptions, consumeWork, type WorkConsumer, type WorkMessage } from './consume-work.ts';
+export { deadHeaders } from './dead-letter.ts';
+export { createPublisher, type Publisher, type PublishOptions } from './publish.ts';
+export { type ReadEventsOptions, readEvents, type StoredEvent } from './read-events.ts';
 export { type ReadStreamOptions, readStream } from './read-stream.ts';
+export { Requeue } from './requeue.ts';
+export { type EnsureStreamsOptions, ensureStreams, streamOf } from './streams.ts';
 export { subjects, type WorkKind } from './subjects.ts';
 export { decodeToken, encodeToken } from './tokens.ts';
