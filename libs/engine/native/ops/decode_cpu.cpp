@@ -1,5 +1,7 @@
 #include "ops/decode.h"
 
+#include <cstring>
+
 #include "core/bf16.h"
 #include "core/error.h"
 #include "ops/decode_rows.h"
@@ -41,18 +43,25 @@ void decode_weight(Isa isa, const Matrix& w, std::int64_t first, std::int64_t co
     case Dtype::nf4: break;
     default: require_weight(w);
   }
-  // Whole blocks by the fast kernel; what sticks out on either side one value at a time.
+  // Whole blocks by the fast kernel. A run that begins or ends inside a block takes its share of the decoded whole; only the
+  // tensor's last block may be shorter than 64, and is decoded one value at a time.
   const Nf4Rows& rows = ENGINE_ROWS(isa, nf4_rows);
-  const std::int64_t last = first + count;
-  std::int64_t at = first;
-  if (at % kNf4Block != 0) {
-    const std::int64_t next = (at / kNf4Block + 1) * kNf4Block;
-    const std::int64_t head = (next < last ? next : last) - at;
-    dequantize_nf4(bytes, w.nf4, at, head, out);
-    at += head;
+  const std::int64_t last = first + count, whole_end = w.rows * w.cols / kNf4Block * kNf4Block;
+  for (std::int64_t at = first; at < last;) {
+    if (at >= whole_end) {
+      dequantize_nf4(bytes, w.nf4, at, last - at, out + (at - first));
+      return;
+    }
+    const std::int64_t block = at / kNf4Block, begin = block * kNf4Block, end = begin + kNf4Block < last ? begin + kNf4Block : last;
+    if (at == begin && end == begin + kNf4Block) {
+      rows.decode_block(bytes + begin / 2, nf4_scale(w.nf4, block), out + (at - first));
+    } else {
+      float values[kNf4Block];
+      rows.decode_block(bytes + begin / 2, nf4_scale(w.nf4, block), values);
+      std::memcpy(out + (at - first), values + (at - begin), static_cast<std::size_t>(end - at) * 4);
+    }
+    at = end;
   }
-  for (; at + kNf4Block <= last; at += kNf4Block) rows.decode_block(bytes + at / 2, nf4_scale(w.nf4, at / kNf4Block), out + (at - first));
-  if (at < last) dequantize_nf4(bytes, w.nf4, at, last - at, out + (at - first));
 }
 
 }  // namespace engine

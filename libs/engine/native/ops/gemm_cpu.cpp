@@ -1,5 +1,6 @@
 #include "core/error.h"
 #include "ops/gemm.h"
+#include "ops/gemm_blocked.h"
 #include "ops/gemm_scalar.h"
 
 namespace engine {
@@ -8,7 +9,9 @@ namespace {
 void gemm(const Exec& ex, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, Operand a, Operand b, Rows c, bool accumulate) {
   require(c.rows == m && c.cols == n, "gemm: a product of ", m, "x", n, " does not fit ", c.rows, "x", c.cols);
   if (m == 0 || n == 0) return;
-  gemm_scalar(ex, m, n, k, alpha, a, b, c, accumulate);
+  const GemmKernel* kernel = gemm_kernel(ex.isa, ex.compute);
+  if (kernel == nullptr) return gemm_scalar(ex, m, n, k, alpha, a, b, c, accumulate);
+  gemm_blocked(ex, *kernel, m, n, k, alpha, a, {b, nullptr, false}, nullptr, c, accumulate);
 }
 
 }  // namespace

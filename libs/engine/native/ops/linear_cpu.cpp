@@ -1,7 +1,9 @@
 #include "core/error.h"
 #include "ops/decode.h"
+#include "ops/gemm_blocked.h"
 #include "ops/gemm_scalar.h"
 #include "ops/linear.h"
+#include "ops/linear_vector.h"
 
 namespace engine {
 
@@ -10,7 +12,10 @@ void linear(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Row
   require(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows, "linear: x ", x.rows, "x", x.cols, ", w ", w.rows, "x", w.cols, ", y ", y.rows,
           "x", y.cols, " do not fit");
   if (y.rows == 0 || y.cols == 0) return;
-  linear_scalar(ex, x, w, bias, y, accumulate);
+  const GemmKernel* kernel = gemm_kernel(ex.isa, ex.compute);
+  if (kernel == nullptr) return linear_scalar(ex, x, w, bias, y, accumulate);
+  if (x.rows <= kVectorRows) return linear_vector(ex, x, w, bias, y, accumulate);
+  gemm_blocked(ex, *kernel, y.rows, y.cols, x.cols, 1.0f, {x.data, x.stride, 1}, {{}, &w, false}, bias, y, accumulate);
 }
 
 void linear_backward_input(const Exec& ex, ConstRows dy, const Matrix& w, Rows dx, bool accumulate) {
@@ -18,7 +23,9 @@ void linear_backward_input(const Exec& ex, ConstRows dy, const Matrix& w, Rows d
   require(dy.cols == w.rows && dx.cols == w.cols && dy.rows == dx.rows, "linear backward: dy ", dy.rows, "x", dy.cols, ", w ", w.rows, "x", w.cols,
           ", dx ", dx.rows, "x", dx.cols, " do not fit");
   if (dx.rows == 0 || dx.cols == 0) return;
-  linear_backward_input_scalar(ex, dy, w, dx, accumulate);
+  const GemmKernel* kernel = gemm_kernel(ex.isa, ex.compute);
+  if (kernel == nullptr) return linear_backward_input_scalar(ex, dy, w, dx, accumulate);
+  gemm_blocked(ex, *kernel, dx.rows, dx.cols, dy.cols, 1.0f, {dy.data, dy.stride, 1}, {{}, &w, true}, nullptr, dx, accumulate);
 }
 
 void dequantize_rows(const Matrix& w, std::int64_t first_row, std::int64_t row_count, float* out) {

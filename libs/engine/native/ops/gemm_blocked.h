@@ -1,0 +1,24 @@
+// gemm_blocked.h: a matrix product in tiles, over any GemmKernel.
+//   c[m,n] (+)= alpha · Σ_k a(m,k) · b(n,k) + bias[n]
+//   Every output is summed in the order of k, in passes of kernel.depth_block, by one thread: its bits depend on neither the number of
+//   threads nor the other rows and columns.
+#pragma once
+
+#include "core/exec.h"
+#include "ops/gemm_kernel.h"
+#include "ops/gemm_scalar.h"
+#include "ops/matrix.h"
+
+namespace engine {
+
+// The right operand: fp32 in memory, or a stored weight read as b(n,k) = w[n,k] or, transposed, b(n,k) = w[k,n].
+struct RightOperand {
+  Operand values{};
+  const Matrix* weight = nullptr;
+  bool transposed = false;
+};
+
+void gemm_blocked(const Exec& ex, const GemmKernel& kernel, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, Operand a, RightOperand b,
+                  const float* bias, Rows c, bool accumulate);
+
+}  // namespace engine

@@ -1,0 +1,129 @@
+// gemm_fma_simd.h: the GemmKernel of fp32 multiply-adds: tiles of kTileRows rows by two vectors, panels of fp32.
+//   AVX-512: 14 x 32, 28 of 32 registers are sums. AVX2: 6 x 16, 12 of 16. Each depth costs two loads of b and a broadcast per row.
+#pragma once
+
+#include "ops/gemm_finish_simd.h"
+#include "ops/gemm_kernel.h"
+#include "ops/simd.h"
+#include "ops/transpose_simd.h"
+
+namespace engine {
+namespace {
+
+#if defined(__AVX512F__)
+inline constexpr int kTileRows = 14;
+inline Vec vec_of(__m512 v) { return {v}; }
+using Register = __m512;
+#else
+inline constexpr int kTileRows = 6;
+inline Vec vec_of(__m256 v) { return {v}; }
+using Register = __m256;
+#endif
+inline constexpr int kTileCols = 2 * static_cast<int>(kLanes);
+
+template <bool round>
+inline Vec operand(Vec x) {
+  if constexpr (round) return round_bf16(x);
+  return x;
+}
+
+// panel[d][0 … width) from rows that are contiguous in d: kLanes x kLanes blocks through registers. A store writes a whole vector;
+// what it spills is overwritten by the next depth, or lies in the slack behind the panel.
+template <int width, bool round>
+void pack_transposing(const float* source, std::int64_t stride, int count, std::int64_t depth, float* panel) {
+  for (int first = 0; first < width; first += static_cast<int>(kLanes)) {
+    const int rows = count - first < kLanes ? (count > first ? count - first : 0) : static_cast<int>(kLanes);
+    for (std::int64_t d = 0; d < depth; d += kLanes) {
+      const std::int64_t columns = depth - d < kLanes ? depth - d : kLanes;
+      Register block[kLanes];
+      for (int i = 0; i < kLanes; ++i)
+        block[i] = i < rows ? operand<round>(columns == kLanes ? load(source + (first + i) * stride + d)
+                                                               : load_first(source + (first + i) * stride + d, columns))
+                                  .v
+                            : broadcast(0).v;
+      transpose(block);
+      float* out = panel + d * width + first;
+      for (std::int64_t j = 0; j < columns; ++j) {
+        if (width - first >= kLanes)
+          store(out + j * width, vec_of(block[j]));
+        else
+          store_first(out + j * width, vec_of(block[j]), width - first);
+      }
+    }
+  }
+}
+
+// panel[d][0 … width) from source rows that already lie that way.
+template <int width, bool round>
+void pack_copying(const float* source, std::int64_t depth_stride, int count, std::int64_t depth, float* panel) {
+  for (std::int64_t d = 0; d < depth; ++d)
+    for (int first = 0; first < width; first += static_cast<int>(kLanes)) {
+      const float* in = source + d * depth_stride + first;
+      const int rows = count - first;
+      const Vec x = rows >= kLanes ? load(in) : (rows > 0 ? load_first(in, rows) : broadcast(0));
+      float* out = panel + d * width + first;
+      if (width - first >= kLanes)
+        store(out, operand<round>(x));
+      else
+        store_first(out, operand<round>(x), width - first);
+    }
+}
+
+template <int width>
+void pack_fp32(const float* source, std::int64_t stride, std::int64_t depth_stride, int count, std::int64_t depth, bool round, void* panel) {
+  auto* out = static_cast<float*>(panel);
+  if (depth_stride == 1) {
+    if (round)
+      pack_transposing<width, true>(source, stride, count, depth, out);
+    else
+      pack_transposing<width, false>(source, stride, count, depth, out);
+  } else {
+    if (round)
+      pack_copying<width, true>(source, depth_stride, count, depth, out);
+    else
+      pack_copying<width, false>(source, depth_stride, count, depth, out);
+  }
+}
+
+template <int rows>
+void fma_tile_rows(std::int64_t depth, const float* a, const float* b, float* c, std::int64_t stride, int cols, float alpha, const float* bias,
+                   bool accumulate) {
+  Register left[rows], right[rows];
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) left[r] = right[r] = broadcast(0).v;
+  for (std::int64_t d = 0; d < depth; ++d) {
+    const Vec b0 = load(b), b1 = load(b + kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const Vec x = broadcast(a[r]);
+      left[r] = fma(x, b0, vec_of(left[r])).v;
+      right[r] = fma(x, b1, vec_of(right[r])).v;
+    }
+    a += kTileRows;
+    b += kTileCols;
+  }
+  const Vec scale = broadcast(alpha);
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+    finish(vec_of(left[r]), c + r * stride, cols, scale, bias, accumulate);
+    finish(vec_of(right[r]), c + r * stride + kLanes, cols - kLanes, scale, bias != nullptr ? bias + kLanes : nullptr, accumulate);
+  }
+}
+
+// The tile of `rows` rows: each count has its own code, so that a short tile costs what it does.
+template <int most>
+void fma_tile_of(int rows, std::int64_t depth, const float* a, const float* b, float* c, std::int64_t stride, int cols, float alpha, const float* bias,
+                 bool accumulate) {
+  if constexpr (most > 0) {
+    if (rows == most) return fma_tile_rows<most>(depth, a, b, c, stride, cols, alpha, bias, accumulate);
+    fma_tile_of<most - 1>(rows, depth, a, b, c, stride, cols, alpha, bias, accumulate);
+  }
+}
+
+void fma_tile(std::int64_t depth, const void* a, const void* b, float* c, std::int64_t stride, int rows, int cols, float alpha, const float* bias,
+              bool accumulate) {
+  fma_tile_of<kTileRows>(rows, depth, static_cast<const float*>(a), static_cast<const float*>(b), c, stride, cols, alpha, bias, accumulate);
+}
+
+}  // namespace
+}  // namespace engine

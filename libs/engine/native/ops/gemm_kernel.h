@@ -1,0 +1,35 @@
+// gemm_kernel.h: what an instruction set supplies for a blocked matrix product: panels and a tile.
+//   c[rows, cols] of one tile is Σ over depth of a(row, depth) · b(col, depth). Both operands are packed first, `rows` (or `cols`)
+//   values of a depth side by side, so that the tile reads memory in a straight line. Panels shorter than a tile are filled with zeros.
+#pragma once
+
+#include <cstdint>
+
+#include "core/exec.h"
+
+namespace engine {
+
+struct GemmKernel {
+  int rows, cols;            // of a full tile
+  int depth_step;            // a panel's depth is padded with zeros to a multiple of this
+  int element_bytes;         // of a packed value: 4 (fp32) or 2 (bf16)
+  std::int64_t depth_block;  // depth of one pass over the tiles: as much as keeps a panel of b in the first-level cache
+
+  // panel ← source(i, d) at source[i * stride + d * depth_stride], i < count <= rows (or cols), d < depth. One of the strides is 1.
+  // round: to bf16, for a kernel whose panels hold fp32 (bf16 panels are always rounded; they take subnormals for 0).
+  using Pack = void (*)(const float* source, std::int64_t stride, std::int64_t depth_stride, int count, std::int64_t depth, bool round, void* panel);
+  Pack pack_a, pack_b;
+
+  // c ← alpha · product (+ c when accumulate) (+ bias[col] when not null), for the tile's first rows and cols.
+  void (*tile)(std::int64_t depth, const void* a, const void* b, float* c, std::int64_t stride, int rows, int cols, float alpha, const float* bias,
+               bool accumulate);
+
+  std::int64_t padded(std::int64_t depth) const noexcept { return (depth + depth_step - 1) / depth_step * depth_step; }
+};
+
+extern const GemmKernel gemm_kernel_avx2, gemm_kernel_avx512, gemm_kernel_avx512bf16, gemm_kernel_amx;
+
+// The kernel of an instruction set, or null for scalar. fp32 products have the same kernel with and without bf16 instructions.
+const GemmKernel* gemm_kernel(Isa isa, Compute compute) noexcept;
+
+}  // namespace engine
