@@ -1,0 +1,94 @@
+import { call } from './call.ts';
+import { EngineError } from './errors.ts';
+import { type AdapterHandle, type ModelHandle, native, type TrainerHandle } from './native.ts';
+import type { Adapter, EngineDevice, LoadOptions, Model, Trainer, TrainerOptions } from './types.ts';
+
+/** Semantic version and the digest of the sources it was built from. */
+export const engineVersion: string = native.version;
+
+/** The devices this build can use. */
+export const listDevices = (): EngineDevice[] => native.listDevices();
+
+// The handle behind an adapter, so that only adapters made here are passed to the engine.
+const adapterHandles = new WeakMap<Adapter, AdapterHandle>();
+
+export function adapterHandle(adapter: Adapter | undefined): AdapterHandle | null {
+  if (adapter === undefined) return null;
+  const handle = adapterHandles.get(adapter);
+  if (!handle) throw new EngineError('invalid', 'the adapter does not come from loadAdapter');
+  return handle;
+}
+
+/** Loads a base from a Hugging Face folder. Its weights stay mapped from the files where they can. */
+export async function loadModel(o: LoadOptions): Promise<Model> {
+  const { handle, info, residentBytes } = await call(undefined, () =>
+    native.loadModel(o.modelDir, o.quantize ?? 'none', o.compute ?? 'bf16', o.threads ?? 0, o.device ?? 'auto'),
+  );
+  return {
+    info,
+    residentBytes,
+    loadAdapter: (dir) => loadAdapter(handle, dir),
+    score: ({ tokens, adapter, signal }) =>
+      call(signal, (cancel) => native.score(handle, tokens, adapterHandle(adapter), cancel)),
+    logits: ({ tokens, adapter, signal }) =>
+      call(signal, (cancel) => native.logits(handle, tokens, adapterHandle(adapter), cancel)),
+    createTrainer: (options) => createTrainer(handle, options),
+    generate: () => {
+      throw new EngineError('unsupported', 'placeholder');
+    },
+    close: () => call(undefined, () => native.close(handle)),
+  };
+}
+
+async function loadAdapter(model: ModelHandle, dir: string): Promise<Adapter> {
+  const { handle, ...facts } = await call(undefined, () => native.loadAdapter(model, dir));
+  const adapter: Adapter = { ...facts, close: () => call(undefined, () => native.close(handle)) };
+  adapterHandles.set(adapter, handle);
+  return adapter;
+}
+
+async function createTrainer(model: ModelHandle, o: TrainerOptions): Promise<Trainer> {
+  const method = o.method;
+  const { handle, trainableParameterCount } = await call(undefined, () =>
+    native.createTrainer(model, {
+      method:
+        method.kind === 'lora'
+          ? { ...method, rslora: method.rslora ?? false, initAdapterDir: method.initAdapterDir ?? null }
+          : method,
+      optimizer: o.optimizer,
+      beta1: o.beta1 ?? 0.9,
+      beta2: o.beta2 ?? 0.999,
+      epsilon: o.epsilon ?? 1e-8,
+      weightDecay: o.weightDecay,
+      maxGradNorm: o.maxGradNorm,
+      schedule: o.schedule,
+      seed: o.seed,
+      gradientCheckpointing: o.gradientCheckpointing ?? true,
+      neftuneAlpha: o.neftuneAlpha ?? 0,
+    }),
+  );
+  return trainerOf(handle, trainableParameterCount);
+}
+
+function trainerOf(handle: TrainerHandle, trainableParameterCount: number): Trainer {
+  let step = 0;
+  return {
+    get step() {
+      return step;
+    },
+    trainableParameterCount,
+    async trainStep(micro, signal) {
+      const result = await call(signal, (cancel) => native.trainStep(handle, micro, cancel));
+      step = result.step;
+      return result;
+    },
+    evaluate: (micro, signal) => call(signal, (cancel) => native.evaluate(handle, micro, cancel)),
+    saveAdapter: (dir, o) => call(undefined, () => native.saveAdapter(handle, dir, o?.baseModelName ?? '')),
+    saveCheckpoint: (dir) => call(undefined, () => native.saveCheckpoint(handle, dir)),
+    async restoreCheckpoint(dir) {
+      step = await call(undefined, () => native.restoreCheckpoint(handle, dir));
+    },
+    saveGradients: (path) => call(undefined, () => native.saveGradients(handle, path)),
+    close: () => call(undefined, () => native.close(handle)),
+  };
+}

@@ -1,0 +1,12 @@
+export { engineVersion, listDevices, loadModel } from './engine.ts';
+export { EngineError, type EngineErrorCode } from './errors.ts';
+export {
+  inspectModel,
+  inspectSafetensors,
+  mergeAdapter,
+  quantizeModel,
+  readSafetensors,
+  writeSafetensors,
+} from './files.ts';
+export type * from './types.ts';
+export { Utf8Stream } from './utf8-stream.ts';

@@ -1,0 +1,112 @@
+// The addon's functions: same names and order as addon/module.cpp. Absent is null, never a missing field.
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { EngineError } from './errors.ts';
+import type { EngineDevice, MicroBatch, ModelInfo, NewTensor, Progress, SafetensorsInfo, StepResult } from './types.ts';
+
+declare const handleKind: unique symbol;
+/** An object of the engine; freed by close, or when it is collected. */
+export type Handle<Kind extends string> = { readonly [handleKind]: Kind };
+export type CancelToken = Handle<'cancel'>;
+export type ModelHandle = Handle<'model'>;
+export type AdapterHandle = Handle<'adapter'>;
+export type TrainerHandle = Handle<'trainer'>;
+
+export type NativeTrainerOptions = {
+  method:
+    | {
+        kind: 'lora';
+        rank: number;
+        alpha: number;
+        dropout: number;
+        rslora: boolean;
+        targetModules: string[];
+        initAdapterDir: string | null;
+      }
+    | { kind: 'full' };
+  optimizer: string;
+  beta1: number;
+  beta2: number;
+  epsilon: number;
+  weightDecay: number;
+  maxGradNorm: number;
+  schedule: { kind: string; warmupSteps: number; totalSteps: number; learningRate: number };
+  seed: number;
+  gradientCheckpointing: boolean;
+  neftuneAlpha: number;
+};
+
+export type Native = {
+  readonly version: string;
+
+  listDevices(): EngineDevice[];
+  createCancel(): CancelToken;
+  cancel(token: CancelToken): void;
+  close(handle: Handle<string>): Promise<void>;
+
+  inspectSafetensors(path: string): Promise<SafetensorsInfo>;
+  inspectModel(dir: string): Promise<ModelInfo>;
+  quantizeModel(
+    modelDir: string,
+    outDir: string,
+    doubleQuant: boolean,
+    onProgress: ((progress: Progress) => void) | null,
+    cancel: CancelToken | null,
+  ): Promise<{ weightBytes: number; tensors: number }>;
+  mergeAdapter(
+    modelDir: string,
+    adapterDir: string,
+    outDir: string,
+    onProgress: ((progress: Progress) => void) | null,
+    cancel: CancelToken | null,
+  ): Promise<{ weightBytes: number; base: 'stored' | 'nf4_dequantized' }>;
+  writeSafetensors(path: string, tensors: NewTensor[], metadata: Record<string, string>): Promise<void>;
+  readSafetensors(path: string): Promise<{ name: string; dtype: string; shape: number[]; data: Uint8Array }[]>;
+
+  loadModel(
+    modelDir: string,
+    quantize: string,
+    compute: string,
+    threads: number,
+    device: string,
+  ): Promise<{ handle: ModelHandle; info: ModelInfo; residentBytes: number }>;
+  loadAdapter(
+    model: ModelHandle,
+    dir: string,
+  ): Promise<{ handle: AdapterHandle; rank: number; alpha: number; targetModules: string[]; parameterCount: number }>;
+  score(
+    model: ModelHandle,
+    tokens: Uint32Array,
+    adapter: AdapterHandle | null,
+    cancel: CancelToken | null,
+  ): Promise<Float32Array>;
+  logits(
+    model: ModelHandle,
+    tokens: Uint32Array,
+    adapter: AdapterHandle | null,
+    cancel: CancelToken | null,
+  ): Promise<Float32Array>;
+
+  createTrainer(
+    model: ModelHandle,
+    options: NativeTrainerOptions,
+  ): Promise<{ handle: TrainerHandle; trainableParameterCount: number }>;
+  trainStep(trainer: TrainerHandle, micro: MicroBatch[], cancel: CancelToken | null): Promise<StepResult>;
+  evaluate(
+    trainer: TrainerHandle,
+    micro: MicroBatch[],
+    cancel: CancelToken | null,
+  ): Promise<{ loss: number; trainableTokens: number }>;
+  saveAdapter(trainer: TrainerHandle, dir: string, baseModelName: string): Promise<void>;
+  saveCheckpoint(trainer: TrainerHandle, dir: string): Promise<void>;
+  restoreCheckpoint(trainer: TrainerHandle, dir: string): Promise<number>;
+  saveGradients(trainer: TrainerHandle, path: string): Promise<void>;
+};
+
+const addonPath = join(import.meta.dirname, '..', 'build', 'release', 'engine.node');
+if (!existsSync(addonPath)) {
+  throw new EngineError('io', `${addonPath} is missing; build it with: pnpm --filter @medmesh/engine build`);
+}
+
+export const native: Native = createRequire(import.meta.url)(addonPath) as Native;

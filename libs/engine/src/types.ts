@@ -1,0 +1,219 @@
+/** Precision of matrix products: `bf16` rounds their operands and sums in fp32; everything else is fp32 in both. */
+export type Dtype = 'f32' | 'bf16';
+
+export type EngineDevice = {
+  kind: 'cpu' | 'cuda';
+  index: number;
+  name: string;
+  /** Best instruction set in use, e.g. `avx512`, or the GPU's architecture. */
+  isa: string;
+  threads: number;
+  memoryBytes: number;
+};
+
+export type TensorInfo = { name: string; dtype: string; shape: number[]; byteOffset: number; byteLength: number };
+
+export type SafetensorsInfo = { metadata: Record<string, string>; tensors: TensorInfo[] };
+
+export type ModelInfo = {
+  architecture: string;
+  modelType: string;
+  layers: number;
+  hiddenSize: number;
+  vocabSize: number;
+  parameterCount: number;
+  contextLength: number;
+  tied: boolean;
+  /** Type of the embedding table: f32, f16 or bf16. */
+  storedDtype: string;
+  quantization: 'none' | 'nf4';
+  doubleQuant: boolean;
+  weightBytes: number;
+  /** Modules a LoRA adapter may name. */
+  targetModules: string[];
+};
+
+/** `done` and `total` in bytes. */
+export type Progress = { done: number; total: number };
+
+export type QuantizeOptions = {
+  modelDir: string;
+  outDir: string;
+  /** Quantizes the scales too (0.13 bytes less per 64 weights). Default true. */
+  doubleQuant?: boolean;
+  onProgress?: ((progress: Progress) => void) | undefined;
+  signal?: AbortSignal | undefined;
+};
+
+export type MergeOptions = {
+  modelDir: string;
+  adapterDir: string;
+  outDir: string;
+  onProgress?: ((progress: Progress) => void) | undefined;
+  signal?: AbortSignal | undefined;
+};
+
+export type NewTensor = {
+  name: string;
+  dtype: 'u8' | 'u32' | 'u64' | 'i64' | 'f32';
+  shape: number[];
+  /** Little-endian elements, row-major. */
+  data: Uint8Array;
+};
+
+export type StoredTensor = { dtype: string; shape: number[]; data: Uint8Array };
+
+export type LoadOptions = {
+  modelDir: string;
+  /** `nf4` quantizes a 16- or 32-bit base while it is loaded. Default `none`: as stored. */
+  quantize?: 'none' | 'nf4';
+  /** Default `bf16`. */
+  compute?: Dtype;
+  /** 0, the default, uses what the cgroup's quota allows. */
+  threads?: number;
+  /** `auto` (default), `cpu`, or a device as listDevices names it. */
+  device?: string;
+};
+
+/** A loaded base. Closing it closes its adapters and trainers and cancels their work. */
+export interface Model {
+  readonly info: ModelInfo;
+  readonly residentBytes: number;
+  /** A PEFT folder; every target must map onto this base or it fails. */
+  loadAdapter(dir: string): Promise<Adapter>;
+  /** log p(tokens[i + 1] | tokens[..i]); length T − 1. */
+  score(o: {
+    tokens: Uint32Array;
+    adapter?: Adapter | undefined;
+    signal?: AbortSignal | undefined;
+  }): Promise<Float32Array>;
+  /** All logits, T · vocabSize, row by row. */
+  logits(o: {
+    tokens: Uint32Array;
+    adapter?: Adapter | undefined;
+    signal?: AbortSignal | undefined;
+  }): Promise<Float32Array>;
+  createTrainer(o: TrainerOptions): Promise<Trainer>;
+  /** Several may run at once; they share the machine fairly. */
+  generate(o: GenerateOptions): AsyncIterable<GenerateStep>;
+  close(): Promise<void>;
+}
+
+export interface Adapter {
+  readonly rank: number;
+  readonly alpha: number;
+  readonly targetModules: string[];
+  readonly parameterCount: number;
+  close(): Promise<void>;
+}
+
+export type LoraOptions = {
+  kind: 'lora';
+  /** 1 to 4096. */
+  rank: number;
+  alpha: number;
+  /** 0 to below 1. */
+  dropout: number;
+  /** Scale alpha / √rank in place of alpha / rank. */
+  rslora?: boolean;
+  targetModules: string[];
+  /** A PEFT folder to continue from. */
+  initAdapterDir?: string;
+};
+
+export type TrainerOptions = {
+  method: LoraOptions | { kind: 'full' };
+  optimizer: 'adamw' | 'adamw_8bit';
+  /** Default 0.9. */
+  beta1?: number;
+  /** Default 0.999. */
+  beta2?: number;
+  /** Default 1e-8. */
+  epsilon?: number;
+  weightDecay: number;
+  /** 0: no clipping. */
+  maxGradNorm: number;
+  schedule: { kind: 'linear' | 'cosine' | 'constant'; warmupSteps: number; totalSteps: number; learningRate: number };
+  seed: number;
+  /** Keeps one activation per layer and computes the rest again in the backward pass; the result is the same bits. Default true. */
+  gradientCheckpointing?: boolean;
+  /** NEFTune's noise on the embeddings; 0, the default, is off. */
+  neftuneAlpha?: number;
+};
+
+/**
+ * Packed rows. inputIds and lossMask [T]; rowOffsets [rows + 1]; positions restart at each row.
+ * The label of position i is inputIds[i + 1] inside the row, trained on when lossMask[i + 1] is 1.
+ */
+export type MicroBatch = { inputIds: Uint32Array; lossMask: Uint8Array; rowOffsets: Uint32Array };
+
+export type StepResult = {
+  /** This step, from 1. */
+  step: number;
+  /** Mean over all trainable tokens of all micro-batches. */
+  loss: number;
+  /** Before clipping. */
+  gradNorm: number;
+  learningRate: number;
+  tokens: number;
+  trainableTokens: number;
+  /** The gradient was not finite: the weights are as before. */
+  skipped: boolean;
+  durationMs: number;
+  peakBytes: number;
+};
+
+/** One call is one optimizer step; the loop is the caller's. Calls on one trainer run in their order. */
+export interface Trainer {
+  readonly step: number;
+  readonly trainableParameterCount: number;
+  /** The loss is normalised over all trainable tokens of all micro-batches; an abort leaves the state as it was. */
+  trainStep(micro: MicroBatch[], signal?: AbortSignal): Promise<StepResult>;
+  evaluate(micro: MicroBatch[], signal?: AbortSignal): Promise<{ loss: number; trainableTokens: number }>;
+  /** A PEFT folder (LoRA) or a Hugging Face model folder (full). */
+  saveAdapter(dir: string, o?: { baseModelName?: string }): Promise<void>;
+  /** All that a bit-exact continuation needs. */
+  saveCheckpoint(dir: string): Promise<void>;
+  /** Refuses another shape or other settings with the reason. */
+  restoreCheckpoint(dir: string): Promise<void>;
+  /** Gradients of the last step under PEFT's names. */
+  saveGradients(path: string): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** Applied in this order: logit bias, penalties, temperature, top-k, top-p, min-p. */
+export type Sampling = {
+  /** 0 is greedy. */
+  temperature: number;
+  /** 1 is off. */
+  topP: number;
+  /** 0 is off. */
+  topK: number;
+  /** 0 is off. */
+  minP: number;
+  /** 1 is off. */
+  repetitionPenalty: number;
+  presencePenalty: number;
+  frequencyPenalty: number;
+  seed: bigint;
+  maxTokens: number;
+  stopTokenIds: number[];
+  logitBias?: { tokenId: number; bias: number }[] | undefined;
+  /** How many of the most likely tokens to report with each step. */
+  logprobs?: number | undefined;
+};
+
+export type GenerateOptions = {
+  tokens: Uint32Array;
+  adapter?: Adapter | undefined;
+  sampling: Sampling;
+  signal?: AbortSignal | undefined;
+};
+
+export type GenerateStep = {
+  tokenId: number;
+  /** From the unmodified distribution. */
+  logprob: number;
+  topLogprobs?: { tokenId: number; logprob: number }[];
+  finish?: 'stop' | 'length';
+};

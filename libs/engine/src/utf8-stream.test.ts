@@ -1,0 +1,37 @@
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { Utf8Stream } from './utf8-stream.ts';
+
+describe('Utf8Stream', () => {
+  it('gives the same text however the bytes are cut', () => {
+    fc.assert(
+      fc.property(fc.string({ unit: 'binary' }), fc.array(fc.nat({ max: 5 })), (text, sizes) => {
+        const bytes = new TextEncoder().encode(text);
+        const stream = new Utf8Stream();
+        let joined = '';
+        let at = 0;
+        for (const size of sizes) {
+          joined += stream.push(bytes.subarray(at, at + size));
+          at = Math.min(at + size, bytes.length);
+        }
+        joined += stream.push(bytes.subarray(at)) + stream.flush();
+        expect(joined).toBe(new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes));
+      }),
+      { numRuns: 50 },
+    );
+  });
+
+  it('never emits half a character', () => {
+    const stream = new Utf8Stream();
+    const emitted = [...new TextEncoder().encode('阑尾炎🩺')].map((byte) => stream.push(Uint8Array.of(byte)));
+    expect(emitted.filter((text) => text !== '')).toEqual(['阑', '尾', '炎', '🩺']);
+    expect(stream.flush()).toBe('');
+  });
+
+  it('flushes an unfinished character as a replacement and starts afresh', () => {
+    const stream = new Utf8Stream();
+    expect(stream.push(Uint8Array.of(0xe9, 0x98))).toBe('');
+    expect(stream.flush()).toBe('\ufffd');
+    expect(stream.push(Uint8Array.of(0x41))).toBe('A');
+  });
+});
