@@ -7,6 +7,7 @@ import { addGenerateCommands } from './commands/generate.ts';
 import { addJobsCommands } from './commands/jobs.ts';
 import { addMeshCommands } from './commands/mesh.ts';
 import { addModelCommands } from './commands/model.ts';
+import { addQuickstartCommand } from './commands/quickstart.ts';
 import { addTokenizeCommands } from './commands/tokenize.ts';
 import { completionScript } from './completion.ts';
 import { environment } from './context.ts';
@@ -24,6 +25,7 @@ export function createProgram(env: NodeJS.ProcessEnv, signal: AbortSignal): Comm
     .showSuggestionAfterError()
     .configureHelp({ showGlobalOptions: true })
     .addHelpText('after', '\nExit codes: 0 done, 1 failed, 2 wrong use or refused, 3 nothing answers, 130 interrupted.');
+  addQuickstartCommand(program, signal);
   addMeshCommands(program, signal);
   addModelCommands(program, signal);
   addDatasetCommands(program, signal);
