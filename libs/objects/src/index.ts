@@ -1,3 +1,4 @@
+export { type Cache, type CacheOptions, type Materialized, openCache } from './cache.ts';
 export { collectFolder } from './collect-folder.ts';
 export { blobKey, checkDigest, type Digest, isDigest } from './digest.ts';
 export { checkManifest, checkPath, encodeManifest, type Manifest, type ManifestFile } from './manifest.ts';
