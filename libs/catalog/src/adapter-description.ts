@@ -23,7 +23,8 @@ export type AdapterDescription = {
   probes: { tokens: number[]; logprobs: number[] }[];
 };
 
-export const serializeAdapterDescription = (description: AdapterDescription): string => `${JSON.stringify(description, null, 2)}\n`;
+export const serializeAdapterDescription = (description: AdapterDescription): string =>
+  `${JSON.stringify(description, null, 2)}\n`;
 
 /** Reads `medmesh.json`; Failure `failed_precondition` saying what is missing. */
 export function parseAdapterDescription(text: string): AdapterDescription {
@@ -31,15 +32,25 @@ export function parseAdapterDescription(text: string): AdapterDescription {
   try {
     parsed = JSON.parse(text) as Partial<AdapterDescription>;
   } catch (cause) {
-    throw new Failure('failed_precondition', 'medmesh.json is not JSON', { reason: 'ADAPTER_DESCRIPTION_INVALID', cause });
+    throw new Failure('failed_precondition', 'medmesh.json is not JSON', {
+      reason: 'ADAPTER_DESCRIPTION_INVALID',
+      cause,
+    });
   }
   if (parsed === null || typeof parsed !== 'object' || parsed.format !== 1) {
-    throw new Failure('failed_precondition', 'medmesh.json has another format than 1', { reason: 'ADAPTER_DESCRIPTION_INVALID' });
+    throw new Failure('failed_precondition', 'medmesh.json has another format than 1', {
+      reason: 'ADAPTER_DESCRIPTION_INVALID',
+    });
   }
   const sound =
     typeof parsed.base?.digest === 'string' &&
     Array.isArray(parsed.probes) &&
-    parsed.probes.every((p) => Array.isArray(p?.tokens) && Array.isArray(p.logprobs) && p.logprobs.length === p.tokens.length - 1);
-  if (!sound) throw new Failure('failed_precondition', 'medmesh.json lacks its base or well-formed probes', { reason: 'ADAPTER_DESCRIPTION_INVALID' });
+    parsed.probes.every(
+      (p) => Array.isArray(p?.tokens) && Array.isArray(p.logprobs) && p.logprobs.length === p.tokens.length - 1,
+    );
+  if (!sound)
+    throw new Failure('failed_precondition', 'medmesh.json lacks its base or well-formed probes', {
+      reason: 'ADAPTER_DESCRIPTION_INVALID',
+    });
   return parsed as AdapterDescription;
 }

@@ -1,5 +1,15 @@
-export { type AdapterDescription, adapterDescriptionFile, parseAdapterDescription, serializeAdapterDescription } from './adapter-description.ts';
-export { type Catalog, openCatalog } from './catalog.ts';
-export { type DatasetMetadata, parseDatasetMetadata, serializeDatasetMetadata, type SplitFiles } from './dataset-metadata.ts';
-export { names } from './names.ts';
+export {
+  type AdapterDescription,
+  adapterDescriptionFile,
+  parseAdapterDescription,
+  serializeAdapterDescription,
+} from './adapter-description.ts';
 export { artifactFiles, manifestOf } from './artifacts.ts';
+export { type Catalog, openCatalog } from './catalog.ts';
+export {
+  type DatasetMetadata,
+  parseDatasetMetadata,
+  type SplitFiles,
+  serializeDatasetMetadata,
+} from './dataset-metadata.ts';
+export { names } from './names.ts';

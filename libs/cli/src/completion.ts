@@ -3,7 +3,9 @@ import type { Command } from 'commander';
 /** Every command path with its flags, e.g. `model import` → `--id --revision`. */
 function commandPaths(command: Command, path: string[] = []): { path: string; words: string[] }[] {
   const children = command.commands.filter((child) => child.name() !== 'help');
-  const flags = command.options.flatMap((option) => (option.long === undefined || option.long === null ? [] : [option.long]));
+  const flags = command.options.flatMap((option) =>
+    option.long === undefined || option.long === null ? [] : [option.long],
+  );
   return [
     { path: path.join(' '), words: [...children.map((child) => child.name()), ...flags] },
     ...children.flatMap((child) => commandPaths(child, [...path, child.name()])),

@@ -1,5 +1,5 @@
-import { Failure } from '@medmesh/errors';
 import { connect, type MedmeshClient } from '@medmesh/client';
+import { Failure } from '@medmesh/errors';
 import type { Command } from 'commander';
 import { readMesh } from './mesh/mesh.ts';
 import { defaultStateDir } from './mesh/paths.ts';
@@ -23,10 +23,16 @@ export const environment = (env: NodeJS.ProcessEnv) => ({
   project: env['MEDMESH_PROJECT'] ?? 'default',
   state: env['MEDMESH_STATE'] ?? defaultStateDir,
   otlpEndpoint: env['OTEL_EXPORTER_OTLP_ENDPOINT'],
+  inherited: { PATH: env['PATH'] ?? '', HOME: env['HOME'] ?? '/' },
 });
 
+export type Environment = ReturnType<typeof environment>;
+
 /** Runs a command's action with its context; the client is closed whatever happens. */
-export function withContext<A extends unknown[]>(signal: AbortSignal, action: (context: CommandContext, ...rest: A) => Promise<void>): (...args: A) => Promise<void> {
+export function withContext<A extends unknown[]>(
+  signal: AbortSignal,
+  action: (context: CommandContext, ...rest: A) => Promise<void>,
+): (...args: A) => Promise<void> {
   return async (...args) => {
     // commander passes the Command last.
     const command = args.at(-1) as Command;
@@ -53,5 +59,9 @@ async function resolveAddress(global: GlobalOptions): Promise<string> {
   if (global.address !== undefined) return global.address;
   const mesh = await readMesh(global.state);
   if (mesh !== undefined) return mesh.gateway;
-  throw new Failure('unavailable', 'no mesh runs here; start one by ./medmesh up, or name a gateway by --address host:port', { reason: 'MESH_NOT_RUNNING' });
+  throw new Failure(
+    'unavailable',
+    'no mesh runs here; start one by ./medmesh up, or name a gateway by --address host:port',
+    { reason: 'MESH_NOT_RUNNING' },
+  );
 }

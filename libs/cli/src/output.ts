@@ -1,4 +1,4 @@
-import { Failure, toFailure } from '@medmesh/errors';
+import { type Failure, toFailure } from '@medmesh/errors';
 
 /** Where a command writes: a sentence for people, or JSON for programs. */
 export type Output = {
@@ -25,7 +25,13 @@ export const createOutput = (json: boolean): Output => ({
 
 /** Exit codes: 0 done, 1 failed, 2 the command's or request's fault, 3 nothing answers, 130 interrupted. */
 export function exitCodeOf(failure: Failure): number {
-  if (failure.code === 'invalid_argument' || failure.code === 'not_found' || failure.code === 'already_exists' || failure.code === 'failed_precondition') return 2;
+  if (
+    failure.code === 'invalid_argument' ||
+    failure.code === 'not_found' ||
+    failure.code === 'already_exists' ||
+    failure.code === 'failed_precondition'
+  )
+    return 2;
   if (failure.code === 'unavailable') return 3;
   return failure.code === 'cancelled' ? 130 : 1;
 }
@@ -34,7 +40,9 @@ export function exitCodeOf(failure: Failure): number {
 export function reportError(error: unknown, json: boolean): number {
   const failure = toFailure(error);
   const { code, reason, message, fields, metadata } = failure;
-  process.stderr.write(json ? `${JSON.stringify({ error: { code, reason, message, fields, metadata } })}\n` : `medmesh: ${message}\n`);
+  process.stderr.write(
+    json ? `${JSON.stringify({ error: { code, reason, message, fields, metadata } })}\n` : `medmesh: ${message}\n`,
+  );
   return exitCodeOf(failure);
 }
 
@@ -56,12 +64,18 @@ export function formatSeconds(seconds: number): string {
   const s = Math.max(0, Math.round(seconds));
   const pad = (n: number) => String(n).padStart(2, '0');
   const hours = Math.floor(s / 3600);
-  return hours > 0 ? `${hours}:${pad(Math.floor((s % 3600) / 60))}:${pad(s % 60)}` : `${Math.floor(s / 60)}:${pad(s % 60)}`;
+  return hours > 0
+    ? `${hours}:${pad(Math.floor((s % 3600) / 60))}:${pad(s % 60)}`
+    : `${Math.floor(s / 60)}:${pad(s % 60)}`;
 }
 
 /** Columns as wide as their widest cell. */
 export function table(headers: readonly string[], rows: readonly (readonly string[])[]): string {
   const widths = headers.map((header, i) => Math.max(header.length, ...rows.map((row) => (row[i] ?? '').length)));
-  const line = (cells: readonly string[]) => cells.map((cell, i) => cell.padEnd(widths[i] ?? 0)).join('  ').trimEnd();
+  const line = (cells: readonly string[]) =>
+    cells
+      .map((cell, i) => cell.padEnd(widths[i] ?? 0))
+      .join('  ')
+      .trimEnd();
   return [line(headers), ...rows.map(line)].join('\n');
 }

@@ -19,14 +19,22 @@ export function createProgram(env: NodeJS.ProcessEnv, signal: AbortSignal): Comm
     .description('Fine-tunes language models on a hospital’s own questions and answers, and serves the result.')
     .version('0.1.0')
     .addOption(new Option('--json', 'one line of JSON instead of text').default(false))
-    .addOption(new Option('--address <host:port>', 'the gateway; default: MEDMESH_ADDRESS, else the mesh that runs here').default(defaults.address))
+    .addOption(
+      new Option(
+        '--address <host:port>',
+        'the gateway; default: MEDMESH_ADDRESS, else the mesh that runs here',
+      ).default(defaults.address),
+    )
     .addOption(new Option('--project <project>', 'the project that names are made in').default(defaults.project))
     .addOption(new Option('--state <folder>', 'where a mesh on this machine keeps everything').default(defaults.state))
     .showSuggestionAfterError()
     .configureHelp({ showGlobalOptions: true })
-    .addHelpText('after', '\nExit codes: 0 done, 1 failed, 2 wrong use or refused, 3 nothing answers, 130 interrupted.');
-  addQuickstartCommand(program, signal);
-  addMeshCommands(program, signal);
+    .addHelpText(
+      'after',
+      '\nExit codes: 0 done, 1 failed, 2 wrong use or refused, 3 nothing answers, 130 interrupted.',
+    );
+  addQuickstartCommand(program, signal, defaults);
+  addMeshCommands(program, signal, defaults);
   addModelCommands(program, signal);
   addDatasetCommands(program, signal);
   addFinetuneCommand(program, signal);
@@ -38,7 +46,8 @@ export function createProgram(env: NodeJS.ProcessEnv, signal: AbortSignal): Comm
     .command('completion <shell>')
     .description('print a completion script: eval "$(./medmesh completion bash)"')
     .action((shell: string) => {
-      if (shell !== 'bash' && shell !== 'zsh') throw new Failure('invalid_argument', `shell is ${shell}; use bash or zsh`, { reason: 'FIELD_INVALID' });
+      if (shell !== 'bash' && shell !== 'zsh')
+        throw new Failure('invalid_argument', `shell is ${shell}; use bash or zsh`, { reason: 'FIELD_INVALID' });
       process.stdout.write(completionScript(program, shell));
     });
   for (const command of program.commands) command.copyInheritedSettings(program);

@@ -15,15 +15,27 @@ export type AdaptersClient = {
   /** Downloads the PEFT folder and medmesh.json and verifies every file. */
   download(idOrName: string, dir: string): Promise<string[]>;
   /** Has the server write the PEFT folder to a `file://` or `s3://` place of its own. */
-  export(idOrName: string, destinationUri: string, wait?: WaitOptions<unknown>): Promise<lifecycle.ExportAdapterResponse>;
+  export(
+    idOrName: string,
+    destinationUri: string,
+    wait?: WaitOptions<unknown>,
+  ): Promise<lifecycle.ExportAdapterResponse>;
 };
 
-export function createAdaptersClient(service: Client<lifecycle.AdapterServiceDefinition>, operations: OperationsClient, parent: string): AdaptersClient {
+export function createAdaptersClient(
+  service: Client<lifecycle.AdapterServiceDefinition>,
+  operations: OperationsClient,
+  parent: string,
+): AdaptersClient {
   const name = (id: string) => (id.startsWith('projects/') ? id : `${parent}/adapters/${id}`);
   return {
     name,
     get: (idOrName) => service.getAdapter({ name: name(idOrName) }),
-    list: () => pageThrough((pageToken) => service.listAdapters({ parent, pageSize: 1000, pageToken }), (page) => page.adapters),
+    list: () =>
+      pageThrough(
+        (pageToken) => service.listAdapters({ parent, pageSize: 1000, pageToken }),
+        (page) => page.adapters,
+      ),
     async delete(idOrName) {
       await service.deleteAdapter({ name: name(idOrName) });
     },
@@ -33,13 +45,18 @@ export function createAdaptersClient(service: Client<lifecycle.AdapterServiceDef
       const adapter = await service.getAdapter({ name: name(idOrName) });
       const written: string[] = [];
       for (const file of adapter.files) {
-        written.push(await downloadFile(dir, file, service.downloadAdapterFile({ name: adapter.name, path: file.path })));
+        written.push(
+          await downloadFile(dir, file, service.downloadAdapterFile({ name: adapter.name, path: file.path })),
+        );
       }
       return written;
     },
     async export(idOrName, destinationUri, wait) {
       const operation = await service.exportAdapter({ name: name(idOrName), destinationUri });
-      const types = { response: lifecycle.ExportAdapterResponse, metadata: { decode: (bytes: Uint8Array): unknown => bytes } };
+      const types = {
+        response: lifecycle.ExportAdapterResponse,
+        metadata: { decode: (bytes: Uint8Array): unknown => bytes },
+      };
       return waitForOperation(operations, operation, types, wait);
     },
   };

@@ -53,7 +53,12 @@ export function connect(options: ConnectOptions = {}): MedmeshClient {
     jobs: createJobsClient(createClient(lifecycle.FineTuningServiceDefinition, channel), parent),
     adapters: createAdaptersClient(createClient(lifecycle.AdapterServiceDefinition, channel), operations, parent),
     inference: createInferenceClient(createClient(inference.InferenceServiceDefinition, channel)),
-    raw: { operations, tokenizer: rawTokenizer(channel), trainer: rawTrainer(channel), inferenceAdmin: rawAdmin(channel) },
+    raw: {
+      operations,
+      tokenizer: rawTokenizer(channel),
+      trainer: rawTrainer(channel),
+      inferenceAdmin: rawAdmin(channel),
+    },
     close: () => channel.close(),
   };
 }

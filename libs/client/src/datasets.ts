@@ -21,17 +21,27 @@ export type DatasetsClient = {
   list(): AsyncGenerator<dataset.Dataset>;
   delete(idOrName: string): Promise<void>;
   /** Uploads a file of rows; the digest is what a spec's source names. */
-  upload(path: string, onProgress?: (done: number, total: number) => void): Promise<{ digest: string; sizeBytes: number; fileName: string }>;
+  upload(
+    path: string,
+    onProgress?: (done: number, total: number) => void,
+  ): Promise<{ digest: string; sizeBytes: number; fileName: string }>;
   buildVersion(idOrName: string, spec: SpecInput, wait?: Wait, requestId?: string): Promise<dataset.DatasetVersion>;
   /** Does all that buildVersion does, but keeps nothing. */
   validate(idOrName: string, spec: SpecInput, wait?: Wait): Promise<dataset.DataStats>;
   getVersion(name: string): Promise<dataset.DatasetVersion>;
   listVersions(idOrName: string): AsyncGenerator<dataset.DatasetVersion>;
   /** Rendered text, tokens and mask of chosen rows. Returns patient text: ask only for what you may see. */
-  preview(idOrName: string, what: { spec?: SpecInput; datasetVersion?: string; rowIndices?: number[] }): Promise<dataset.PreviewExample[]>;
+  preview(
+    idOrName: string,
+    what: { spec?: SpecInput; datasetVersion?: string; rowIndices?: number[] },
+  ): Promise<dataset.PreviewExample[]>;
 };
 
-export function createDatasetsClient(service: Client<dataset.DatasetServiceDefinition>, operations: OperationsClient, parent: string): DatasetsClient {
+export function createDatasetsClient(
+  service: Client<dataset.DatasetServiceDefinition>,
+  operations: OperationsClient,
+  parent: string,
+): DatasetsClient {
   const name = (id: string) => (id.startsWith('projects/') ? id : `${parent}/datasets/${id}`);
   return {
     name,
@@ -44,7 +54,11 @@ export function createDatasetsClient(service: Client<dataset.DatasetServiceDefin
       }
     },
     get: (idOrName) => service.getDataset({ name: name(idOrName) }),
-    list: () => pageThrough((pageToken) => service.listDatasets({ parent, pageSize: 1000, pageToken }), (page) => page.datasets),
+    list: () =>
+      pageThrough(
+        (pageToken) => service.listDatasets({ parent, pageSize: 1000, pageToken }),
+        (page) => page.datasets,
+      ),
     async delete(idOrName) {
       await service.deleteDataset({ name: name(idOrName) });
     },
@@ -65,15 +79,28 @@ export function createDatasetsClient(service: Client<dataset.DatasetServiceDefin
     },
     async buildVersion(idOrName, spec, wait, requestId = '') {
       const operation = await service.createDatasetVersion({ parent: name(idOrName), spec, requestId });
-      return waitForOperation(operations, operation, { response: dataset.DatasetVersion, metadata: dataset.DatasetVersionMetadata }, wait);
+      return waitForOperation(
+        operations,
+        operation,
+        { response: dataset.DatasetVersion, metadata: dataset.DatasetVersionMetadata },
+        wait,
+      );
     },
     async validate(idOrName, spec, wait) {
       const operation = await service.validateDatasetVersion({ parent: name(idOrName), spec });
-      return waitForOperation(operations, operation, { response: dataset.DataStats, metadata: dataset.DatasetVersionMetadata }, wait);
+      return waitForOperation(
+        operations,
+        operation,
+        { response: dataset.DataStats, metadata: dataset.DatasetVersionMetadata },
+        wait,
+      );
     },
     getVersion: (version) => service.getDatasetVersion({ name: version }),
     listVersions: (idOrName) =>
-      pageThrough((pageToken) => service.listDatasetVersions({ parent: name(idOrName), pageSize: 1000, pageToken }), (page) => page.datasetVersions),
+      pageThrough(
+        (pageToken) => service.listDatasetVersions({ parent: name(idOrName), pageSize: 1000, pageToken }),
+        (page) => page.datasetVersions,
+      ),
     async preview(idOrName, what) {
       const { examples } = await service.previewExamples({ parent: name(idOrName), ...what });
       return examples;

@@ -5,9 +5,14 @@ import { Failure } from '@medmesh/errors';
 import type { model } from '@medmesh/proto';
 
 /** Writes streamed chunks to a file, checks size and digest, and only then gives it its name. */
-export async function downloadFile(dir: string, file: model.ArtifactFile, chunks: AsyncIterable<{ chunk: Uint8Array }>): Promise<string> {
+export async function downloadFile(
+  dir: string,
+  file: model.ArtifactFile,
+  chunks: AsyncIterable<{ chunk: Uint8Array }>,
+): Promise<string> {
   const path = normalize(file.path);
-  if (path.startsWith('..') || path.startsWith('/')) throw new Failure('data_loss', 'a file of the artifact lies outside its folder', { reason: 'MANIFEST_INVALID' });
+  if (path.startsWith('..') || path.startsWith('/'))
+    throw new Failure('data_loss', 'a file of the artifact lies outside its folder', { reason: 'MANIFEST_INVALID' });
   const target = join(dir, path);
   const partial = `${target}.partial`;
   await mkdir(dirname(target), { recursive: true });
@@ -24,7 +29,10 @@ export async function downloadFile(dir: string, file: model.ArtifactFile, chunks
       await handle.close();
     }
     const digest = `sha256:${hash.digest('hex')}`;
-    if (digest !== file.digest) throw new Failure('data_loss', `${file.path} arrived with digest ${digest} instead of ${file.digest}`, { reason: 'ARTIFACT_CORRUPT' });
+    if (digest !== file.digest)
+      throw new Failure('data_loss', `${file.path} arrived with digest ${digest} instead of ${file.digest}`, {
+        reason: 'ARTIFACT_CORRUPT',
+      });
     await rename(partial, target);
   } catch (error) {
     await rm(partial, { force: true });

@@ -3,7 +3,11 @@ import { inference } from '@medmesh/proto';
 import type { Client } from '@medmesh/rpc';
 
 /** What is asked: a question for the trained template, a conversation, or plain text. */
-export type AskInput = { question: string } | { turns: { role: 'system' | 'user' | 'assistant'; content: string }[] } | { text: string } | { tokens: number[] };
+export type AskInput =
+  | { question: string }
+  | { turns: { role: 'system' | 'user' | 'assistant'; content: string }[] }
+  | { text: string }
+  | { tokens: number[] };
 
 export type AskOptions = {
   /** Base: name or digest. Default: the adapter's, else the server's only one. */
@@ -54,7 +58,10 @@ function toRequest(input: AskInput, options: AskOptions): GenerateInput {
 
 export function createInferenceClient(service: Client<inference.InferenceServiceDefinition>): InferenceClient {
   async function* ask(input: AskInput, options: AskOptions = {}): AsyncGenerator<AskEvent> {
-    const events = service.generate(toRequest(input, options), options.signal === undefined ? {} : { signal: options.signal });
+    const events = service.generate(
+      toRequest(input, options),
+      options.signal === undefined ? {} : { signal: options.signal },
+    );
     for await (const { event } of events) {
       if (event?.$case === 'started') yield { kind: 'started', started: event.value };
       else if (event?.$case === 'finished') yield { kind: 'finished', finished: event.value };
@@ -78,7 +85,8 @@ export function createInferenceClient(service: Client<inference.InferenceService
         else if (event.kind === 'reasoning') reasoning += event.text;
         else answer += event.text;
       }
-      if (started === undefined || finished === undefined) throw new Failure('unavailable', 'the stream ended before the answer did', { reason: 'STREAM_CUT' });
+      if (started === undefined || finished === undefined)
+        throw new Failure('unavailable', 'the stream ended before the answer did', { reason: 'STREAM_CUT' });
       return { reasoning, answer, started, finished };
     },
     score: (request) => service.score(request),

@@ -6,19 +6,33 @@ import { pageThrough } from './page-through.ts';
 type JobInput = Parameters<typeof lifecycle.FineTuningJob.fromPartial>[0];
 
 const State = lifecycle.FineTuningJob_State;
-const terminal: readonly lifecycle.FineTuningJob_State[] = [State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED];
+const terminal: readonly lifecycle.FineTuningJob_State[] = [
+  State.SUCCEEDED,
+  State.FAILED,
+  State.CANCELLED,
+  State.EXPIRED,
+];
 
 /** Fine-tuning jobs. A job is named by id or by full name. */
 export type JobsClient = {
   name(id: string): string;
-  create(job: JobInput, options?: { id?: string; requestId?: string; validateOnly?: boolean }): Promise<lifecycle.FineTuningJob>;
+  create(
+    job: JobInput,
+    options?: { id?: string; requestId?: string; validateOnly?: boolean },
+  ): Promise<lifecycle.FineTuningJob>;
   get(idOrName: string): Promise<lifecycle.FineTuningJob>;
   list(filter?: string): AsyncGenerator<lifecycle.FineTuningJob>;
   estimate(job: JobInput): Promise<lifecycle.FineTuningEstimate>;
   /** Every event from the cursor on, through lost connections, until the terminal one. */
-  watch(idOrName: string, options?: { afterSequence?: number; signal?: AbortSignal }): AsyncGenerator<lifecycle.JobEvent>;
+  watch(
+    idOrName: string,
+    options?: { afterSequence?: number; signal?: AbortSignal },
+  ): AsyncGenerator<lifecycle.JobEvent>;
   /** Watches until the job has ended; throws its error if it failed. */
-  waitFor(idOrName: string, options?: { onEvent?: (event: lifecycle.JobEvent) => void; signal?: AbortSignal }): Promise<lifecycle.FineTuningJob>;
+  waitFor(
+    idOrName: string,
+    options?: { onEvent?: (event: lifecycle.JobEvent) => void; signal?: AbortSignal },
+  ): Promise<lifecycle.FineTuningJob>;
   cancel(idOrName: string): Promise<lifecycle.FineTuningJob>;
   pause(idOrName: string): Promise<lifecycle.FineTuningJob>;
   resume(idOrName: string): Promise<lifecycle.FineTuningJob>;
@@ -33,11 +47,17 @@ const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 export function createJobsClient(service: Client<lifecycle.FineTuningServiceDefinition>, parent: string): JobsClient {
   const name = (id: string) => (id.startsWith('projects/') ? id : `${parent}/fineTuningJobs/${id}`);
 
-  async function* watch(idOrName: string, options: { afterSequence?: number; signal?: AbortSignal } = {}): AsyncGenerator<lifecycle.JobEvent> {
+  async function* watch(
+    idOrName: string,
+    options: { afterSequence?: number; signal?: AbortSignal } = {},
+  ): AsyncGenerator<lifecycle.JobEvent> {
     let afterSequence = options.afterSequence ?? 0;
     for (;;) {
       try {
-        const events = service.watchFineTuningJob({ name: name(idOrName), afterSequence }, options.signal === undefined ? {} : { signal: options.signal });
+        const events = service.watchFineTuningJob(
+          { name: name(idOrName), afterSequence },
+          options.signal === undefined ? {} : { signal: options.signal },
+        );
         for await (const event of events) {
           afterSequence = event.sequence;
           yield event;
@@ -63,11 +83,16 @@ export function createJobsClient(service: Client<lifecycle.FineTuningServiceDefi
         validateOnly: options.validateOnly ?? false,
       }),
     get: (idOrName) => service.getFineTuningJob({ name: name(idOrName) }),
-    list: (filter = '') => pageThrough((pageToken) => service.listFineTuningJobs({ parent, pageSize: 1000, pageToken, filter }), (page) => page.fineTuningJobs),
+    list: (filter = '') =>
+      pageThrough(
+        (pageToken) => service.listFineTuningJobs({ parent, pageSize: 1000, pageToken, filter }),
+        (page) => page.fineTuningJobs,
+      ),
     estimate: (job) => service.estimateFineTuningJob({ parent, fineTuningJob: job }),
     watch,
     async waitFor(idOrName, options = {}) {
-      for await (const event of watch(idOrName, options.signal === undefined ? {} : { signal: options.signal })) options.onEvent?.(event);
+      for await (const event of watch(idOrName, options.signal === undefined ? {} : { signal: options.signal }))
+        options.onEvent?.(event);
       const job = await service.getFineTuningJob({ name: name(idOrName) });
       if (job.state === State.FAILED && job.error !== undefined) throw fromStatus(job.error);
       return job;
@@ -79,7 +104,10 @@ export function createJobsClient(service: Client<lifecycle.FineTuningServiceDefi
       await service.deleteFineTuningJob({ name: name(idOrName) });
     },
     checkpoints: (idOrName) =>
-      pageThrough((pageToken) => service.listCheckpoints({ parent: name(idOrName), pageSize: 1000, pageToken }), (page) => page.checkpoints),
+      pageThrough(
+        (pageToken) => service.listCheckpoints({ parent: name(idOrName), pageSize: 1000, pageToken }),
+        (page) => page.checkpoints,
+      ),
     async metrics(idOrName, pointCount = 0) {
       const { points } = await service.queryJobMetrics({ name: name(idOrName), pointCount });
       return points;

@@ -23,16 +23,31 @@ export type ModelsClient = {
   download(idOrName: string, dir: string, onFile?: (file: model.ArtifactFile) => void): Promise<string[]>;
 };
 
-export function createModelsClient(service: Client<model.ModelServiceDefinition>, operations: OperationsClient, parent: string): ModelsClient {
+export function createModelsClient(
+  service: Client<model.ModelServiceDefinition>,
+  operations: OperationsClient,
+  parent: string,
+): ModelsClient {
   const name = (id: string) => (id.startsWith('projects/') ? id : `${parent}/models/${id}`);
   const types = { response: model.Model, metadata: model.ModelOperationMetadata };
   return {
     name,
-    import: async (request, wait) => waitForOperation(operations, await service.importModel({ parent, ...request }), types, wait),
-    quantize: async (request, wait) => waitForOperation(operations, await service.quantizeModel({ ...request, sourceModel: name(request.sourceModel ?? '') }), types, wait),
+    import: async (request, wait) =>
+      waitForOperation(operations, await service.importModel({ parent, ...request }), types, wait),
+    quantize: async (request, wait) =>
+      waitForOperation(
+        operations,
+        await service.quantizeModel({ ...request, sourceModel: name(request.sourceModel ?? '') }),
+        types,
+        wait,
+      ),
     merge: async (request, wait) => waitForOperation(operations, await service.mergeAdapter(request), types, wait),
     get: (idOrName) => service.getModel({ name: name(idOrName) }),
-    list: () => pageThrough((pageToken) => service.listModels({ parent, pageSize: 1000, pageToken }), (page) => page.models),
+    list: () =>
+      pageThrough(
+        (pageToken) => service.listModels({ parent, pageSize: 1000, pageToken }),
+        (page) => page.models,
+      ),
     async delete(idOrName) {
       await service.deleteModel({ name: name(idOrName) });
     },

@@ -1,5 +1,5 @@
 import { Failure } from '@medmesh/errors';
-import { longrunning, type protobuf } from '@medmesh/proto';
+import type { longrunning, protobuf } from '@medmesh/proto';
 import { type Client, fromStatus } from '@medmesh/rpc';
 
 export type OperationsClient = Client<longrunning.OperationsDefinition>;
@@ -17,7 +17,8 @@ export type WaitOptions<M> = {
   pollMs?: number;
 };
 
-const unpack = <T>(any: protobuf.Any | undefined, type: Decoder<T>): T | undefined => (any === undefined ? undefined : type.decode(any.value));
+const unpack = <T>(any: protobuf.Any | undefined, type: Decoder<T>): T | undefined =>
+  any === undefined ? undefined : type.decode(any.value);
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 

@@ -16,7 +16,11 @@ export type EndJob = {
  * Brings a job to its one terminal state: the record's compare-and-set decides, the event follows. Returns the record as it is afterwards, which
  * is another terminal state if somebody else was first. A crash between the two is mended by lifecycle's reconciliation.
  */
-export async function endJob(deps: { jobs: Bucket<lifecycle.FineTuningJob>; events: JobEvents }, name: string, end: EndJob): Promise<lifecycle.FineTuningJob> {
+export async function endJob(
+  deps: { jobs: Bucket<lifecycle.FineTuningJob>; events: JobEvents },
+  name: string,
+  end: EndJob,
+): Promise<lifecycle.FineTuningJob> {
   const entry = await deps.jobs.modify(keyOf(name), (job) => {
     if (isTerminal(job.state)) return undefined;
     if (end.fencingToken !== undefined && job.fencingToken > end.fencingToken) return undefined;

@@ -44,7 +44,10 @@ export function createJobEvents(publisher: Publisher): JobEvents {
       const { project, job } = names.job.parse(jobName);
       const { id, bytes } = encode(jobName, event);
       const type = `medmesh.lifecycle.v1.JobEvent.${eventType(event)}`;
-      const { sequence } = await publisher.publish(subjects.jobEvent(project, job, eventType(event)), bytes, { messageId: id, type });
+      const { sequence } = await publisher.publish(subjects.jobEvent(project, job, eventType(event)), bytes, {
+        messageId: id,
+        type,
+      });
       return sequence;
     },
     async publishTerminal(jobName, event) {

@@ -14,4 +14,6 @@ export function canonicalJson(value: unknown): string {
 
 /** `sha256:<hex>` of the canonical resolved spec: what a checkpoint must match to be resumed. */
 export const specDigest = (spec: lifecycle.ResolvedSpec): string =>
-  `sha256:${createHash('sha256').update(canonicalJson(lifecycle.ResolvedSpec.toJSON(spec))).digest('hex')}`;
+  `sha256:${createHash('sha256')
+    .update(canonicalJson(lifecycle.ResolvedSpec.toJSON(spec)))
+    .digest('hex')}`;

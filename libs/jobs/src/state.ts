@@ -23,19 +23,26 @@ const next: Record<State, readonly State[]> = {
 };
 
 /** The state's name without its prefix, e.g. `RUNNING`. */
-export const stateName = (state: State): string =>
-  lifecycle.fineTuningJob_StateToJSON(state).replace(/^STATE_/, '');
+export const stateName = (state: State): string => lifecycle.fineTuningJob_StateToJSON(state).replace(/^STATE_/, '');
 
 /** Whether a job in this state never changes again. */
 export const isTerminal = (state: State): boolean => next[state].length === 0 && state !== State.UNRECOGNIZED;
 
 /** The job in its new state. Failure `failed_precondition` STATE_TRANSITION_NOT_ALLOWED if the state machine has no such edge. */
-export function transition(job: lifecycle.FineTuningJob, to: State, changes: Partial<lifecycle.FineTuningJob> = {}): lifecycle.FineTuningJob {
+export function transition(
+  job: lifecycle.FineTuningJob,
+  to: State,
+  changes: Partial<lifecycle.FineTuningJob> = {},
+): lifecycle.FineTuningJob {
   if (!next[job.state].includes(to)) {
-    throw new Failure('failed_precondition', `${job.name} is ${stateName(job.state)}; it cannot become ${stateName(to)}`, {
-      reason: 'STATE_TRANSITION_NOT_ALLOWED',
-      metadata: { from: stateName(job.state), to: stateName(to) },
-    });
+    throw new Failure(
+      'failed_precondition',
+      `${job.name} is ${stateName(job.state)}; it cannot become ${stateName(to)}`,
+      {
+        reason: 'STATE_TRANSITION_NOT_ALLOWED',
+        metadata: { from: stateName(job.state), to: stateName(to) },
+      },
+    );
   }
   return { ...job, ...changes, state: to, updateTime: new Date() };
 }

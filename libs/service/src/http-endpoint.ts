@@ -9,9 +9,15 @@ export type HttpEndpoint = { readonly port: number; close(): Promise<void> };
  * `/metrics` for Prometheus, `/healthz` (200 while the process may be sent requests, else 503) and `/livez` (200 while it works at all).
  * Plain node:http: three fixed answers need no framework.
  */
-export async function startHttpEndpoint(host: string, port: number, metrics: Metrics, health: Health): Promise<HttpEndpoint> {
+export async function startHttpEndpoint(
+  host: string,
+  port: number,
+  metrics: Metrics,
+  health: Health,
+): Promise<HttpEndpoint> {
   const server = createServer((request, response) => {
-    const answer = (status: number, type: string, body: string) => response.writeHead(status, { 'content-type': type }).end(body);
+    const answer = (status: number, type: string, body: string) =>
+      response.writeHead(status, { 'content-type': type }).end(body);
     const state = (name: string) => {
       const ok = health.isServing(name);
       answer(ok ? 200 : 503, 'text/plain; charset=utf-8', ok ? 'ok\n' : 'not serving\n');

@@ -24,7 +24,10 @@ export type OperationRecord = {
   worker: string;
 };
 
-type Stored = Omit<OperationRecord, 'operation' | 'request'> & { operation: string; request: { typeUrl: string; bytes: string } };
+type Stored = Omit<OperationRecord, 'operation' | 'request'> & {
+  operation: string;
+  request: { typeUrl: string; bytes: string };
+};
 
 const base64 = (bytes: Uint8Array) => Buffer.from(bytes).toString('base64');
 
@@ -61,12 +64,22 @@ export function checkOperationName(name: string): void {
 const any = (packed: Packed): protobuf.Any => ({ typeUrl: packed.typeUrl, value: Buffer.from(packed.bytes) });
 
 /** The operation with its end: a response or an error. */
-export const finished = (operation: longrunning.Operation, result: { response: Packed } | { error: rpc.Status }): longrunning.Operation => ({
+export const finished = (
+  operation: longrunning.Operation,
+  result: { response: Packed } | { error: rpc.Status },
+): longrunning.Operation => ({
   ...operation,
   done: true,
-  result: 'response' in result ? { $case: 'response', value: any(result.response) } : { $case: 'error', value: result.error },
+  result:
+    'response' in result ? { $case: 'response', value: any(result.response) } : { $case: 'error', value: result.error },
 });
 
-export const withMetadata = (operation: longrunning.Operation, metadata: Packed): longrunning.Operation => ({ ...operation, metadata: any(metadata) });
+export const withMetadata = (operation: longrunning.Operation, metadata: Packed): longrunning.Operation => ({
+  ...operation,
+  metadata: any(metadata),
+});
 
-export const cancelledStatus = (): rpc.Status => toStatus(new Failure('cancelled', 'the operation was cancelled', { reason: 'OPERATION_CANCELLED' }));
+export const cancelled = (): Failure =>
+  new Failure('cancelled', 'the operation was cancelled', { reason: 'OPERATION_CANCELLED' });
+
+export const cancelledStatus = (): rpc.Status => toStatus(cancelled());

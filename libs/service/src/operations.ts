@@ -4,7 +4,15 @@ import { subjects } from '@medmesh/events';
 import { longrunning, type protobuf } from '@medmesh/proto';
 import { type Bucket, type Entry, idempotent, keyOf } from '@medmesh/records';
 import { activeTraceparent } from '@medmesh/telemetry';
-import { cancelledStatus, checkOperationName, finished, operationCodec, type OperationRecord, type Packed, withMetadata } from './operation-record.ts';
+import {
+  cancelledStatus,
+  checkOperationName,
+  finished,
+  type OperationRecord,
+  operationCodec,
+  type Packed,
+  withMetadata,
+} from './operation-record.ts';
 import { type OperationHandler, runOperations } from './run-operations.ts';
 import type { ServiceContext } from './service-context.ts';
 
@@ -37,7 +45,9 @@ export type Operations = {
 const defaultWaitMs = 30_000;
 const longestWaitMs = 10 * 60_000;
 
-export async function createOperations(context: Pick<ServiceContext<unknown>, 'nc' | 'records' | 'publisher' | 'log' | 'signal'>): Promise<Operations> {
+export async function createOperations(
+  context: Pick<ServiceContext<unknown>, 'nc' | 'records' | 'publisher' | 'log' | 'signal'>,
+): Promise<Operations> {
   const { records, publisher } = context;
   const bucket: Bucket<OperationRecord> = await records.bucket('operations', operationCodec);
 
@@ -82,7 +92,12 @@ export async function createOperations(context: Pick<ServiceContext<unknown>, 'n
       };
       return idempotent(
         records,
-        { method: o.kind, requestId: o.requestId ?? '', body: Buffer.concat([Buffer.from(o.request.typeUrl), o.request.bytes]), resCodec: codec },
+        {
+          method: o.kind,
+          requestId: o.requestId ?? '',
+          body: Buffer.concat([Buffer.from(o.request.typeUrl), o.request.bytes]),
+          resCodec: codec,
+        },
         () => create(o),
       );
     },
@@ -90,7 +105,10 @@ export async function createOperations(context: Pick<ServiceContext<unknown>, 'n
       return (await entryOf(name)).value.operation;
     },
     async list(request) {
-      const page = await bucket.list(keyOf('operations/'), { pageSize: request.pageSize, pageToken: request.pageToken });
+      const page = await bucket.list(keyOf('operations/'), {
+        pageSize: request.pageSize,
+        pageToken: request.pageToken,
+      });
       return longrunning.ListOperationsResponse.fromPartial({
         operations: page.entries.map((entry) => entry.value.operation),
         nextPageToken: page.nextPageToken,
@@ -101,14 +119,21 @@ export async function createOperations(context: Pick<ServiceContext<unknown>, 'n
       await bucket.modify(entry.key, (record) => {
         if (record.operation.done || record.cancelRequested) return undefined;
         // Nobody has begun: it ends here. The queue's message finds it done.
-        if (record.worker === '') return { ...record, cancelRequested: true, operation: finished(record.operation, { error: cancelledStatus() }) };
+        if (record.worker === '')
+          return {
+            ...record,
+            cancelRequested: true,
+            operation: finished(record.operation, { error: cancelledStatus() }),
+          };
         return { ...record, cancelRequested: true };
       });
     },
     async delete(name) {
       const entry = await entryOf(name);
       if (!entry.value.operation.done) {
-        throw new Failure('failed_precondition', `${name} is not done; cancel it first`, { reason: 'OPERATION_NOT_DONE' });
+        throw new Failure('failed_precondition', `${name} is not done; cancel it first`, {
+          reason: 'OPERATION_NOT_DONE',
+        });
       }
       await bucket.delete(entry.key, entry.revision);
     },

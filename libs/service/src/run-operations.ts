@@ -1,11 +1,11 @@
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
-import { toFailure } from '@medmesh/errors';
+import { Failure, toFailure } from '@medmesh/errors';
 import { consumeWork, Requeue, subjects } from '@medmesh/events';
 import { type Bucket, type Entry, keyOf } from '@medmesh/records';
 import { toStatus } from '@medmesh/rpc';
 import { withSpan } from '@medmesh/telemetry';
-import { cancelledStatus, finished, type OperationRecord, type Packed, withMetadata } from './operation-record.ts';
+import { cancelled, cancelledStatus, finished, type OperationRecord, type Packed, withMetadata } from './operation-record.ts';
 import type { ServiceContext } from './service-context.ts';
 
 /** An operation that is being done. */
@@ -14,7 +14,7 @@ export type RunningOperation = {
   readonly request: Uint8Array;
   /** Shows progress. */
   update(metadata: Packed): Promise<void>;
-  /** Aborts when the operation is cancelled or the process stops. */
+  /** Aborts when the operation is cancelled (its reason: Failure OPERATION_CANCELLED) or the process stops (WORKER_STOPPING). */
   readonly signal: AbortSignal;
 };
 
@@ -38,12 +38,14 @@ function attend(deps: RunDeps, key: string, worker: string, cancel: AbortControl
   const stop = new AbortController();
   const beat = setInterval(() => {
     deps.bucket
-      .modify(key, (record) => (record.worker === worker && !record.operation.done ? { ...record, heartbeatMs: Date.now() } : undefined))
+      .modify(key, (record) =>
+        record.worker === worker && !record.operation.done ? { ...record, heartbeatMs: Date.now() } : undefined,
+      )
       .catch((error: unknown) => deps.log.debug({ err: error }, 'a heartbeat was not recorded'));
   }, heartbeatMs);
   const follow = async () => {
     for await (const change of deps.bucket.watch(key, stop.signal)) {
-      if (!('value' in change) || change.value.cancelRequested) cancel.abort();
+      if (!('value' in change) || change.value.cancelRequested) cancel.abort(cancelled());
     }
   };
   const following = follow().catch((error: unknown) => {
@@ -56,11 +58,19 @@ function attend(deps: RunDeps, key: string, worker: string, cancel: AbortControl
   };
 }
 
-async function perform(deps: RunDeps, entry: Entry<OperationRecord>, worker: string, handler: OperationHandler, stopping: AbortSignal): Promise<void> {
+async function perform(
+  deps: RunDeps,
+  entry: Entry<OperationRecord>,
+  worker: string,
+  handler: OperationHandler,
+  stopping: AbortSignal,
+): Promise<void> {
   const { key } = entry;
   const { name } = entry.value.operation;
   const end = (result: Parameters<typeof finished>[1]) =>
-    deps.bucket.modify(key, (record) => (record.operation.done ? undefined : { ...record, operation: finished(record.operation, result) }));
+    deps.bucket.modify(key, (record) =>
+      record.operation.done ? undefined : { ...record, operation: finished(record.operation, result) },
+    );
   const cancel = new AbortController();
   const leave = attend(deps, key, worker, cancel);
   try {
@@ -69,7 +79,9 @@ async function perform(deps: RunDeps, entry: Entry<OperationRecord>, worker: str
       request: entry.value.request.bytes,
       signal: AbortSignal.any([stopping, cancel.signal]),
       async update(metadata) {
-        await deps.bucket.modify(key, (record) => (record.operation.done ? undefined : { ...record, operation: withMetadata(record.operation, metadata) }));
+        await deps.bucket.modify(key, (record) =>
+          record.operation.done ? undefined : { ...record, operation: withMetadata(record.operation, metadata) },
+        );
       },
     });
     await leave();
@@ -105,7 +117,11 @@ async function sweep(deps: RunDeps, kind: string): Promise<void> {
 }
 
 /** Consumes the operations of one kind until stopped; what runs then is handed back. */
-export async function runOperations(deps: RunDeps, kind: string, handler: OperationHandler): Promise<{ stop(): Promise<void> }> {
+export async function runOperations(
+  deps: RunDeps,
+  kind: string,
+  handler: OperationHandler,
+): Promise<{ stop(): Promise<void> }> {
   const worker = `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`;
   const stopping = new AbortController();
   const consumer = await consumeWork({
@@ -122,18 +138,31 @@ export async function runOperations(deps: RunDeps, kind: string, handler: Operat
       const key = keyOf(Buffer.from(message.data).toString());
       const found = await deps.bucket.get(key);
       if (found === undefined || found.value.operation.done) return;
-      if (found.value.worker !== '' && found.value.worker !== worker && Date.now() - found.value.heartbeatMs < silenceMs) throw new Requeue(silenceMs / 2);
+      if (
+        found.value.worker !== '' &&
+        found.value.worker !== worker &&
+        Date.now() - found.value.heartbeatMs < silenceMs
+      )
+        throw new Requeue(silenceMs / 2);
       const claimed = await deps.bucket.modify(key, (record) =>
         record.operation.done ? undefined : { ...record, worker, heartbeatMs: Date.now(), attempt: record.attempt + 1 },
       );
       if (claimed.value.operation.done || claimed.value.worker !== worker) return;
       if (claimed.value.cancelRequested) {
-        await deps.bucket.modify(key, (record) => ({ ...record, operation: finished(record.operation, { error: cancelledStatus() }) }));
+        await deps.bucket.modify(key, (record) => ({
+          ...record,
+          operation: finished(record.operation, { error: cancelledStatus() }),
+        }));
         return;
       }
       const parent = claimed.value.traceparent;
-      await withSpan(`operation ${kind}`, { attributes: { 'medmesh.operation.name': claimed.value.operation.name }, ...(parent === '' ? {} : { parent }) }, () =>
-        perform(deps, claimed, worker, handler, stopping.signal),
+      await withSpan(
+        `operation ${kind}`,
+        {
+          attributes: { 'medmesh.operation.name': claimed.value.operation.name },
+          ...(parent === '' ? {} : { parent }),
+        },
+        () => perform(deps, claimed, worker, handler, stopping.signal),
       );
     },
   });
@@ -143,7 +172,11 @@ export async function runOperations(deps: RunDeps, kind: string, handler: Operat
   return {
     async stop() {
       clearInterval(sweeping);
-      stopping.abort();
+      stopping.abort(
+        new Failure('unavailable', 'this worker is stopping; the operation goes on in another', {
+          reason: 'WORKER_STOPPING',
+        }),
+      );
       await consumer.stop();
     },
   };

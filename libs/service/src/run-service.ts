@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { commonConfig, ConfigError, describeConfig, loadConfig } from '@medmesh/config';
+import { ConfigError, type commonConfig, describeConfig, loadConfig } from '@medmesh/config';
 import { Failure, toFailure } from '@medmesh/errors';
 import { connectNats, createPublisher, ensureStreams } from '@medmesh/events';
 import { createLogger, type Logger } from '@medmesh/log';
@@ -7,7 +7,7 @@ import { type ObjectStore, openCache, openObjectStore } from '@medmesh/objects';
 import { openRecords } from '@medmesh/records';
 import { createHealth, startServer } from '@medmesh/rpc';
 import { createMetrics, flushTelemetry } from '@medmesh/telemetry';
-import { z } from 'zod';
+import type { z } from 'zod';
 import { startHttpEndpoint } from './http-endpoint.ts';
 import { removePortFile, writePortFile } from './port-file.ts';
 import type { ServiceContext, Started } from './service-context.ts';
@@ -44,7 +44,8 @@ function answersArguments(name: string, schema: z.ZodObject, argv: readonly stri
 /** What a failure at start says in one line. */
 function startFault(name: string, error: unknown): string {
   const system = error as { code?: unknown; port?: unknown; address?: unknown };
-  if (system.code === 'EADDRINUSE') return `${name}: port ${String(system.port)} on ${String(system.address)} is taken; stop what listens there or choose another`;
+  if (system.code === 'EADDRINUSE')
+    return `${name}: port ${String(system.port)} on ${String(system.address)} is taken; stop what listens there or choose another`;
   return `${name}: ${toFailure(error).message}`;
 }
 
@@ -74,7 +75,12 @@ export async function runService<Shape extends z.core.$ZodShape>(o: ServiceOptio
   process.exit();
 }
 
-async function live<Shape extends z.core.$ZodShape>(o: ServiceOptions<Shape>, config: Readonly<z.output<z.ZodObject<Shape>>>, common: CommonConfig, log: Logger): Promise<number> {
+async function live<Shape extends z.core.$ZodShape>(
+  o: ServiceOptions<Shape>,
+  config: Readonly<z.output<z.ZodObject<Shape>>>,
+  common: CommonConfig,
+  log: Logger,
+): Promise<number> {
   const stopping = listenForStop(log);
   const abort = new AbortController();
   const closers: (() => Promise<unknown> | undefined)[] = [];
@@ -93,7 +99,14 @@ async function live<Shape extends z.core.$ZodShape>(o: ServiceOptions<Shape>, co
     const context = await connectAll(o, config, common, { log, metrics, health, early, signal: abort.signal, closers });
     const started = await o.start(context);
     closers.push(() => started.close?.());
-    const server = await startServer({ host: common.LISTEN_HOST, port: common.GRPC_PORT, services: started.services, log, metrics, health });
+    const server = await startServer({
+      host: common.LISTEN_HOST,
+      port: common.GRPC_PORT,
+      services: started.services,
+      log,
+      metrics,
+      health,
+    });
     if (common.PORT_FILE !== undefined) {
       const path = common.PORT_FILE;
       await writePortFile(path, { grpc: server.port, metrics: http.port });
@@ -103,7 +116,10 @@ async function live<Shape extends z.core.$ZodShape>(o: ServiceOptions<Shape>, co
     health.set('ready', true);
     log.info({ grpc: server.port, metrics: http.port }, `${o.name} is ready`);
 
-    const ended = await Promise.race([stopping.asked.then(() => undefined), ...(started.done === undefined ? [] : [started.done])]);
+    const ended = await Promise.race([
+      stopping.asked.then(() => undefined),
+      ...(started.done === undefined ? [] : [started.done]),
+    ]);
     log.info({}, ended === undefined ? 'stopping' : 'done');
     const hardStop = setTimeout(() => {
       log.error({}, `still not stopped after ${common.SHUTDOWN_GRACE_MS} ms; exiting`);
@@ -127,12 +143,31 @@ async function live<Shape extends z.core.$ZodShape>(o: ServiceOptions<Shape>, co
   }
 }
 
-type Opened = { log: Logger; metrics: ServiceContext<never>['metrics']; health: ServiceContext<never>['health']; early: AbortSignal; signal: AbortSignal; closers: (() => Promise<unknown> | undefined)[] };
+type Opened = {
+  log: Logger;
+  metrics: ServiceContext<never>['metrics'];
+  health: ServiceContext<never>['health'];
+  early: AbortSignal;
+  signal: AbortSignal;
+  closers: (() => Promise<unknown> | undefined)[];
+};
 
 /** Broker, records, store and cache, each waited for until it is there. */
-async function connectAll<Shape extends z.core.$ZodShape, C>(o: ServiceOptions<Shape>, config: C, common: CommonConfig, opened: Opened): Promise<ServiceContext<C>> {
+async function connectAll<Shape extends z.core.$ZodShape, C>(
+  o: ServiceOptions<Shape>,
+  config: C,
+  common: CommonConfig,
+  opened: Opened,
+): Promise<ServiceContext<C>> {
   const { log, metrics, health, early, signal, closers } = opened;
-  const context: Partial<ServiceContext<C>> & Pick<ServiceContext<C>, 'config' | 'log' | 'metrics' | 'health' | 'signal'> = { config, log, metrics, health, signal };
+  const context: Partial<ServiceContext<C>> &
+    Pick<ServiceContext<C>, 'config' | 'log' | 'metrics' | 'health' | 'signal'> = {
+    config,
+    log,
+    metrics,
+    health,
+    signal,
+  };
   const parts: Partial<{ -readonly [K in keyof ServiceContext<C>]: ServiceContext<C>[K] }> = {};
   if (o.uses?.nats !== false) {
     const nc = await connectNats({ url: common.NATS_URL, name: o.name, log, signal: early });
@@ -172,16 +207,21 @@ async function waitForStore(common: CommonConfig, log: Logger, signal: AbortSign
   }
 }
 
+const parts = ['nc', 'records', 'publisher', 'store', 'cache'] as const;
+
 /** Reading a part that the service said it does not use is a mistake in its code, told at once. */
 function withoutHoles<C>(context: Partial<ServiceContext<C>>): ServiceContext<C> {
-  return new Proxy(context, {
-    get(target, key, receiver) {
-      if (typeof key === 'string' && !(key in target)) {
-        throw new Failure('internal', `the service uses ${key}, which it said it does not need`, { reason: 'CONTEXT_INCOMPLETE' });
-      }
-      return Reflect.get(target, key, receiver) as unknown;
-    },
-  }) as ServiceContext<C>;
+  for (const part of parts) {
+    if (context[part] !== undefined) continue;
+    Object.defineProperty(context, part, {
+      get() {
+        throw new Failure('internal', `the service reads ${part}, which it said it does not use`, {
+          reason: 'CONTEXT_INCOMPLETE',
+        });
+      },
+    });
+  }
+  return context as ServiceContext<C>;
 }
 
 /** SIGTERM and SIGINT ask to stop; a second one ends the process. */

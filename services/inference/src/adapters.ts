@@ -56,22 +56,45 @@ export function createAdapters(deps: BaseDeps, bases: Bases, now: () => number):
       onState(State.VALIDATING);
       const description = parseAdapterDescription(await readFile(join(dir, adapterDescriptionFile), 'utf8'));
       if (description.base.digest !== record.baseDigest) {
-        throw new Failure('failed_precondition', `${record.name} was trained on base ${description.base.digest}, its record says ${record.baseDigest}`, {
-          reason: 'ADAPTER_BASE_MISMATCH',
-        });
+        throw new Failure(
+          'failed_precondition',
+          `${record.name} was trained on base ${description.base.digest}, its record says ${record.baseDigest}`,
+          {
+            reason: 'ADAPTER_BASE_MISMATCH',
+          },
+        );
       }
       const base = await bases.acquire(await bases.resolve(record.baseDigest));
       try {
         const template = resolveCanonicalTemplate(description.template, base.value.tokenizer);
         if (template.digest !== record.templateDigest || base.value.tokenizer.digest !== record.tokenizerDigest) {
-          throw new Failure('failed_precondition', `${record.name} was trained with another template or tokenizer than its files hold`, { reason: 'TEMPLATE_MISMATCH' });
+          throw new Failure(
+            'failed_precondition',
+            `${record.name} was trained with another template or tokenizer than its files hold`,
+            { reason: 'TEMPLATE_MISMATCH' },
+          );
         }
         const engine = await base.value.model.loadAdapter(dir);
         try {
           onState(State.PROBING);
-          const parity = await replayProbes(base.value.model, engine, description.probes, deps.config.PARITY_MAX_MEAN_DIFFERENCE, record.name, deps.signal);
+          const parity = await replayProbes(
+            base.value.model,
+            engine,
+            description.probes,
+            deps.config.PARITY_MAX_MEAN_DIFFERENCE,
+            record.name,
+            deps.signal,
+          );
           deps.log.info({ adapter: record.name, digest: record.digest, ...parity }, 'adapter ready');
-          const value: LoadedAdapter = { record, description, engine, template, parity, readyTime: new Date(now()), base };
+          const value: LoadedAdapter = {
+            record,
+            description,
+            engine,
+            template,
+            parity,
+            readyTime: new Date(now()),
+            base,
+          };
           return { value, bytes: engine.parameterCount * bytesPerWeight };
         } catch (error) {
           await engine.close();
@@ -101,7 +124,9 @@ export function createAdapters(deps: BaseDeps, bases: Bases, now: () => number):
       // A pending record belongs to a job that has not succeeded yet: the adapter does not exist.
       if (record === undefined || record.state === lifecycle.Adapter_State.UNSPECIFIED) throw notFound(ref);
       if (record.state === lifecycle.Adapter_State.REVOKED) {
-        throw new Failure('failed_precondition', `${record.name} is revoked and must not be served`, { reason: 'ADAPTER_REVOKED' });
+        throw new Failure('failed_precondition', `${record.name} is revoked and must not be served`, {
+          reason: 'ADAPTER_REVOKED',
+        });
       }
       return record;
     },
@@ -111,14 +136,22 @@ export function createAdapters(deps: BaseDeps, bases: Bases, now: () => number):
       failures.delete(record.digest);
       try {
         const lease = await resident.acquire(record.digest, () =>
-          withSpan('inference.load_adapter', { attributes: { 'medmesh.adapter.digest': record.digest }, links: [record.traceparent] }, () => load(record, onState)),
+          withSpan(
+            'inference.load_adapter',
+            { attributes: { 'medmesh.adapter.digest': record.digest }, links: [record.traceparent] },
+            () => load(record, onState),
+          ),
         );
         onState(State.READY);
         return lease;
       } catch (error) {
         const failure = toFailure(error);
         // What is wrong with the adapter itself stays wrong; what was away may be back.
-        if (failure.code === 'failed_precondition' || failure.code === 'data_loss' || failure.code === 'invalid_argument') {
+        if (
+          failure.code === 'failed_precondition' ||
+          failure.code === 'data_loss' ||
+          failure.code === 'invalid_argument'
+        ) {
           failures.set(record.digest, { failure, until: now() + failureTtlMs });
         }
         throw failure;

@@ -25,7 +25,9 @@ const describe = (adapter: LoadedAdapter, users: number, bytes: number, pinned: 
 });
 
 /** States of a load as they happen, then its result. */
-async function* states<T>(load: (onState: (state: inference.LoadState) => void) => Promise<T>): AsyncGenerator<inference.LoadState, T> {
+async function* states<T>(
+  load: (onState: (state: inference.LoadState) => void) => Promise<T>,
+): AsyncGenerator<inference.LoadState, T> {
   const seen: inference.LoadState[] = [State.RESOLVING];
   let wake = () => {};
   let settled = false;
@@ -46,7 +48,10 @@ async function* states<T>(load: (onState: (state: inference.LoadState) => void) 
 }
 
 /** Loads a base and keeps it. */
-export async function* loadBase(deps: AdminDeps, request: inference.LoadBaseRequest): AsyncGenerator<inference.LoadBaseResponse> {
+export async function* loadBase(
+  deps: AdminDeps,
+  request: inference.LoadBaseRequest,
+): AsyncGenerator<inference.LoadBaseResponse> {
   const record = await deps.bases.resolve(request.base);
   const answer = (state: inference.LoadState): inference.LoadBaseResponse => ({
     state,
@@ -60,7 +65,10 @@ export async function* loadBase(deps: AdminDeps, request: inference.LoadBaseRequ
   yield answer(State.READY);
 }
 
-export async function unloadBase(deps: AdminDeps, request: inference.UnloadBaseRequest): Promise<inference.UnloadBaseResponse> {
+export async function unloadBase(
+  deps: AdminDeps,
+  request: inference.UnloadBaseRequest,
+): Promise<inference.UnloadBaseResponse> {
   const record = await deps.bases.resolve(request.base);
   // Adapters hold their base; they go first.
   for (const [key, entry] of deps.adapters.resident.entries()) {
@@ -71,9 +79,16 @@ export async function unloadBase(deps: AdminDeps, request: inference.UnloadBaseR
 }
 
 /** Loads an adapter: fetch, verify, replay its probes, ready. */
-export async function* loadAdapter(deps: AdminDeps, request: inference.LoadAdapterRequest): AsyncGenerator<inference.LoadedAdapter> {
+export async function* loadAdapter(
+  deps: AdminDeps,
+  request: inference.LoadAdapterRequest,
+): AsyncGenerator<inference.LoadedAdapter> {
   const record = await deps.adapters.resolve(request.adapter);
-  const partial = inference.LoadedAdapter.fromPartial({ adapter: record.name, digest: record.digest, baseDigest: record.baseDigest });
+  const partial = inference.LoadedAdapter.fromPartial({
+    adapter: record.name,
+    digest: record.digest,
+    baseDigest: record.baseDigest,
+  });
   const progress = states((onState) => deps.adapters.acquire(record, onState));
   for (;;) {
     const next = await progress.next();
@@ -88,8 +103,13 @@ export async function* loadAdapter(deps: AdminDeps, request: inference.LoadAdapt
   }
 }
 
-export async function unloadAdapter(deps: AdminDeps, request: inference.UnloadAdapterRequest): Promise<inference.LoadedAdapter> {
-  const found = deps.adapters.resident.entries().find(([key, entry]) => key === request.adapter || entry.value.record.name === request.adapter);
+export async function unloadAdapter(
+  deps: AdminDeps,
+  request: inference.UnloadAdapterRequest,
+): Promise<inference.LoadedAdapter> {
+  const found = deps.adapters.resident
+    .entries()
+    .find(([key, entry]) => key === request.adapter || entry.value.record.name === request.adapter);
   if (found === undefined) throw notFound(`${request.adapter} in memory`);
   const [key, entry] = found;
   const last = describe(entry.value, entry.users, entry.bytes, entry.pinned);
@@ -98,10 +118,15 @@ export async function unloadAdapter(deps: AdminDeps, request: inference.UnloadAd
 }
 
 export const listLoadedAdapters = (deps: AdminDeps): inference.ListLoadedAdaptersResponse => ({
-  adapters: deps.adapters.resident.entries().map(([, entry]) => describe(entry.value, entry.users, entry.bytes, entry.pinned)),
+  adapters: deps.adapters.resident
+    .entries()
+    .map(([, entry]) => describe(entry.value, entry.users, entry.bytes, entry.pinned)),
 });
 
-export async function getModelInfo(deps: AdminDeps, request: inference.GetModelInfoRequest): Promise<inference.ModelInfo> {
+export async function getModelInfo(
+  deps: AdminDeps,
+  request: inference.GetModelInfoRequest,
+): Promise<inference.ModelInfo> {
   const record = request.base === '' ? deps.bases.only() : await deps.bases.resolve(request.base);
   const base = deps.bases.resident.peek(record.digest)?.value;
   if (base === undefined) throw notFound(`${record.name} in memory`);

@@ -23,7 +23,11 @@ test('requests beyond the bound wait in order and enter as others leave', async 
 test('a full queue refuses with a time to come back', async () => {
   const admission = createAdmission(1, 0);
   await admission.enter(0, never);
-  await expect(admission.enter(0, never)).rejects.toMatchObject({ code: 'resource_exhausted', reason: 'QUEUE_FULL', retryAfterMs: 1000 });
+  await expect(admission.enter(0, never)).rejects.toMatchObject({
+    code: 'resource_exhausted',
+    reason: 'QUEUE_FULL',
+    retryAfterMs: 1000,
+  });
 });
 
 test('a caller who goes away, or waits too long, leaves no trace in the queue', async () => {

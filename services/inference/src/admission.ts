@@ -22,12 +22,16 @@ export function createAdmission(maxRunning: number, maxWaiting: number): Admissi
 
   return {
     async enter(maxQueueMs, signal) {
-      if (closed) throw new Failure('unavailable', 'the server is draining', { reason: 'DRAINING', retryAfterMs: 1_000 });
+      if (closed)
+        throw new Failure('unavailable', 'the server is draining', { reason: 'DRAINING', retryAfterMs: 1_000 });
       signal.throwIfAborted();
       const since = performance.now();
       if (running >= maxRunning) {
         if (queue.length >= maxWaiting) {
-          throw new Failure('resource_exhausted', `${running} requests run and ${queue.length} wait; come back later`, { reason: 'QUEUE_FULL', retryAfterMs: 1_000 });
+          throw new Failure('resource_exhausted', `${running} requests run and ${queue.length} wait; come back later`, {
+            reason: 'QUEUE_FULL',
+            retryAfterMs: 1_000,
+          });
         }
         const limit = maxQueueMs > 0 ? AbortSignal.any([signal, AbortSignal.timeout(maxQueueMs)]) : signal;
         await new Promise<void>((resolve, reject) => {
@@ -39,8 +43,11 @@ export function createAdmission(maxRunning: number, maxWaiting: number): Admissi
             queue.splice(queue.indexOf(go), 1);
             reject(
               signal.aborted
-                ? signal.reason
-                : new Failure('resource_exhausted', `waited ${maxQueueMs} ms for a place`, { reason: 'QUEUE_TIMEOUT', retryAfterMs: 1_000 }),
+                ? (signal.reason as Error)
+                : new Failure('resource_exhausted', `waited ${maxQueueMs} ms for a place`, {
+                    reason: 'QUEUE_TIMEOUT',
+                    retryAfterMs: 1_000,
+                  }),
             );
           };
           queue.push(go);

@@ -12,9 +12,23 @@ import { findByDigest } from './find-by-digest.ts';
 import { createResidentSet, type Lease, type ResidentSet } from './resident.ts';
 
 /** A base in memory with its tokenizer. */
-export type Base = { record: modelProto.Model; model: Model; tokenizer: TextTokenizer; device: string; release: () => void };
+export type Base = {
+  record: modelProto.Model;
+  model: Model;
+  tokenizer: TextTokenizer;
+  device: string;
+  release: () => void;
+};
 
-export type BaseDeps = { catalog: Catalog; store: ObjectStore; cache: Cache; log: Logger; config: InferenceConfig; device: string; signal: AbortSignal };
+export type BaseDeps = {
+  catalog: Catalog;
+  store: ObjectStore;
+  cache: Cache;
+  log: Logger;
+  config: InferenceConfig;
+  device: string;
+  signal: AbortSignal;
+};
 
 export type Bases = {
   /** Finds the record of a name or digest. Failure `not_found`, or `failed_precondition` if it is not ready. */
@@ -49,7 +63,9 @@ export function createBases(deps: BaseDeps): Bases {
       try {
         const tokenizer = await loadTokenizer(dir);
         if (tokenizer.digest !== record.tokenizerDigest) {
-          throw new Failure('data_loss', `${record.name} has another tokenizer than its record says`, { reason: 'ARTIFACT_CORRUPT' });
+          throw new Failure('data_loss', `${record.name} has another tokenizer than its record says`, {
+            reason: 'ARTIFACT_CORRUPT',
+          });
         }
         const model = await loadModel({
           modelDir: dir,

@@ -2,7 +2,12 @@ import { inference } from '@medmesh/proto';
 import { expect, test } from 'vitest';
 import { coalesce } from './coalesce.ts';
 
-const delta = (tokenId: number, text: string, choice = 0, channel: inference.Channel = inference.Channel.ANSWER): inference.GenerateEvent => ({
+const delta = (
+  tokenId: number,
+  text: string,
+  choice = 0,
+  channel: inference.Channel = inference.Channel.ANSWER,
+): inference.GenerateEvent => ({
   event: { $case: 'delta', value: { choice, channel, text, tokenIds: [tokenId], logprobs: [] } },
 });
 const finished: inference.GenerateEvent = { event: { $case: 'finished', value: inference.Finished.fromPartial({}) } };
@@ -33,7 +38,13 @@ test('the first token goes at once', async () => {
 });
 
 test('reasoning and answer, and different choices, are never joined', async () => {
-  const sent = await run([delta(1, 'a', 0, inference.Channel.REASONING), delta(2, 'b', 0, inference.Channel.REASONING), delta(3, 'c'), delta(4, 'd', 1), finished]);
+  const sent = await run([
+    delta(1, 'a', 0, inference.Channel.REASONING),
+    delta(2, 'b', 0, inference.Channel.REASONING),
+    delta(3, 'c'),
+    delta(4, 'd', 1),
+    finished,
+  ]);
   const texts = sent.flatMap(({ event }) => (event?.$case === 'delta' ? [event.value.text] : []));
   expect(texts).toEqual(['a', 'b', 'c', 'd']);
 });

@@ -1,4 +1,4 @@
-import { inference } from '@medmesh/proto';
+import type { inference } from '@medmesh/proto';
 
 /** Deltas are sent together: at most so long, or so many tokens, apart. The first of a choice goes at once. */
 const maxDelayMs = 25;
@@ -10,7 +10,9 @@ const isDelta = (event: inference.GenerateEvent) => (event.event?.$case === 'del
  * Joins neighbouring deltas of one choice and channel, so that many streams do not drown the event loop in messages. Order is kept; whatever is not a
  * delta is sent at once, after what was held.
  */
-export async function* coalesce(events: AsyncIterable<inference.GenerateEvent>): AsyncGenerator<inference.GenerateEvent> {
+export async function* coalesce(
+  events: AsyncIterable<inference.GenerateEvent>,
+): AsyncGenerator<inference.GenerateEvent> {
   let held: inference.Delta | undefined;
   let heldSince = 0;
   const begun = new Set<number>();

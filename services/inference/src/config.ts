@@ -3,17 +3,47 @@ import { z } from 'zod';
 
 export const configSchema = z.object({
   ...commonConfig,
-  PRELOAD_BASES: z.string().default('').describe('bases to load at start, names or digests, separated by commas; not ready before they are'),
-  MAX_RUNNING_REQUESTS: z.coerce.number().int().min(1).max(1024).default(8).describe('requests answered at once; more wait'),
-  MAX_WAITING_REQUESTS: z.coerce.number().int().min(0).default(256).describe('requests that may wait; more are refused with RESOURCE_EXHAUSTED'),
-  ADAPTER_MEMORY_BYTES: z.coerce.number().int().positive().default(1024 ** 3).describe('adapters kept in memory; the least recently used one goes first'),
-  MAX_LOADED_BASES: z.coerce.number().int().min(1).default(2).describe('bases kept in memory; an unused one goes when another is needed'),
+  PRELOAD_BASES: z
+    .string()
+    .default('')
+    .describe('bases to load at start, names or digests, separated by commas; not ready before they are'),
+  MAX_RUNNING_REQUESTS: z.coerce
+    .number()
+    .int()
+    .min(1)
+    .max(1024)
+    .default(8)
+    .describe('requests answered at once; more wait'),
+  MAX_WAITING_REQUESTS: z.coerce
+    .number()
+    .int()
+    .min(0)
+    .default(256)
+    .describe('requests that may wait; more are refused with RESOURCE_EXHAUSTED'),
+  ADAPTER_MEMORY_BYTES: z.coerce
+    .number()
+    .int()
+    .positive()
+    .default(1024 ** 3)
+    .describe('adapters kept in memory; the least recently used one goes first'),
+  MAX_LOADED_BASES: z.coerce
+    .number()
+    .int()
+    .min(1)
+    .default(2)
+    .describe('bases kept in memory; an unused one goes when another is needed'),
   PARITY_MAX_MEAN_DIFFERENCE: z.coerce
     .number()
     .positive()
     .default(0.01)
     .describe('largest mean |Δ log p| between the trainer’s probes and this server before an adapter is refused'),
-  ENGINE_THREADS: z.coerce.number().int().min(0).max(1024).default(0).describe('threads of the engine; 0: as many as the CPU quota'),
+  ENGINE_THREADS: z.coerce
+    .number()
+    .int()
+    .min(0)
+    .max(1024)
+    .default(0)
+    .describe('threads of the engine; 0: as many as the CPU quota'),
   ENGINE_DEVICE: z.string().default('').describe('`cpu`, `cuda`, `cuda:1`; empty: the best there is'),
 });
 

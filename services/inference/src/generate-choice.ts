@@ -7,7 +7,12 @@ import { createTextAssembler } from './text-assembler.ts';
 const { ANSWER, REASONING } = inference.Channel;
 const Reason = inference.FinishReason;
 
-export type ChoiceOptions = { choice: number; logprobs: number | undefined; reasoning: inference.Reasoning | undefined; queuedMs: number };
+export type ChoiceOptions = {
+  choice: number;
+  logprobs: number | undefined;
+  reasoning: inference.Reasoning | undefined;
+  queuedMs: number;
+};
 
 const milliseconds = (ms: number) => ({ seconds: Math.floor(ms / 1000), nanos: Math.round((ms % 1000) * 1e6) });
 
@@ -15,7 +20,11 @@ const milliseconds = (ms: number) => ({ seconds: Math.floor(ms / 1000), nanos: M
 const answerShare = 0.25;
 
 /** Tokens of reasoning before it is closed, so that an answer always has room. Undefined: no limit of its own. */
-export function reasoningBudget(reasoning: inference.Reasoning | undefined, maxTokens: number, startsInsideThink: boolean): number | undefined {
+export function reasoningBudget(
+  reasoning: inference.Reasoning | undefined,
+  maxTokens: number,
+  startsInsideThink: boolean,
+): number | undefined {
   if (!startsInsideThink) return undefined;
   const reserve = reasoning?.answerReserveTokens || Math.ceil(maxTokens * answerShare);
   const room = Math.max(0, maxTokens - reserve);
@@ -23,13 +32,21 @@ export function reasoningBudget(reasoning: inference.Reasoning | undefined, maxT
 }
 
 /** A token's log-probability as the API carries it. */
-const tokenLogprob = (step: GenerateStep): inference.TokenLogprob => ({ tokenId: step.tokenId, logprob: step.logprob, top: step.topLogprobs ?? [] });
+const tokenLogprob = (step: GenerateStep): inference.TokenLogprob => ({
+  tokenId: step.tokenId,
+  logprob: step.logprob,
+  top: step.topLogprobs ?? [],
+});
 
 /**
  * Makes one answer. If the reasoning uses up its budget, `</think>` is put in its place and the answer follows: a truncated thought is never
  * returned as the answer.
  */
-export async function* generateChoice(prepared: Prepared, options: ChoiceOptions, signal: AbortSignal): AsyncGenerator<inference.GenerateEvent> {
+export async function* generateChoice(
+  prepared: Prepared,
+  options: ChoiceOptions,
+  signal: AbortSignal,
+): AsyncGenerator<inference.GenerateEvent> {
   const { base, adapter, started, stopTokenIds } = prepared;
   const sampling = started.sampling ?? inference.Sampling.fromPartial({});
   const maxTokens = sampling.maxTokens ?? 0;
@@ -44,7 +61,10 @@ export async function* generateChoice(prepared: Prepared, options: ChoiceOptions
   let reason: inference.FinishReason | undefined;
   const made: number[] = [];
 
-  const delta = (pieces: readonly { channel: 'reasoning' | 'answer'; text: string }[], step: GenerateStep | undefined): inference.GenerateEvent[] => {
+  const delta = (
+    pieces: readonly { channel: 'reasoning' | 'answer'; text: string }[],
+    step: GenerateStep | undefined,
+  ): inference.GenerateEvent[] => {
     const channelOf = (channel: 'reasoning' | 'answer') => (channel === 'reasoning' ? REASONING : ANSWER);
     const kept = pieces.filter((piece) => !(drop && piece.channel === 'reasoning'));
     // Ids and log-probabilities travel with the first piece of their token; a token that ends no piece goes with an empty one if they are wanted.
@@ -55,7 +75,13 @@ export async function* generateChoice(prepared: Prepared, options: ChoiceOptions
     return list.map((piece, i) => ({
       event: {
         $case: 'delta',
-        value: { choice: options.choice, channel: channelOf(piece.channel), text: piece.text, tokenIds: i === 0 ? ids : [], logprobs: i === 0 ? logprobs : [] },
+        value: {
+          choice: options.choice,
+          channel: channelOf(piece.channel),
+          text: piece.text,
+          tokenIds: i === 0 ? ids : [],
+          logprobs: i === 0 ? logprobs : [],
+        },
       },
     }));
   };

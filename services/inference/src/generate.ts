@@ -20,26 +20,40 @@ export type GenerateDeps = PrepareDeps & {
 type Events = AsyncGenerator<inference.GenerateEvent>;
 
 /** The events of a prepared request: one `started`, deltas, one `finished` for each choice. */
-async function* answer(prepared: Prepared, request: inference.GenerateRequest, queuedMs: number, signal: AbortSignal): Events {
+async function* answer(
+  prepared: Prepared,
+  request: inference.GenerateRequest,
+  queuedMs: number,
+  signal: AbortSignal,
+): Events {
   yield { event: { $case: 'started', value: prepared.started } };
   const wanted = request.logprobs;
   const logprobs = wanted !== undefined && (wanted.chosen || wanted.top > 0) ? wanted.top : undefined;
   const count = prepared.started.sampling?.n ?? 1;
-  const choices = Array.from({ length: count }, (_, choice) => generateChoice(prepared, { choice, logprobs, reasoning: request.reasoning, queuedMs }, signal));
+  const choices = Array.from({ length: count }, (_, choice) =>
+    generateChoice(prepared, { choice, logprobs, reasoning: request.reasoning, queuedMs }, signal),
+  );
   yield* coalesce(count === 1 && choices[0] !== undefined ? choices[0] : mergeStreams(choices));
 }
 
 /** Streams an answer. Ending the call, Cancel, and a full queue's deadline all stop it at the next token. */
-export async function* generate(deps: GenerateDeps, request: inference.GenerateRequest, callSignal: AbortSignal): Events {
+export async function* generate(
+  deps: GenerateDeps,
+  request: inference.GenerateRequest,
+  callSignal: AbortSignal,
+): Events {
   const requestId = request.requestId || randomUUID();
-  if (deps.running.has(requestId)) throw new Failure('already_exists', `request ${requestId} is running`, { reason: 'REQUEST_ID_REUSED' });
+  if (deps.running.has(requestId))
+    throw new Failure('already_exists', `request ${requestId} is running`, { reason: 'REQUEST_ID_REUSED' });
   const cancel = new AbortController();
   deps.running.set(requestId, cancel);
   const signal = AbortSignal.any([callSignal, cancel.signal]);
   const received = performance.now();
   let place: Awaited<ReturnType<Admission['enter']>> | undefined;
   let prepared: Prepared | undefined;
-  const { span, context: inside } = startSpan('inference.generate', { attributes: { [attribute.genAiOperationName]: 'text_completion' } });
+  const { span, context: inside } = startSpan('inference.generate', {
+    attributes: { [attribute.genAiOperationName]: 'text_completion' },
+  });
   try {
     place = await deps.admission.enter(request.maxQueueMs, signal);
     prepared = await context.with(inside, () => prepareRequest(deps, request, requestId));
@@ -69,7 +83,8 @@ export async function* generate(deps: GenerateDeps, request: inference.GenerateR
     span.setAttributes({ [attribute.genAiUsageOutputTokens]: tokens, [attribute.genAiResponseFinishReasons]: reasons });
   } catch (error) {
     failSpan(span, errorType(error));
-    if (cancel.signal.aborted && !callSignal.aborted) throw new Failure('cancelled', `request ${requestId} was cancelled`, { reason: 'CANCELLED' });
+    if (cancel.signal.aborted && !callSignal.aborted)
+      throw new Failure('cancelled', `request ${requestId} was cancelled`, { reason: 'CANCELLED' });
     throw error;
   } finally {
     span.end();
@@ -80,9 +95,14 @@ export async function* generate(deps: GenerateDeps, request: inference.GenerateR
 }
 
 /** The same, collected. */
-export async function complete(deps: GenerateDeps, request: inference.GenerateRequest, signal: AbortSignal): Promise<inference.GenerateResult> {
+export async function complete(
+  deps: GenerateDeps,
+  request: inference.GenerateRequest,
+  signal: AbortSignal,
+): Promise<inference.GenerateResult> {
   const result = inference.GenerateResult.fromPartial({});
-  const choiceAt = (index: number): inference.GenerateChoice => (result.choices[index] ??= inference.GenerateChoice.fromPartial({}));
+  const choiceAt = (index: number): inference.GenerateChoice =>
+    (result.choices[index] ??= inference.GenerateChoice.fromPartial({}));
   for await (const { event } of generate(deps, request, signal)) {
     if (event?.$case === 'started') result.started = event.value;
     else if (event?.$case === 'finished') choiceAt(event.value.choice).finished = event.value;

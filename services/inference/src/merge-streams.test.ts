@@ -34,6 +34,7 @@ test('a reader who leaves ends every stream', async () => {
 test('an error in one stream ends the others and is thrown', async () => {
   let ended = false;
   async function* broken(): AsyncGenerator<string> {
+    yield 'b0';
     await sleep(3);
     throw new Error('broken');
   }

@@ -9,7 +9,10 @@ export async function* mergeStreams<T>(streams: readonly AsyncGenerator<T>[]): A
         next.delete(i);
         continue;
       }
-      next.set(i, stream.next().then((following) => ({ i, result: following })));
+      next.set(
+        i,
+        stream.next().then((following) => ({ i, result: following })),
+      );
       yield result.value;
     }
   } finally {

@@ -1,7 +1,14 @@
 import type { Adapter as EngineAdapter } from '@medmesh/engine';
 import { Failure, invalidField, unimplemented } from '@medmesh/errors';
 import { inference } from '@medmesh/proto';
-import { encodeSegments, type ResolvedTemplate, resolveTemplate, type Slots, slotNames, type Turn } from '@medmesh/text';
+import {
+  encodeSegments,
+  type ResolvedTemplate,
+  resolveTemplate,
+  type Slots,
+  slotNames,
+  type Turn,
+} from '@medmesh/text';
 import type { Adapters, LoadedAdapter } from './adapters.ts';
 import { type Base, type Bases, quantizationName } from './bases.ts';
 import type { Lease } from './resident.ts';
@@ -25,7 +32,10 @@ type Rendered = { tokens: Uint32Array; template: ResolvedTemplate | undefined; s
 const maxPromptCharacters = 4 * 2 ** 20;
 
 /** Base and adapter of a request, in memory. Failure `failed_precondition` if they do not belong together. */
-async function acquireModel(deps: PrepareDeps, ref: inference.ModelRef | undefined): Promise<{ base: Lease<Base>; adapter: Lease<LoadedAdapter> | undefined }> {
+async function acquireModel(
+  deps: PrepareDeps,
+  ref: inference.ModelRef | undefined,
+): Promise<{ base: Lease<Base>; adapter: Lease<LoadedAdapter> | undefined }> {
   const adapterRef = ref?.adapter ?? '';
   if (adapterRef === '') {
     const record = ref === undefined || ref.base === '' ? deps.bases.only() : await deps.bases.resolve(ref.base);
@@ -34,7 +44,11 @@ async function acquireModel(deps: PrepareDeps, ref: inference.ModelRef | undefin
   const record = await deps.adapters.resolve(adapterRef);
   const base = await deps.bases.resolve(ref?.base || record.baseDigest);
   if (base.digest !== record.baseDigest) {
-    throw new Failure('failed_precondition', `${record.name} was trained on base ${record.baseDigest}, not on ${base.digest}`, { reason: 'ADAPTER_BASE_MISMATCH' });
+    throw new Failure(
+      'failed_precondition',
+      `${record.name} was trained on base ${record.baseDigest}, not on ${base.digest}`,
+      { reason: 'ADAPTER_BASE_MISMATCH' },
+    );
   }
   const adapter = await deps.adapters.acquire(record);
   try {
@@ -52,7 +66,8 @@ const reasoningMode = (mode: inference.Reasoning_Mode | undefined): 'auto' | 'on
 
 function checkSlots(slots: Record<string, string>): Slots {
   for (const name of Object.keys(slots)) {
-    if (!slotNames.some((known) => known === name)) throw invalidField('template.slots', `has ${JSON.stringify(name)}; known are ${slotNames.join(', ')}`);
+    if (!slotNames.some((known) => known === name))
+      throw invalidField('template.slots', `has ${JSON.stringify(name)}; known are ${slotNames.join(', ')}`);
   }
   return slots;
 }
@@ -60,13 +75,18 @@ function checkSlots(slots: Record<string, string>): Slots {
 function checkTurns(turns: readonly inference.ChatTurn[]): Turn[] {
   if (turns.length === 0) throw invalidField('chat.turns', 'is empty');
   return turns.map(({ role, content }, i) => {
-    if (role !== 'system' && role !== 'user' && role !== 'assistant') throw invalidField(`chat.turns[${i}].role`, 'use system, user or assistant');
+    if (role !== 'system' && role !== 'user' && role !== 'assistant')
+      throw invalidField(`chat.turns[${i}].role`, 'use system, user or assistant');
     return { role, content };
   });
 }
 
 /** The prompt as tokens. Users' text is plain: special-token text in it stays text. */
-async function render(request: inference.GenerateRequest, base: Base, adapter: LoadedAdapter | undefined): Promise<Rendered> {
+async function render(
+  request: inference.GenerateRequest,
+  base: Base,
+  adapter: LoadedAdapter | undefined,
+): Promise<Rendered> {
   const { input } = request;
   const { tokenizer } = base;
   if (input === undefined) throw invalidField('input', 'give one of template, chat, tokens or text');
@@ -77,31 +97,48 @@ async function render(request: inference.GenerateRequest, base: Base, adapter: L
     return { tokens: Uint32Array.from(input.value.ids), template: undefined, startsInsideThink: false };
   }
   if (input.$case === 'text') {
-    if (input.value.length > maxPromptCharacters) throw invalidField('text', `has ${input.value.length} characters; at most ${maxPromptCharacters}`);
-    return { tokens: await tokenizer.encode(input.value, { addSpecialTokens: true }), template: undefined, startsInsideThink: false };
+    if (input.value.length > maxPromptCharacters)
+      throw invalidField('text', `has ${input.value.length} characters; at most ${maxPromptCharacters}`);
+    return {
+      tokens: await tokenizer.encode(input.value, { addSpecialTokens: true }),
+      template: undefined,
+      startsInsideThink: false,
+    };
   }
   let template: ResolvedTemplate;
   let prompt: Slots | Turn[];
   if (input.$case === 'chat') {
     prompt = checkTurns(input.value.turns);
-    template = adapter?.template.kind === 'chat' ? adapter.template : resolveTemplate({ template: { $case: 'chat', value: { system: '' } } }, tokenizer);
+    template =
+      adapter?.template.kind === 'chat'
+        ? adapter.template
+        : resolveTemplate({ template: { $case: 'chat', value: { system: '' } } }, tokenizer);
   } else {
     const slots = checkSlots(input.value.slots);
     if (adapter !== undefined && input.value.builtin === '') template = adapter.template;
     else template = resolveTemplate({ template: { $case: 'builtin', value: input.value.builtin } }, tokenizer);
     const question = slots.question ?? slots.instruction;
-    if (question === undefined || question === '') throw invalidField('template.slots', 'give `question`, or `instruction` and `input`');
+    if (question === undefined || question === '')
+      throw invalidField('template.slots', 'give `question`, or `instruction` and `input`');
     prompt = template.kind === 'chat' ? [{ role: 'user', content: question }] : slots;
   }
-  const size = Array.isArray(prompt) ? prompt.reduce((sum, turn) => sum + turn.content.length, 0) : Object.values(prompt).reduce((sum, text) => sum + text.length, 0);
+  const size = Array.isArray(prompt)
+    ? prompt.reduce((sum, turn) => sum + turn.content.length, 0)
+    : Object.values(prompt).reduce((sum, text) => sum + text.length, 0);
   if (size > maxPromptCharacters) throw invalidField('input', `has ${size} characters; at most ${maxPromptCharacters}`);
-  const { segments, startsInsideThink } = template.renderPrompt(prompt, { reasoning: reasoningMode(request.reasoning?.mode) });
+  const { segments, startsInsideThink } = template.renderPrompt(prompt, {
+    reasoning: reasoningMode(request.reasoning?.mode),
+  });
   const [encoded] = await encodeSegments(tokenizer, [segments]);
   return { tokens: encoded?.ids ?? new Uint32Array(), template, startsInsideThink };
 }
 
 /** Resolves model, prompt and sampling of a request. */
-export async function prepareRequest(deps: PrepareDeps, request: inference.GenerateRequest, requestId: string): Promise<Prepared> {
+export async function prepareRequest(
+  deps: PrepareDeps,
+  request: inference.GenerateRequest,
+  requestId: string,
+): Promise<Prepared> {
   if (request.constraint?.rule !== undefined) throw unimplemented('a constraint on the answer');
   const top = request.logprobs?.top ?? 0;
   if (!(top >= 0 && top <= 20)) throw invalidField('logprobs.top', `is ${top}; use 0 to 20`);
@@ -117,10 +154,14 @@ export async function prepareRequest(deps: PrepareDeps, request: inference.Gener
     const { contextLength, vocabSize } = base.model.info;
     if (tokens.length === 0) throw invalidField('input', 'is empty');
     if (tokens.length >= contextLength) {
-      throw new Failure('invalid_argument', `the prompt has ${tokens.length} tokens; ${base.record.name} takes ${contextLength} with the answer`, {
-        reason: 'CONTEXT_TOO_LONG',
-        fields: [{ field: 'input', description: `has ${tokens.length} tokens` }],
-      });
+      throw new Failure(
+        'invalid_argument',
+        `the prompt has ${tokens.length} tokens; ${base.record.name} takes ${contextLength} with the answer`,
+        {
+          reason: 'CONTEXT_TOO_LONG',
+          fields: [{ field: 'input', description: `has ${tokens.length} tokens` }],
+        },
+      );
     }
     const sampling = resolveSampling(request.sampling, contextLength - tokens.length, vocabSize);
     const eosIds = sampling.ignoreEos ? [] : (template?.stopTokenIds ?? base.tokenizer.stopTokenIds);

@@ -23,19 +23,26 @@ export async function replayProbes(
     const scores = await model.score({ tokens: Uint32Array.from(probe.tokens), adapter, signal });
     for (const [i, expected] of probe.logprobs.entries()) {
       const difference = Math.abs((scores[i] ?? Number.NaN) - expected);
-      if (Number.isNaN(difference)) throw new Failure('failed_precondition', `${name} gives no finite score for a parity probe`, { reason: 'PARITY_MISMATCH' });
+      if (Number.isNaN(difference))
+        throw new Failure('failed_precondition', `${name} gives no finite score for a parity probe`, {
+          reason: 'PARITY_MISMATCH',
+        });
       sum += difference;
       maxDifference = Math.max(maxDifference, difference);
       tokenCount += 1;
     }
   }
-  if (tokenCount === 0) throw new Failure('failed_precondition', `${name} carries no parity probes`, { reason: 'PARITY_MISMATCH' });
+  if (tokenCount === 0)
+    throw new Failure('failed_precondition', `${name} carries no parity probes`, { reason: 'PARITY_MISMATCH' });
   const meanDifference = sum / tokenCount;
   if (meanDifference > maxMeanDifference) {
     throw new Failure(
       'failed_precondition',
       `${name} scores its parity probes ${meanDifference.toPrecision(3)} from the trainer on average; at most ${maxMeanDifference} is allowed`,
-      { reason: 'PARITY_MISMATCH', metadata: { mean_difference: String(meanDifference), max_difference: String(maxDifference) } },
+      {
+        reason: 'PARITY_MISMATCH',
+        metadata: { mean_difference: String(meanDifference), max_difference: String(maxDifference) },
+      },
     );
   }
   return { tokenCount, meanDifference, maxDifference };

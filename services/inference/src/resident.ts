@@ -1,5 +1,10 @@
 /** A thing in memory that requests hold while they use it. */
-export type Resident<T> = { readonly value: T; readonly bytes: number; readonly users: number; readonly lastUsed: number };
+export type Resident<T> = {
+  readonly value: T;
+  readonly bytes: number;
+  readonly users: number;
+  readonly lastUsed: number;
+};
 
 /** One use of a resident thing; `release` ends it, and a second call does nothing. */
 export type Lease<T> = { readonly value: T; release(): void };
@@ -21,7 +26,11 @@ export type ResidentSet<T> = {
  * Keeps loaded things by key, at most `maxBytes` and `maxCount` of them: the least recently used one that nobody uses, and that is not pinned, goes
  * first. What is in use is never unloaded, so the bounds may be exceeded for as long as it is.
  */
-export function createResidentSet<T>(o: { maxBytes: number; maxCount: number; unload: (value: T) => Promise<void> }): ResidentSet<T> {
+export function createResidentSet<T>(o: {
+  maxBytes: number;
+  maxCount: number;
+  unload: (value: T) => Promise<void>;
+}): ResidentSet<T> {
   const slots = new Map<string, Slot<T>>();
   const loading = new Map<string, Promise<Slot<T>>>();
   const idle = new Map<string, () => void>();
@@ -35,7 +44,9 @@ export function createResidentSet<T>(o: { maxBytes: number; maxCount: number; un
   const makeRoom = async () => {
     const total = () => [...slots.values()].reduce((sum, slot) => sum + slot.bytes, 0);
     while (slots.size > o.maxCount || total() > o.maxBytes) {
-      const candidates = [...slots].filter(([, slot]) => slot.users === 0 && !slot.pinned).sort(([, a], [, b]) => a.lastUsed - b.lastUsed);
+      const candidates = [...slots]
+        .filter(([, slot]) => slot.users === 0 && !slot.pinned)
+        .sort(([, a], [, b]) => a.lastUsed - b.lastUsed);
       const oldest = candidates[0];
       if (oldest === undefined) return;
       await unload(...oldest);
@@ -93,7 +104,7 @@ export function createResidentSet<T>(o: { maxBytes: number; maxCount: number; un
     },
     entries: () => [...slots],
     async close() {
-      for (const [key, slot] of [...slots]) await unload(key, slot);
+      for (const [key, slot] of slots) await unload(key, slot);
     },
   };
 }

@@ -3,11 +3,22 @@ import { expect, test } from 'vitest';
 import { reasoningBudget } from './generate-choice.ts';
 import { engineSampling, resolveSampling } from './resolve-sampling.ts';
 
-const ask = (fields: Parameters<typeof inference.Sampling.fromPartial>[0]) => resolveSampling(inference.Sampling.fromPartial(fields), 1000, 320);
+const ask = (fields: Parameters<typeof inference.Sampling.fromPartial>[0]) =>
+  resolveSampling(inference.Sampling.fromPartial(fields), 1000, 320);
 
 test('nothing asked means the likeliest token, no penalties, and a seed that is told', () => {
   const resolved = resolveSampling(undefined, 1000, 320);
-  expect(resolved).toMatchObject({ temperature: 0, topP: 1, topK: 0, minP: 0, repetitionPenalty: 1, presencePenalty: 0, frequencyPenalty: 0, maxTokens: 512, n: 1 });
+  expect(resolved).toMatchObject({
+    temperature: 0,
+    topP: 1,
+    topK: 0,
+    minP: 0,
+    repetitionPenalty: 1,
+    presencePenalty: 0,
+    frequencyPenalty: 0,
+    maxTokens: 512,
+    n: 1,
+  });
   expect(Number.isSafeInteger(resolved.seed)).toBe(true);
 });
 

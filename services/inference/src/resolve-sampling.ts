@@ -22,7 +22,11 @@ export const defaultSampling: inference.Sampling = inference.Sampling.fromPartia
 type Range = readonly [field: string, value: number, low: number, high: number];
 
 /** Every default written out; Failure `invalid_argument` with all faults. `room` is what the context leaves for new tokens. */
-export function resolveSampling(asked: inference.Sampling | undefined, room: number, vocabularySize: number): inference.Sampling {
+export function resolveSampling(
+  asked: inference.Sampling | undefined,
+  room: number,
+  vocabularySize: number,
+): inference.Sampling {
   const s = asked ?? inference.Sampling.fromPartial({});
   const resolved: inference.Sampling = {
     temperature: s.temperature ?? 0,
@@ -53,22 +57,39 @@ export function resolveSampling(asked: inference.Sampling | undefined, room: num
   ];
   const faults: FieldViolation[] = ranges
     .filter(([, value, low, high]) => !(value >= low && value <= high))
-    .map(([field, value, low, high]) => ({ field: `sampling.${field}`, description: `is ${value}; use ${low === Number.MIN_VALUE ? 'above 0' : low} to ${high}` }));
+    .map(([field, value, low, high]) => ({
+      field: `sampling.${field}`,
+      description: `is ${value}; use ${low === Number.MIN_VALUE ? 'above 0' : low} to ${high}`,
+    }));
   if ((resolved.n ?? 1) > 1 && resolved.temperature === 0) {
     faults.push({ field: 'sampling.n', description: 'is above 1 with temperature 0: all answers would be the same' });
   }
   for (const [id, bias] of Object.entries(resolved.logitBias)) {
-    if (Number(id) >= vocabularySize) faults.push({ field: 'sampling.logit_bias', description: `names token ${id}; the vocabulary has ${vocabularySize}` });
-    if (!(Math.abs(bias) <= 100)) faults.push({ field: 'sampling.logit_bias', description: `is ${bias} for token ${id}; use -100 to 100` });
+    if (Number(id) >= vocabularySize)
+      faults.push({
+        field: 'sampling.logit_bias',
+        description: `names token ${id}; the vocabulary has ${vocabularySize}`,
+      });
+    if (!(Math.abs(bias) <= 100))
+      faults.push({ field: 'sampling.logit_bias', description: `is ${bias} for token ${id}; use -100 to 100` });
   }
   if (faults.length > 0) {
-    throw new Failure('invalid_argument', faults.map((f) => `${f.field} ${f.description}`).join('; '), { reason: 'FIELD_INVALID', fields: faults });
+    throw new Failure('invalid_argument', faults.map((f) => `${f.field} ${f.description}`).join('; '), {
+      reason: 'FIELD_INVALID',
+      fields: faults,
+    });
   }
   return resolved;
 }
 
 /** As the engine takes it. `choice` gives each of several answers its own stream of chance. */
-export function engineSampling(s: inference.Sampling, stopTokenIds: readonly number[], choice: number, maxTokens: number, logprobs: number | undefined): EngineSampling {
+export function engineSampling(
+  s: inference.Sampling,
+  stopTokenIds: readonly number[],
+  choice: number,
+  maxTokens: number,
+  logprobs: number | undefined,
+): EngineSampling {
   return {
     temperature: s.temperature ?? 0,
     topP: s.topP ?? 1,

@@ -9,7 +9,7 @@ import * as admin from './admin.ts';
 import { createAdmission } from './admission.ts';
 import { createBases } from './bases.ts';
 import type { InferenceConfig } from './config.ts';
-import { complete, generate, type GenerateDeps } from './generate.ts';
+import { complete, type GenerateDeps, generate } from './generate.ts';
 import { prepareRequest } from './prepare-request.ts';
 import { score } from './score.ts';
 import { createTokenRate } from './token-rate.ts';
@@ -70,8 +70,16 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
     help: 'from the request to its first token',
     buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30],
   });
-  metrics.gauge({ name: 'medmesh_num_requests_running', help: 'requests being answered', collect: (set) => set(admission.running) });
-  metrics.gauge({ name: 'medmesh_num_requests_waiting', help: 'requests in the queue', collect: (set) => set(admission.waiting) });
+  metrics.gauge({
+    name: 'medmesh_num_requests_running',
+    help: 'requests being answered',
+    collect: (set) => set(admission.running),
+  });
+  metrics.gauge({
+    name: 'medmesh_num_requests_waiting',
+    help: 'requests in the queue',
+    collect: (set) => set(admission.waiting),
+  });
 
   for (const ref of config.PRELOAD_BASES.split(',').filter((name) => name !== '')) {
     const lease = await bases.acquire(await bases.resolve(ref.trim()));
@@ -89,7 +97,10 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
     onFirstToken: (seconds) => firstToken.observe(seconds),
   };
   return {
-    services: [inferenceService(deps), adminService({ bases, adapters, admission, tokensPerSecond: rate.rate })],
+    services: [
+      inferenceService(deps),
+      adminService({ bases, adapters, admission, tokensPerSecond: () => rate.rate() }),
+    ],
     stop() {
       admission.close();
       return Promise.resolve();

@@ -16,7 +16,12 @@ export type TextAssembler = {
  * Tokens to text: whole characters only, reasoning and answer apart, nothing of a stop string. Stop strings end the answer; in the reasoning they
  * are ordinary text.
  */
-export function createTextAssembler(tokenizer: TextTokenizer, startsInsideThink: boolean, stops: readonly string[], inline: boolean): TextAssembler {
+export function createTextAssembler(
+  tokenizer: TextTokenizer,
+  startsInsideThink: boolean,
+  stops: readonly string[],
+  inline: boolean,
+): TextAssembler {
   const utf8 = new Utf8Stream();
   const { thinkStartId, thinkEndId } = tokenizer;
   const splitter = createReasoningSplitter(startsInsideThink, { thinkStartId, thinkEndId });
@@ -42,7 +47,11 @@ export function createTextAssembler(tokenizer: TextTokenizer, startsInsideThink:
       const isTag = tokenId === thinkStartId || tokenId === thinkEndId;
       const text = utf8.push(tokenizer.tokenBytes(tokenId));
       // As written: one channel, tags and all.
-      const parts = inline ? [{ channel: 'answer' as const, text }] : isTag ? splitter.push(tokenId) : splitter.push(text);
+      const parts = inline
+        ? [{ channel: 'answer' as const, text }]
+        : isTag
+          ? splitter.push(tokenId)
+          : splitter.push(text);
       const pieces = send(parts);
       return matchedStop === undefined ? { pieces } : { pieces, matchedStop };
     },

@@ -11,7 +11,13 @@ import { jobEntry } from './read-jobs.ts';
 type Job = lifecycle.FineTuningJob;
 
 /** Changes a job by the state machine; the event follows. */
-async function move(deps: LifecycleDeps, name: string, etag: string, message: string, decide: (job: Job) => State): Promise<Job> {
+async function move(
+  deps: LifecycleDeps,
+  name: string,
+  etag: string,
+  message: string,
+  decide: (job: Job) => State,
+): Promise<Job> {
   const before = await jobEntry(deps, name);
   if (etag !== '') checkEtag(etag, before.revision);
   let from = before.value.state;
@@ -22,7 +28,10 @@ async function move(deps: LifecycleDeps, name: string, etag: string, message: st
   await deps.events.publish(name, {
     reason: 'STATE_CHANGED',
     message,
-    payload: { $case: 'stateChange', value: { from, to: entry.value.state, phase: entry.value.phase, completionReason: entry.value.completionReason } },
+    payload: {
+      $case: 'stateChange',
+      value: { from, to: entry.value.state, phase: entry.value.phase, completionReason: entry.value.completionReason },
+    },
   });
   return withEtag(entry.value, entry.revision);
 }
@@ -31,13 +40,20 @@ async function move(deps: LifecycleDeps, name: string, etag: string, message: st
  * Asks a job to stop. One that no worker holds is CANCELLED at once; a running one becomes CANCELLING and its worker stops at the next step.
  * Cancelling a job that is being cancelled, or was, changes nothing.
  */
-export async function cancelFineTuningJob(deps: LifecycleDeps, request: lifecycle.CancelFineTuningJobRequest): Promise<Job> {
+export async function cancelFineTuningJob(
+  deps: LifecycleDeps,
+  request: lifecycle.CancelFineTuningJobRequest,
+): Promise<Job> {
   const { value: job, revision } = await jobEntry(deps, request.name);
   if (request.etag !== '') checkEtag(request.etag, revision);
   if (job.state === State.CANCELLED || job.state === State.CANCELLING) return withEtag(job, revision);
   const lease = await deps.catalog.leases.get(keyOf(job.name));
   const held = !leaseExpired(lease?.value, deps.now());
-  if (job.state === State.RUNNING || job.state === State.PAUSING || (held && !isTerminal(job.state) && job.state !== State.PENDING)) {
+  if (
+    job.state === State.RUNNING ||
+    job.state === State.PAUSING ||
+    (held && !isTerminal(job.state) && job.state !== State.PENDING)
+  ) {
     return move(deps, job.name, request.etag, 'the job is being cancelled', () => State.CANCELLING);
   }
   if (isTerminal(job.state)) {
@@ -60,27 +76,41 @@ async function getEtagged(deps: LifecycleDeps, job: Job): Promise<Job> {
 
 /** Asks a running job to write a checkpoint and free its worker; a waiting one is PAUSED at once. */
 export const pauseFineTuningJob = (deps: LifecycleDeps, request: lifecycle.PauseFineTuningJobRequest): Promise<Job> =>
-  move(deps, request.name, request.etag, 'the job is being paused', (job) => (job.state === State.PENDING ? State.PAUSED : State.PAUSING));
+  move(deps, request.name, request.etag, 'the job is being paused', (job) =>
+    job.state === State.PENDING ? State.PAUSED : State.PAUSING,
+  );
 
 /** Puts a paused job back in the queue; it goes on from its newest checkpoint. */
-export async function resumeFineTuningJob(deps: LifecycleDeps, request: lifecycle.ResumeFineTuningJobRequest): Promise<Job> {
+export async function resumeFineTuningJob(
+  deps: LifecycleDeps,
+  request: lifecycle.ResumeFineTuningJobRequest,
+): Promise<Job> {
   const { value: job, revision } = await jobEntry(deps, request.name);
   if (request.etag !== '') checkEtag(request.etag, revision);
   if (job.state !== State.PAUSED) {
-    throw new Failure('failed_precondition', `${job.name} is ${stateName(job.state)}; only a PAUSED job can be resumed`, {
-      reason: 'STATE_TRANSITION_NOT_ALLOWED',
-      metadata: { from: stateName(job.state), to: 'PENDING' },
-    });
+    throw new Failure(
+      'failed_precondition',
+      `${job.name} is ${stateName(job.state)}; only a PAUSED job can be resumed`,
+      {
+        reason: 'STATE_TRANSITION_NOT_ALLOWED',
+        metadata: { from: stateName(job.state), to: 'PENDING' },
+      },
+    );
   }
   return getEtagged(deps, await dispatch(deps, job));
 }
 
 /** Changes display name and labels. */
-export async function updateFineTuningJob(deps: LifecycleDeps, request: lifecycle.UpdateFineTuningJobRequest): Promise<Job> {
+export async function updateFineTuningJob(
+  deps: LifecycleDeps,
+  request: lifecycle.UpdateFineTuningJobRequest,
+): Promise<Job> {
   const wanted = request.fineTuningJob;
   if (wanted === undefined) throw invalidField('fine_tuning_job', 'is missing');
-  if (Object.keys(wanted.labels).length > limits.maxLabels) throw invalidField('fine_tuning_job.labels', `has more than ${limits.maxLabels} entries`);
-  if (wanted.displayName.length > 63) throw invalidField('fine_tuning_job.display_name', `has ${wanted.displayName.length} characters; at most 63`);
+  if (Object.keys(wanted.labels).length > limits.maxLabels)
+    throw invalidField('fine_tuning_job.labels', `has more than ${limits.maxLabels} entries`);
+  if (wanted.displayName.length > 63)
+    throw invalidField('fine_tuning_job.display_name', `has ${wanted.displayName.length} characters; at most 63`);
   const before = await jobEntry(deps, wanted.name);
   if (wanted.etag !== '') checkEtag(wanted.etag, before.revision);
   const entry = await deps.catalog.jobs.modify(keyOf(wanted.name), (job) => ({
@@ -93,11 +123,16 @@ export async function updateFineTuningJob(deps: LifecycleDeps, request: lifecycl
 }
 
 /** Deletes a job in a terminal state with its checkpoints. */
-export async function deleteFineTuningJob(deps: LifecycleDeps, request: lifecycle.DeleteFineTuningJobRequest): Promise<protobuf.Empty> {
+export async function deleteFineTuningJob(
+  deps: LifecycleDeps,
+  request: lifecycle.DeleteFineTuningJobRequest,
+): Promise<protobuf.Empty> {
   const { value: job, revision } = await jobEntry(deps, request.name);
   if (request.etag !== '') checkEtag(request.etag, revision);
   if (!isTerminal(job.state)) {
-    throw new Failure('failed_precondition', `${job.name} is ${stateName(job.state)}; cancel it first`, { reason: 'STATE_TRANSITION_NOT_ALLOWED' });
+    throw new Failure('failed_precondition', `${job.name} is ${stateName(job.state)}; cancel it first`, {
+      reason: 'STATE_TRANSITION_NOT_ALLOWED',
+    });
   }
   for (let pageToken = ''; ; ) {
     const page = await deps.catalog.checkpoints.list(keyOf(`${job.name}/checkpoints/`), { pageSize: 1000, pageToken });

@@ -5,7 +5,10 @@ import { checkSpec } from './check-spec.ts';
 import { parseJobFilter } from './job-filter.ts';
 
 const job = (fields: Parameters<typeof lifecycle.FineTuningJob.fromPartial>[0] = {}) =>
-  lifecycle.FineTuningJob.fromPartial({ trainDatasets: [{ datasetVersion: 'projects/p/datasets/d/versions/v-1' }], ...fields });
+  lifecycle.FineTuningJob.fromPartial({
+    trainDatasets: [{ datasetVersion: 'projects/p/datasets/d/versions/v-1' }],
+    ...fields,
+  });
 
 function faults(fields: Parameters<typeof lifecycle.FineTuningJob.fromPartial>[0]): string[] {
   try {
@@ -17,14 +20,18 @@ function faults(fields: Parameters<typeof lifecycle.FineTuningJob.fromPartial>[0
   }
 }
 
-const lora = (value: Parameters<typeof lifecycle.LoraSpec.fromPartial>[0]) => ({ adapterSpec: { kind: { $case: 'lora' as const, value } } });
+const lora = (value: Parameters<typeof lifecycle.LoraSpec.fromPartial>[0]) => ({
+  adapterSpec: { kind: { $case: 'lora' as const, value } },
+});
 
 test('a plain job passes', () => {
   expect(faults({})).toEqual([]);
 });
 
 test('rank 0 is refused by its path, with what is allowed', () => {
-  expect(() => checkSpec(job(lora({ rank: 0 })))).toThrow('fine_tuning_job.adapter_spec.lora.rank is 0; use a value from 1 to 256');
+  expect(() => checkSpec(job(lora({ rank: 0 })))).toThrow(
+    'fine_tuning_job.adapter_spec.lora.rank is 0; use a value from 1 to 256',
+  );
 });
 
 test('every fault is named at once', () => {
@@ -51,8 +58,12 @@ test('every fault is named at once', () => {
 
 test('what is not implemented is refused, not ignored', () => {
   expect(faults(lora({ dora: true }))).toEqual(['fine_tuning_job.adapter_spec.lora.dora']);
-  expect(faults({ method: { $case: 'preference', value: { algorithm: 'dpo', beta: 0.1 } } })).toEqual(['fine_tuning_job.method.preference']);
-  expect(faults({ adapterSpec: { kind: { $case: 'full', value: {} } } })).toEqual(['fine_tuning_job.adapter_spec.full']);
+  expect(faults({ method: { $case: 'preference', value: { algorithm: 'dpo', beta: 0.1 } } })).toEqual([
+    'fine_tuning_job.method.preference',
+  ]);
+  expect(faults({ adapterSpec: { kind: { $case: 'full', value: {} } } })).toEqual([
+    'fine_tuning_job.adapter_spec.full',
+  ]);
 });
 
 test('a filter chooses by state and label, and one that cannot be read says how to write it', () => {

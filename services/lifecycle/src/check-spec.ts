@@ -8,7 +8,10 @@ const isBetween = (value: number, low: number, high: number) => Number.isFinite(
 
 function* checkAdapter(adapter: lifecycle.AdapterSpec | undefined): Generator<Violation> {
   if (adapter?.kind?.$case === 'full') {
-    yield { field: 'adapter_spec.full', description: 'full-parameter training yields no adapter; use the engine directly, or `lora`' };
+    yield {
+      field: 'adapter_spec.full',
+      description: 'full-parameter training yields no adapter; use the engine directly, or `lora`',
+    };
   }
   if (adapter?.kind?.$case !== 'lora') return;
   const { rank, alpha, dropout, dora, targetModules: targets } = adapter.kind.value;
@@ -16,12 +19,19 @@ function* checkAdapter(adapter: lifecycle.AdapterSpec | undefined): Generator<Vi
   if (rank !== undefined && !(Number.isInteger(rank) && isBetween(rank, 1, limits.maxRank))) {
     yield { field: `${at}.rank`, description: `is ${rank}; use a value from 1 to ${limits.maxRank}` };
   }
-  if (alpha !== undefined && !(alpha > 0 && Number.isFinite(alpha))) yield { field: `${at}.alpha`, description: `is ${alpha}; use a value above 0` };
-  if (!(dropout >= 0 && dropout < 1)) yield { field: `${at}.dropout`, description: `is ${dropout}; use a value from 0 up to but not including 1` };
+  if (alpha !== undefined && !(alpha > 0 && Number.isFinite(alpha)))
+    yield { field: `${at}.alpha`, description: `is ${alpha}; use a value above 0` };
+  if (!(dropout >= 0 && dropout < 1))
+    yield { field: `${at}.dropout`, description: `is ${dropout}; use a value from 0 up to but not including 1` };
   if (dora) yield { field: `${at}.dora`, description: 'is not implemented; leave it out' };
   const unknown = targets.filter((target) => !targetModules.some((known) => known === target));
-  if (unknown.length > 0) yield { field: `${at}.target_modules`, description: `has ${unknown.join(', ')}; known are ${targetModules.join(', ')}` };
-  if (new Set(targets).size !== targets.length) yield { field: `${at}.target_modules`, description: 'names a module twice' };
+  if (unknown.length > 0)
+    yield {
+      field: `${at}.target_modules`,
+      description: `has ${unknown.join(', ')}; known are ${targetModules.join(', ')}`,
+    };
+  if (new Set(targets).size !== targets.length)
+    yield { field: `${at}.target_modules`, description: 'names a module twice' };
 }
 
 function* checkOptimizer(optimizer: lifecycle.OptimizerSpec | undefined): Generator<Violation> {
@@ -29,8 +39,12 @@ function* checkOptimizer(optimizer: lifecycle.OptimizerSpec | undefined): Genera
   if (!['', 'adamw', 'adamw_8bit'].includes(optimizer.kind)) {
     yield { field: 'optimizer.kind', description: `is ${JSON.stringify(optimizer.kind)}; use adamw_8bit or adamw` };
   }
-  for (const [name, value] of [['beta1', optimizer.beta1], ['beta2', optimizer.beta2]] as const) {
-    if (value !== undefined && !(value >= 0 && value < 1)) yield { field: `optimizer.${name}`, description: `is ${value}; use a value from 0 up to but not including 1` };
+  for (const [name, value] of [
+    ['beta1', optimizer.beta1],
+    ['beta2', optimizer.beta2],
+  ] as const) {
+    if (value !== undefined && !(value >= 0 && value < 1))
+      yield { field: `optimizer.${name}`, description: `is ${value}; use a value from 0 up to but not including 1` };
   }
   if (optimizer.epsilon !== undefined && !isBetween(optimizer.epsilon, Number.MIN_VALUE, 1)) {
     yield { field: 'optimizer.epsilon', description: `is ${optimizer.epsilon}; use a value above 0 and at most 1` };
@@ -46,14 +60,23 @@ function* checkOptimizer(optimizer: lifecycle.OptimizerSpec | undefined): Genera
 function* checkSchedule(schedule: lifecycle.ScheduleSpec | undefined): Generator<Violation> {
   if (schedule === undefined) return;
   if (!['', 'linear', 'cosine', 'constant'].includes(schedule.kind)) {
-    yield { field: 'schedule.kind', description: `is ${JSON.stringify(schedule.kind)}; use linear, cosine or constant` };
+    yield {
+      field: 'schedule.kind',
+      description: `is ${JSON.stringify(schedule.kind)}; use linear, cosine or constant`,
+    };
   }
   if (schedule.learningRate !== undefined && !(schedule.learningRate > 0 && schedule.learningRate <= 1)) {
-    yield { field: 'schedule.learning_rate', description: `is ${schedule.learningRate}; use a value above 0 and at most 1` };
+    yield {
+      field: 'schedule.learning_rate',
+      description: `is ${schedule.learningRate}; use a value above 0 and at most 1`,
+    };
   }
-  if (!isBetween(schedule.steps, 0, limits.maxSteps)) yield { field: 'schedule.steps', description: `is ${schedule.steps}; use 1 to ${limits.maxSteps}` };
-  if (!isBetween(schedule.epochs, 0, 10_000)) yield { field: 'schedule.epochs', description: `is ${schedule.epochs}; use a value up to 10000` };
-  if (schedule.steps > 0 && schedule.epochs > 0) yield { field: 'schedule.epochs', description: 'is set beside steps; set one of them' };
+  if (!isBetween(schedule.steps, 0, limits.maxSteps))
+    yield { field: 'schedule.steps', description: `is ${schedule.steps}; use 1 to ${limits.maxSteps}` };
+  if (!isBetween(schedule.epochs, 0, 10_000))
+    yield { field: 'schedule.epochs', description: `is ${schedule.epochs}; use a value up to 10000` };
+  if (schedule.steps > 0 && schedule.epochs > 0)
+    yield { field: 'schedule.epochs', description: 'is set beside steps; set one of them' };
   if (schedule.warmupSteps !== undefined && !isBetween(schedule.warmupSteps, 0, limits.maxSteps)) {
     yield { field: 'schedule.warmup_steps', description: `is ${schedule.warmupSteps}; use 0 or more` };
   }
@@ -62,36 +85,59 @@ function* checkSchedule(schedule: lifecycle.ScheduleSpec | undefined): Generator
 function* checkBatch(batch: lifecycle.BatchSpec | undefined): Generator<Violation> {
   if (batch === undefined) return;
   if (!isBetween(batch.microBatchRows, 0, limits.maxMicroBatchRows)) {
-    yield { field: 'batch.micro_batch_rows', description: `is ${batch.microBatchRows}; use 1 to ${limits.maxMicroBatchRows}` };
+    yield {
+      field: 'batch.micro_batch_rows',
+      description: `is ${batch.microBatchRows}; use 1 to ${limits.maxMicroBatchRows}`,
+    };
   }
   if (!isBetween(batch.gradientAccumulation, 0, limits.maxAccumulation)) {
-    yield { field: 'batch.gradient_accumulation', description: `is ${batch.gradientAccumulation}; use 1 to ${limits.maxAccumulation}` };
+    yield {
+      field: 'batch.gradient_accumulation',
+      description: `is ${batch.gradientAccumulation}; use 1 to ${limits.maxAccumulation}`,
+    };
   }
-  if (!isBetween(batch.packedTokens, 0, 4_194_304)) yield { field: 'batch.packed_tokens', description: `is ${batch.packedTokens}; use 0 (off) to 4194304` };
-  if (!isBetween(batch.neftuneAlpha, 0, 100)) yield { field: 'batch.neftune_alpha', description: `is ${batch.neftuneAlpha}; use 0 (off) to 100` };
+  if (!isBetween(batch.packedTokens, 0, 4_194_304))
+    yield { field: 'batch.packed_tokens', description: `is ${batch.packedTokens}; use 0 (off) to 4194304` };
+  if (!isBetween(batch.neftuneAlpha, 0, 100))
+    yield { field: 'batch.neftune_alpha', description: `is ${batch.neftuneAlpha}; use 0 (off) to 100` };
 }
 
 function* checkRest(job: lifecycle.FineTuningJob): Generator<Violation> {
   if (job.method !== undefined && job.method.$case !== 'supervised') {
-    yield { field: `method.${job.method.$case === 'preference' ? 'preference' : 'group_policy'}`, description: 'is not implemented; use supervised' };
+    yield {
+      field: `method.${job.method.$case === 'preference' ? 'preference' : 'group_policy'}`,
+      description: 'is not implemented; use supervised',
+    };
   }
-  if (job.trainDatasets.length === 0) yield { field: 'train_datasets', description: 'is empty; name at least one dataset version' };
-  if (job.trainDatasets.length > limits.maxDatasets) yield { field: 'train_datasets', description: `has ${job.trainDatasets.length}; at most ${limits.maxDatasets}` };
+  if (job.trainDatasets.length === 0)
+    yield { field: 'train_datasets', description: 'is empty; name at least one dataset version' };
+  if (job.trainDatasets.length > limits.maxDatasets)
+    yield { field: 'train_datasets', description: `has ${job.trainDatasets.length}; at most ${limits.maxDatasets}` };
   for (const [i, mixture] of job.trainDatasets.entries()) {
-    if (mixture.weight !== 0 && mixture.weight !== 1) yield { field: `train_datasets[${i}].weight`, description: `is ${mixture.weight}; only 1 works now` };
+    if (mixture.weight !== 0 && mixture.weight !== 1)
+      yield { field: `train_datasets[${i}].weight`, description: `is ${mixture.weight}; only 1 works now` };
   }
   if (!['', 'bf16', 'f32'].includes(job.quantization?.computeDtype ?? '')) {
-    yield { field: 'quantization.compute_dtype', description: `is ${JSON.stringify(job.quantization?.computeDtype)}; use bf16 or f32` };
+    yield {
+      field: 'quantization.compute_dtype',
+      description: `is ${JSON.stringify(job.quantization?.computeDtype)}; use bf16 or f32`,
+    };
   }
   if (!['', 'cpu', 'cuda'].includes(job.resources?.device ?? '')) {
     yield { field: 'resources.device', description: `is ${JSON.stringify(job.resources?.device)}; use cpu or cuda` };
   }
-  if ((job.evaluation?.intervalSteps ?? 0) < 0) yield { field: 'evaluation.interval_steps', description: 'is negative; use 0 (at the end) or more' };
-  if ((job.earlyStop?.patience ?? 0) < 0) yield { field: 'early_stop.patience', description: 'is negative; use 0 (off) or more' };
-  if ((job.checkpointing?.intervalSteps ?? 0) < 0) yield { field: 'checkpointing.interval_steps', description: 'is negative; use 0 (default) or more' };
-  if ((job.checkpointing?.keep ?? 0) < 0) yield { field: 'checkpointing.keep', description: 'is negative; use 0 (default) or more' };
-  if (Object.keys(job.labels).length > limits.maxLabels) yield { field: 'labels', description: `has more than ${limits.maxLabels} entries` };
-  if (job.displayName.length > 63) yield { field: 'display_name', description: `has ${job.displayName.length} characters; at most 63` };
+  if ((job.evaluation?.intervalSteps ?? 0) < 0)
+    yield { field: 'evaluation.interval_steps', description: 'is negative; use 0 (at the end) or more' };
+  if ((job.earlyStop?.patience ?? 0) < 0)
+    yield { field: 'early_stop.patience', description: 'is negative; use 0 (off) or more' };
+  if ((job.checkpointing?.intervalSteps ?? 0) < 0)
+    yield { field: 'checkpointing.interval_steps', description: 'is negative; use 0 (default) or more' };
+  if ((job.checkpointing?.keep ?? 0) < 0)
+    yield { field: 'checkpointing.keep', description: 'is negative; use 0 (default) or more' };
+  if (Object.keys(job.labels).length > limits.maxLabels)
+    yield { field: 'labels', description: `has more than ${limits.maxLabels} entries` };
+  if (job.displayName.length > 63)
+    yield { field: 'display_name', description: `has ${job.displayName.length} characters; at most 63` };
 }
 
 /** Failure `invalid_argument` with every fault of the job's spec that can be seen without looking anything up. */

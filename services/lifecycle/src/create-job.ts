@@ -10,7 +10,10 @@ import { dispatch } from './dispatch.ts';
 import { resolveSpec } from './resolve-spec.ts';
 
 /** A job as the API shows it: with its record's etag. */
-export const withEtag = (job: lifecycle.FineTuningJob, revision: number): lifecycle.FineTuningJob => ({ ...job, etag: etagOf(revision) });
+export const withEtag = (job: lifecycle.FineTuningJob, revision: number): lifecycle.FineTuningJob => ({
+  ...job,
+  etag: etagOf(revision),
+});
 
 /** Only what a user may set survives: output-only fields of a request are ignored. */
 const userFields = (job: lifecycle.FineTuningJob): lifecycle.FineTuningJob =>
@@ -36,7 +39,10 @@ const userFields = (job: lifecycle.FineTuningJob): lifecycle.FineTuningJob =>
   });
 
 /** Checks a job, records it and hands it to the trainers. With `validate_only`, checks it and returns what it would be. */
-export async function createFineTuningJob(deps: LifecycleDeps, request: lifecycle.CreateFineTuningJobRequest): Promise<lifecycle.FineTuningJob> {
+export async function createFineTuningJob(
+  deps: LifecycleDeps,
+  request: lifecycle.CreateFineTuningJobRequest,
+): Promise<lifecycle.FineTuningJob> {
   const { project } = names.project.parse(request.parent);
   if (request.fineTuningJob === undefined) {
     throw new Failure('invalid_argument', 'fine_tuning_job is missing', {
@@ -66,13 +72,17 @@ export async function createFineTuningJob(deps: LifecycleDeps, request: lifecycl
     };
     if (request.validateOnly) return planned;
     if (!resolved.estimate.allowedToProceed) {
-      throw new Failure('failed_precondition', resolved.estimate.blockers.join('; '), { reason: 'ESTIMATE_EXCEEDS_MEMORY' });
+      throw new Failure('failed_precondition', resolved.estimate.blockers.join('; '), {
+        reason: 'ESTIMATE_EXCEEDS_MEMORY',
+      });
     }
     const id = request.fineTuningJobId || `job-${randomBytes(5).toString('hex')}`;
     const adapterId = planned.publish?.adapterId || id;
     const adapterName = names.adapter.format({ project, adapter: adapterId });
     if ((await deps.catalog.adapters.get(keyOf(adapterName))) !== undefined) {
-      throw new Failure('already_exists', `${adapterName} exists; choose another publish.adapter_id`, { reason: 'ADAPTER_EXISTS' });
+      throw new Failure('already_exists', `${adapterName} exists; choose another publish.adapter_id`, {
+        reason: 'ADAPTER_EXISTS',
+      });
     }
     const name = names.job.format({ project, job: id });
     const job = { ...planned, name, uid: randomUUID(), publish: { ...planned.publish, adapterId } };
@@ -89,7 +99,10 @@ export async function createFineTuningJob(deps: LifecycleDeps, request: lifecycl
       method: 'CreateFineTuningJob',
       requestId: request.requestId,
       body: lifecycle.CreateFineTuningJobRequest.encode({ ...request, requestId: '' }).finish(),
-      resCodec: { encode: (job: lifecycle.FineTuningJob) => lifecycle.FineTuningJob.encode(job).finish(), decode: (bytes: Uint8Array) => lifecycle.FineTuningJob.decode(bytes) },
+      resCodec: {
+        encode: (job: lifecycle.FineTuningJob) => lifecycle.FineTuningJob.encode(job).finish(),
+        decode: (bytes: Uint8Array) => lifecycle.FineTuningJob.decode(bytes),
+      },
     },
     create,
   );

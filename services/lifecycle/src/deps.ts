@@ -1,7 +1,7 @@
 import type { Catalog } from '@medmesh/catalog';
-import type { Logger } from '@medmesh/log';
 import type { Publisher } from '@medmesh/events';
 import type { JobEvents } from '@medmesh/jobs';
+import type { Logger } from '@medmesh/log';
 import type { ObjectStore } from '@medmesh/objects';
 import type { Records } from '@medmesh/records';
 import type { JobLauncher } from './launcher.ts';

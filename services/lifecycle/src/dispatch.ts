@@ -14,7 +14,10 @@ export async function dispatch(deps: LifecycleDeps, job: lifecycle.FineTuningJob
   await deps.events.publish(job.name, {
     reason: 'STATE_CHANGED',
     message: 'the job waits for a worker',
-    payload: { $case: 'stateChange', value: { from, to: State.PENDING, phase: value.phase, completionReason: value.completionReason } },
+    payload: {
+      $case: 'stateChange',
+      value: { from, to: State.PENDING, phase: value.phase, completionReason: value.completionReason },
+    },
   });
   return value;
 }

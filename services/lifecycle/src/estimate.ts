@@ -9,7 +9,12 @@ const lossChunkRows = 256;
  * What a job needs, from shapes alone. The architecture is not read here, so the shape is guessed from the parameter count: good to about 30 %,
  * enough to refuse what cannot fit; the engine plans exactly before it allocates.
  */
-export function estimate(spec: lifecycle.ResolvedSpec, base: model.Model, data: DataSize, memoryBudgetBytes: number): lifecycle.FineTuningEstimate {
+export function estimate(
+  spec: lifecycle.ResolvedSpec,
+  base: model.Model,
+  data: DataSize,
+  memoryBudgetBytes: number,
+): lifecycle.FineTuningEstimate {
   const lora = spec.adapterSpec?.kind?.$case === 'lora' ? spec.adapterSpec.kind.value : undefined;
   const rank = lora?.rank ?? 0;
   // params ≈ 12 · layers · hidden², layers ≈ hidden / 128 for the decoder families served here.
@@ -18,13 +23,19 @@ export function estimate(spec: lifecycle.ResolvedSpec, base: model.Model, data: 
   const share = (lora?.targetModules.length ?? 7) / 7;
   const adapterParameters = Math.round(rank * layers * hidden * 21 * share);
 
-  const quantizedOnLoad = spec.quantization?.kind === lifecycle.QuantizationSpec_Kind.NF4_DOUBLE_QUANT && base.quantization === model.Quantization.NONE;
+  const quantizedOnLoad =
+    spec.quantization?.kind === lifecycle.QuantizationSpec_Kind.NF4_DOUBLE_QUANT &&
+    base.quantization === model.Quantization.NONE;
   const embedding = base.vocabularySize * hidden * 2 * 2;
-  const weights = quantizedOnLoad ? Math.round(Math.max(0, base.weightBytes - embedding) * 0.26 + embedding) : base.weightBytes;
+  const weights = quantizedOnLoad
+    ? Math.round(Math.max(0, base.weightBytes - embedding) * 0.26 + embedding)
+    : base.weightBytes;
   const batchTokens = spec.batch?.packedTokens || data.longestRow * (spec.batch?.microBatchRows ?? 1);
   const perTokenLayer = hidden * 4;
   const activations = Math.round(
-    spec.batch?.noGradientCheckpointing ? batchTokens * layers * perTokenLayer * 12 : batchTokens * (layers + 12) * perTokenLayer,
+    spec.batch?.noGradientCheckpointing
+      ? batchTokens * layers * perTokenLayer * 12
+      : batchTokens * (layers + 12) * perTokenLayer,
   );
   const breakdown = {
     weights,

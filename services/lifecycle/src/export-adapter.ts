@@ -1,13 +1,17 @@
 import { manifestOf } from '@medmesh/catalog';
 import { invalidField } from '@medmesh/errors';
-import { lifecycle } from '@medmesh/proto';
+import type { lifecycle } from '@medmesh/proto';
 import { getAdapter } from './adapters.ts';
 import type { LifecycleDeps } from './deps.ts';
 
 export const exportAdapterKind = 'export-adapter';
 
 /** Copies an adapter's files to a folder or bucket, where PEFT opens them. */
-export async function exportAdapter(deps: LifecycleDeps, request: lifecycle.ExportAdapterRequest, signal: AbortSignal): Promise<lifecycle.ExportAdapterResponse> {
+export async function exportAdapter(
+  deps: LifecycleDeps,
+  request: lifecycle.ExportAdapterRequest,
+  signal: AbortSignal,
+): Promise<lifecycle.ExportAdapterResponse> {
   if (!/^(file|s3):\/\//.test(request.destinationUri)) {
     throw invalidField('destination_uri', 'use file:///folder or s3://bucket/prefix');
   }

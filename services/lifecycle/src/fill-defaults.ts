@@ -13,17 +13,22 @@ export type FilledSpec = {
   seed: number;
 };
 
-const orElse = <T extends string | number>(value: T | undefined, fallback: T): T => (value === undefined || value === 0 || value === '' ? fallback : value);
+const orElse = <T extends string | number>(value: T | undefined, fallback: T): T =>
+  value === undefined || value === 0 || value === '' ? fallback : value;
 
 /** The way the base is held: asked for, or as stored, or quantized on load where it is stored in 16 bits. */
-function quantizationKind(asked: lifecycle.QuantizationSpec | undefined, base: model.Model): lifecycle.QuantizationSpec_Kind {
+function quantizationKind(
+  asked: lifecycle.QuantizationSpec | undefined,
+  base: model.Model,
+): lifecycle.QuantizationSpec_Kind {
   const Kind = lifecycle.QuantizationSpec_Kind;
   if (asked !== undefined && asked.kind !== Kind.UNSPECIFIED) return asked.kind;
   return base.quantization === model.Quantization.NONE ? Kind.NF4_DOUBLE_QUANT : Kind.NONE;
 }
 
 export function fillDefaults(job: lifecycle.FineTuningJob, base: model.Model): FilledSpec {
-  const lora = job.adapterSpec?.kind?.$case === 'lora' ? job.adapterSpec.kind.value : lifecycle.LoraSpec.fromPartial({});
+  const lora =
+    job.adapterSpec?.kind?.$case === 'lora' ? job.adapterSpec.kind.value : lifecycle.LoraSpec.fromPartial({});
   const { optimizer, schedule, batch } = job;
   const epochs = schedule?.epochs ?? 0;
   return {
@@ -35,13 +40,18 @@ export function fillDefaults(job: lifecycle.FineTuningJob, base: model.Model): F
           alpha: lora.alpha ?? 16,
           dropout: lora.dropout,
           // In one order, so that equal sets give equal specs.
-          targetModules: targetModules.filter((name) => lora.targetModules.length === 0 || lora.targetModules.includes(name)),
+          targetModules: targetModules.filter(
+            (name) => lora.targetModules.length === 0 || lora.targetModules.includes(name),
+          ),
           rslora: lora.rslora,
           dora: false,
         },
       },
     },
-    quantization: { kind: quantizationKind(job.quantization, base), computeDtype: orElse(job.quantization?.computeDtype, 'bf16') },
+    quantization: {
+      kind: quantizationKind(job.quantization, base),
+      computeDtype: orElse(job.quantization?.computeDtype, 'bf16'),
+    },
     optimizer: {
       kind: orElse(optimizer?.kind, 'adamw_8bit'),
       beta1: optimizer?.beta1 ?? 0.9,

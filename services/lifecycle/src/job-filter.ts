@@ -12,10 +12,14 @@ export function parseJobFilter(filter: string): Test {
   const tests = filter.split(/\s+AND\s+/).map((part): Test => {
     const match = term.exec(part);
     if (match === null) {
-      throw new Failure('invalid_argument', `filter: cannot read ${JSON.stringify(part)}; write state="RUNNING", display_name="…" or labels.key="value", joined by AND`, {
-        reason: 'FIELD_INVALID',
-        fields: [{ field: 'filter', description: 'cannot be read' }],
-      });
+      throw new Failure(
+        'invalid_argument',
+        `filter: cannot read ${JSON.stringify(part)}; write state="RUNNING", display_name="…" or labels.key="value", joined by AND`,
+        {
+          reason: 'FIELD_INVALID',
+          fields: [{ field: 'filter', description: 'cannot be read' }],
+        },
+      );
     }
     const [, field, label, value] = match;
     if (label !== undefined) return (job) => job.labels[label] === value;

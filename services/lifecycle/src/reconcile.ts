@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { endJob, isTerminal, leaseExpired, publishTerminalEvent, State, transition } from '@medmesh/jobs';
 import { lifecycle } from '@medmesh/proto';
 import { type Entry, keyOf } from '@medmesh/records';
@@ -9,7 +10,12 @@ export type ReconcileDeps = LifecycleDeps & { pausedTtlMs: number };
 /** How long a job may stand in a state that a process passes through at once before it is looked at. */
 const graceMs = 10_000;
 
-async function* all<T>(bucket: { list(prefix: string, page: { pageSize: number; pageToken: string }): Promise<{ entries: Entry<T>[]; nextPageToken: string }> }): AsyncGenerator<Entry<T>> {
+async function* all<T>(bucket: {
+  list(
+    prefix: string,
+    page: { pageSize: number; pageToken: string },
+  ): Promise<{ entries: Entry<T>[]; nextPageToken: string }>;
+}): AsyncGenerator<Entry<T>> {
   for (let pageToken = ''; ; ) {
     const page = await bucket.list('', { pageSize: 1000, pageToken });
     yield* page.entries;
@@ -53,16 +59,27 @@ async function reconcileJob(deps: ReconcileDeps, job: lifecycle.FineTuningJob, a
       );
       if (entry.value.state !== back) return;
       deps.log.warn({ job: job.name, attempt: job.attempt }, 'a job lost its worker');
-      await deps.events.publish(job.name, { reason: 'JOB_RESTARTED', level: lifecycle.JobEvent_Level.WARNING, message: 'the worker was lost; the job goes on from its newest checkpoint' });
+      await deps.events.publish(job.name, {
+        reason: 'JOB_RESTARTED',
+        level: lifecycle.JobEvent_Level.WARNING,
+        message: 'the worker was lost; the job goes on from its newest checkpoint',
+      });
       if (back === State.PENDING) await deps.launcher.launch(entry.value);
       return;
     }
     case State.CANCELLING:
-      if (orphaned) await endJob(end, job.name, { state: State.CANCELLED, completionReason: lifecycle.FineTuningJob_CompletionReason.CANCELLED });
+      if (orphaned)
+        await endJob(end, job.name, {
+          state: State.CANCELLED,
+          completionReason: lifecycle.FineTuningJob_CompletionReason.CANCELLED,
+        });
       return;
     case State.PAUSED:
       if (ageMs > deps.pausedTtlMs) {
-        await endJob(end, job.name, { state: State.EXPIRED, completionReason: lifecycle.FineTuningJob_CompletionReason.CANCELLED });
+        await endJob(end, job.name, {
+          state: State.EXPIRED,
+          completionReason: lifecycle.FineTuningJob_CompletionReason.CANCELLED,
+        });
       }
       return;
     default:
@@ -83,9 +100,6 @@ export async function reconcileForever(deps: ReconcileDeps, intervalMs: number, 
       if (signal.aborted) return;
       deps.log.warn({ err: error }, 'reconciliation failed; it will be tried again');
     }
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, intervalMs);
-      signal.addEventListener('abort', () => (clearTimeout(timer), resolve()), { once: true });
-    });
+    await sleep(intervalMs, undefined, { signal }).catch(() => undefined);
   }
 }

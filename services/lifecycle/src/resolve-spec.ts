@@ -6,7 +6,7 @@ import { dataset, lifecycle, model } from '@medmesh/proto';
 import { keyOf } from '@medmesh/records';
 import { checkSpec } from './check-spec.ts';
 import { estimate } from './estimate.ts';
-import { fillDefaults, type FilledSpec } from './fill-defaults.ts';
+import { type FilledSpec, fillDefaults } from './fill-defaults.ts';
 
 export type ResolveDeps = { catalog: Catalog; store: ObjectStore };
 
@@ -19,7 +19,10 @@ export type Resolved = {
 };
 
 const reference = (field: string, description: string, reason = 'FIELD_INVALID') =>
-  new Failure('invalid_argument', `${field}: ${description}`, { reason, fields: [{ field: `fine_tuning_job.${field}`, description }] });
+  new Failure('invalid_argument', `${field}: ${description}`, {
+    reason,
+    fields: [{ field: `fine_tuning_job.${field}`, description }],
+  });
 
 async function readyModel(catalog: Catalog, name: string, field: string): Promise<model.Model> {
   const found = (await catalog.models.get(keyOf(name)))?.value;
@@ -30,8 +33,10 @@ async function readyModel(catalog: Catalog, name: string, field: string): Promis
 
 async function readyVersion(catalog: Catalog, name: string, field: string): Promise<dataset.DatasetVersion> {
   const found = (await catalog.datasetVersions.get(keyOf(name)))?.value;
-  if (found === undefined) throw reference(field, `there is no dataset version ${name}; build it first`, 'RESOURCE_NOT_FOUND');
-  if (found.state !== dataset.DatasetVersion_State.READY) throw reference(field, `dataset version ${name} is not ready`, 'DATASET_NOT_READY');
+  if (found === undefined)
+    throw reference(field, `there is no dataset version ${name}; build it first`, 'RESOURCE_NOT_FOUND');
+  if (found.state !== dataset.DatasetVersion_State.READY)
+    throw reference(field, `dataset version ${name} is not ready`, 'DATASET_NOT_READY');
   return found;
 }
 
@@ -45,14 +50,24 @@ async function resolveSource(catalog: Catalog, job: lifecycle.FineTuningJob) {
       if (adapter === undefined || adapter.state !== lifecycle.Adapter_State.ACTIVE) {
         throw reference('base_adapter', `there is no active adapter ${job.source.value}`, 'RESOURCE_NOT_FOUND');
       }
-      return { base: await readyModel(catalog, adapter.baseModel, 'base_adapter'), adapter: adapter.digest, checkpoint: '' };
+      return {
+        base: await readyModel(catalog, adapter.baseModel, 'base_adapter'),
+        adapter: adapter.digest,
+        checkpoint: '',
+      };
     }
     case 'baseCheckpoint': {
       const checkpoint = (await catalog.checkpoints.get(keyOf(job.source.value)))?.value;
-      if (checkpoint === undefined) throw reference('base_checkpoint', `there is no checkpoint ${job.source.value}`, 'RESOURCE_NOT_FOUND');
+      if (checkpoint === undefined)
+        throw reference('base_checkpoint', `there is no checkpoint ${job.source.value}`, 'RESOURCE_NOT_FOUND');
       const owner = (await catalog.jobs.get(keyOf(checkpoint.name.replace(/\/checkpoints\/[^/]+$/, ''))))?.value;
-      if (owner?.resolvedSpec === undefined) throw reference('base_checkpoint', 'the checkpoint has lost its job', 'RESOURCE_NOT_FOUND');
-      return { base: await readyModel(catalog, owner.resolvedSpec.baseModel, 'base_checkpoint'), adapter: '', checkpoint: checkpoint.digest };
+      if (owner?.resolvedSpec === undefined)
+        throw reference('base_checkpoint', 'the checkpoint has lost its job', 'RESOURCE_NOT_FOUND');
+      return {
+        base: await readyModel(catalog, owner.resolvedSpec.baseModel, 'base_checkpoint'),
+        adapter: '',
+        checkpoint: checkpoint.digest,
+      };
     }
     default:
       throw reference('base_model', 'name the model to fine-tune, e.g. projects/default/models/qwen2.5-7b');
@@ -62,7 +77,8 @@ async function resolveSource(catalog: Catalog, job: lifecycle.FineTuningJob) {
 /** Optimizer steps: as asked for, or as many as the passes over the rows need. */
 function stepCount(schedule: FilledSpec['schedule'], batch: FilledSpec['batch'], rows: number, tokens: number): number {
   if (schedule.steps > 0) return schedule.steps;
-  const microBatches = batch.packedTokens > 0 ? Math.ceil(tokens / batch.packedTokens) : Math.ceil(rows / batch.microBatchRows);
+  const microBatches =
+    batch.packedTokens > 0 ? Math.ceil(tokens / batch.packedTokens) : Math.ceil(rows / batch.microBatchRows);
   return Math.max(1, Math.ceil((schedule.epochs * microBatches) / batch.gradientAccumulation));
 }
 
@@ -79,7 +95,8 @@ export async function resolveSpec(deps: ResolveDeps, job: lifecycle.FineTuningJo
   for (const [i, mixture] of job.trainDatasets.entries()) {
     versions.push(await readyVersion(deps.catalog, mixture.datasetVersion, `train_datasets[${i}].dataset_version`));
   }
-  if (job.validationDataset !== '') versions.push(await readyVersion(deps.catalog, job.validationDataset, 'validation_dataset'));
+  if (job.validationDataset !== '')
+    versions.push(await readyVersion(deps.catalog, job.validationDataset, 'validation_dataset'));
 
   let rows = 0;
   let tokens = 0;
@@ -96,7 +113,11 @@ export async function resolveSpec(deps: ResolveDeps, job: lifecycle.FineTuningJo
     }
     if (i === 0) templateDigest = metadata.templateDigest;
     if (metadata.templateDigest !== templateDigest) {
-      throw reference(`train_datasets[${i}].dataset_version`, 'all datasets of a job must share one template', 'TEMPLATE_MISMATCH');
+      throw reference(
+        `train_datasets[${i}].dataset_version`,
+        'all datasets of a job must share one template',
+        'TEMPLATE_MISMATCH',
+      );
     }
     if (i >= job.trainDatasets.length) continue;
     rows += metadata.train.rowCount;
@@ -105,10 +126,17 @@ export async function resolveSpec(deps: ResolveDeps, job: lifecycle.FineTuningJo
   }
   if (rows === 0) throw reference('train_datasets', 'the datasets hold no usable training row', 'NO_TRAINABLE_TOKENS');
   if (longestRow > base.contextLength) {
-    throw reference('train_datasets', `the longest row has ${longestRow} tokens; ${base.name} takes ${base.contextLength}`, 'CONTEXT_TOO_LONG');
+    throw reference(
+      'train_datasets',
+      `the longest row has ${longestRow} tokens; ${base.name} takes ${base.contextLength}`,
+      'CONTEXT_TOO_LONG',
+    );
   }
   if (filled.batch.packedTokens > 0 && longestRow > filled.batch.packedTokens) {
-    throw reference('batch.packed_tokens', `the longest row has ${longestRow} tokens; packed_tokens must be at least that`);
+    throw reference(
+      'batch.packed_tokens',
+      `the longest row has ${longestRow} tokens; packed_tokens must be at least that`,
+    );
   }
 
   const spec: lifecycle.ResolvedSpec = {

@@ -2,8 +2,8 @@ import { names, openCatalog } from '@medmesh/catalog';
 import { notFound } from '@medmesh/errors';
 import { createJobEvents } from '@medmesh/jobs';
 import { lifecycle, longrunning } from '@medmesh/proto';
-import { bind, type ServiceBinding } from '@medmesh/rpc';
 import { keyOf } from '@medmesh/records';
+import { bind, type ServiceBinding } from '@medmesh/rpc';
 import { createOperations, type Operations, type ServiceContext, type Started } from '@medmesh/service';
 import * as adapters from './adapters.ts';
 import * as changes from './change-jobs.ts';
@@ -21,13 +21,19 @@ import { listJobEvents, queryJobMetrics, type WatchDeps, watchFineTuningJob } fr
 
 const typeUrl = (name: string) => `type.googleapis.com/${name}`;
 
-async function estimateFineTuningJob(deps: LifecycleDeps, request: lifecycle.EstimateFineTuningJobRequest): Promise<lifecycle.FineTuningEstimate> {
+async function estimateFineTuningJob(
+  deps: LifecycleDeps,
+  request: lifecycle.EstimateFineTuningJobRequest,
+): Promise<lifecycle.FineTuningEstimate> {
   names.project.parse(request.parent);
   const resolved = await resolveSpec(deps, request.fineTuningJob ?? lifecycle.FineTuningJob.fromPartial({}));
   return resolved.estimate;
 }
 
-async function getModelLimits(deps: LifecycleDeps, request: lifecycle.GetModelLimitsRequest): Promise<lifecycle.ModelLimits> {
+async function getModelLimits(
+  deps: LifecycleDeps,
+  request: lifecycle.GetModelLimitsRequest,
+): Promise<lifecycle.ModelLimits> {
   names.model.parse(request.model);
   const found = (await deps.catalog.models.get(keyOf(request.model)))?.value;
   if (found === undefined) throw notFound(request.model);
@@ -123,7 +129,11 @@ export async function startLifecycle(context: ServiceContext<LifecycleConfig>): 
     ).finish(),
   }));
   const stop = new AbortController();
-  const reconciling = reconcileForever({ ...deps, pausedTtlMs: config.PAUSED_TTL_MS }, config.RECONCILE_INTERVAL_MS, AbortSignal.any([signal, stop.signal]));
+  const reconciling = reconcileForever(
+    { ...deps, pausedTtlMs: config.PAUSED_TTL_MS },
+    config.RECONCILE_INTERVAL_MS,
+    AbortSignal.any([signal, stop.signal]),
+  );
   return {
     services: [fineTuningService(deps), adapterService(deps, operations), operationsService(operations)],
     async stop() {

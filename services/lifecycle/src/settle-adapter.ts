@@ -9,12 +9,19 @@ import type { LifecycleDeps } from './deps.ts';
  * it ACTIVE after that. If it died in between, this finishes the work: ACTIVE if the job succeeded with this adapter, gone if it ended otherwise.
  * Returns the visible record, or undefined.
  */
-export async function settleAdapter(deps: LifecycleDeps, entry: Entry<lifecycle.Adapter>): Promise<Entry<lifecycle.Adapter> | undefined> {
+export async function settleAdapter(
+  deps: LifecycleDeps,
+  entry: Entry<lifecycle.Adapter>,
+): Promise<Entry<lifecycle.Adapter> | undefined> {
   if (entry.value.state !== lifecycle.Adapter_State.UNSPECIFIED) return entry;
   const job = (await deps.catalog.jobs.get(keyOf(entry.value.fineTuningJob)))?.value;
   try {
     if (job?.state === State.SUCCEEDED && job.adapter === entry.value.name) {
-      return await deps.catalog.adapters.update(entry.key, { ...entry.value, state: lifecycle.Adapter_State.ACTIVE }, entry.revision);
+      return await deps.catalog.adapters.update(
+        entry.key,
+        { ...entry.value, state: lifecycle.Adapter_State.ACTIVE },
+        entry.revision,
+      );
     }
     if (job === undefined || isTerminal(job.state)) await deps.catalog.adapters.delete(entry.key, entry.revision);
   } catch (error) {

@@ -16,13 +16,19 @@ test('one pass takes every row once, in an order that the seed decides', () => {
 
 test('a plan made anew at any step goes on with the rows that an uninterrupted one takes', () => {
   fc.assert(
-    fc.property(fc.integer({ min: 1, max: 40 }), fc.integer({ min: 1, max: 5 }), fc.integer({ min: 1, max: 4 }), fc.integer({ min: 0, max: 60 }), (rows, micro, accumulation, from) => {
-      const s = { ...settings, microBatchRows: micro, gradientAccumulation: accumulation };
-      const whole = createBatchPlan(rows, length, s, 7);
-      const steps = Array.from({ length: from + 5 }, (_, step) => whole.step(step));
-      const resumed = createBatchPlan(rows, length, s, 7);
-      expect(Array.from({ length: 5 }, (_, i) => resumed.step(from + i))).toEqual(steps.slice(from));
-    }),
+    fc.property(
+      fc.integer({ min: 1, max: 40 }),
+      fc.integer({ min: 1, max: 5 }),
+      fc.integer({ min: 1, max: 4 }),
+      fc.integer({ min: 0, max: 60 }),
+      (rows, micro, accumulation, from) => {
+        const s = { ...settings, microBatchRows: micro, gradientAccumulation: accumulation };
+        const whole = createBatchPlan(rows, length, s, 7);
+        const steps = Array.from({ length: from + 5 }, (_, step) => whole.step(step));
+        const resumed = createBatchPlan(rows, length, s, 7);
+        expect(Array.from({ length: 5 }, (_, i) => resumed.step(from + i))).toEqual(steps.slice(from));
+      },
+    ),
   );
 });
 
@@ -41,7 +47,12 @@ test('packing puts every row in exactly one bin and never overfills one', () => 
 });
 
 test('rows keep their order when asked to', () => {
-  const plan = createBatchPlan(5, length, { ...settings, microBatchRows: 2, gradientAccumulation: 1, keepOrder: true }, 3407);
+  const plan = createBatchPlan(
+    5,
+    length,
+    { ...settings, microBatchRows: 2, gradientAccumulation: 1, keepOrder: true },
+    3407,
+  );
   expect([plan.step(0), plan.step(1), plan.step(2), plan.step(3)]).toEqual([[[0, 1]], [[2, 3]], [[4]], [[0, 1]]]);
   expect(plan.epochAfter(3)).toBe(1);
 });

@@ -11,7 +11,12 @@ export type BatchPlan = {
   epochAfter(steps: number): number;
 };
 
-export type BatchSettings = { microBatchRows: number; gradientAccumulation: number; packedTokens: number; keepOrder: boolean };
+export type BatchSettings = {
+  microBatchRows: number;
+  gradientAccumulation: number;
+  packedTokens: number;
+  keepOrder: boolean;
+};
 
 /** SplitMix64: a small generator whose stream depends on nothing but its seed. */
 function splitMix64(seed: bigint): () => bigint {
@@ -34,7 +39,11 @@ function shuffle<T>(items: T[], random: () => bigint): void {
 }
 
 /** First-fit-decreasing: long rows first, each into the first bin with room. Bins are found by their room in O(log n) with a segment tree of maxima. */
-export function packFirstFitDecreasing(rows: readonly number[], length: (row: number) => number, capacity: number): number[][] {
+export function packFirstFitDecreasing(
+  rows: readonly number[],
+  length: (row: number) => number,
+  capacity: number,
+): number[][] {
   const sorted = rows.toSorted((a, b) => length(b) - length(a) || a - b);
   const leafCount = 2 ** Math.ceil(Math.log2(Math.max(1, sorted.length)));
   const room = new Int32Array(2 * leafCount).fill(capacity);
@@ -44,14 +53,20 @@ export function packFirstFitDecreasing(rows: readonly number[], length: (row: nu
     let node = 1;
     while (node < leafCount) node = (room[2 * node] ?? 0) >= need ? 2 * node : 2 * node + 1;
     const bin = node - leafCount;
-    (bins[bin] ??= []).push(row);
+    bins[bin] ??= [];
+    bins[bin].push(row);
     room[node] = (room[node] ?? 0) - need;
     for (node >>= 1; node >= 1; node >>= 1) room[node] = Math.max(room[2 * node] ?? 0, room[2 * node + 1] ?? 0);
   }
   return bins.filter((bin) => bin !== undefined);
 }
 
-export function createBatchPlan(rowCount: number, rowLength: (row: number) => number, settings: BatchSettings, seed: number): BatchPlan {
+export function createBatchPlan(
+  rowCount: number,
+  rowLength: (row: number) => number,
+  settings: BatchSettings,
+  seed: number,
+): BatchPlan {
   const inOrder = Array.from({ length: rowCount }, (_, row) => row);
 
   const epochBatches = (epoch: number): number[][] => {

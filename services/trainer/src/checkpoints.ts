@@ -23,11 +23,22 @@ async function all(deps: TrainerDeps, job: string): Promise<Entry<Checkpoint>[]>
 }
 
 /** The newest committed checkpoint of a job with this spec, or undefined. */
-export async function newestCheckpoint(deps: TrainerDeps, job: string, specDigest: string): Promise<Checkpoint | undefined> {
+export async function newestCheckpoint(
+  deps: TrainerDeps,
+  job: string,
+  specDigest: string,
+): Promise<Checkpoint | undefined> {
   return (await all(deps, job)).findLast((entry) => entry.value.resolvedSpecDigest === specDigest)?.value;
 }
 
-export type CheckpointFacts = { job: string; specDigest: string; fencingToken: number; loss: number; validationLoss: number | undefined; counters: lifecycle.TrainingCounters };
+export type CheckpointFacts = {
+  job: string;
+  specDigest: string;
+  fencingToken: number;
+  loss: number;
+  validationLoss: number | undefined;
+  counters: lifecycle.TrainingCounters;
+};
 
 /**
  * Writes the trainer's state, stores it as blobs, and makes it visible by one record. Nothing is visible before that; a crash leaves blobs that
@@ -39,7 +50,9 @@ export function commitCheckpoint(deps: TrainerDeps, trainer: Trainer, facts: Che
     try {
       const folder = join(dir, 'checkpoint');
       await trainer.saveCheckpoint(folder);
-      const { manifest, digest } = await collectFolder(deps.store, folder, 'checkpoint', { 'medmesh.spec': facts.specDigest });
+      const { manifest, digest } = await collectFolder(deps.store, folder, 'checkpoint', {
+        'medmesh.spec': facts.specDigest,
+      });
       const { project, job } = names.job.parse(facts.job);
       const checkpoint: Checkpoint = {
         // Zero-padded, so that names sort by step.
@@ -82,7 +95,12 @@ async function put(deps: TrainerDeps, checkpoint: Checkpoint): Promise<void> {
 }
 
 /** Deletes all but the newest `keep` checkpoints and the best one. */
-export async function pruneCheckpoints(deps: TrainerDeps, job: string, keep: number, best: string | undefined): Promise<void> {
+export async function pruneCheckpoints(
+  deps: TrainerDeps,
+  job: string,
+  keep: number,
+  best: string | undefined,
+): Promise<void> {
   const entries = await all(deps, job);
   for (const entry of entries.slice(0, Math.max(0, entries.length - keep))) {
     if (entry.value.name !== best) await deps.catalog.checkpoints.delete(entry.key);

@@ -8,9 +8,20 @@ export const configSchema = z.object({
     .regex(/^projects\/[^/]+\/fineTuningJobs\/[^/]+$/)
     .optional()
     .describe('works on this one job and exits: 0 done, 42 the request’s fault, 75 handed back, 76 fenced out'),
-  ENGINE_THREADS: z.coerce.number().int().min(0).max(1024).default(0).describe('threads of the engine; 0: as many as the CPU quota'),
+  ENGINE_THREADS: z.coerce
+    .number()
+    .int()
+    .min(0)
+    .max(1024)
+    .default(0)
+    .describe('threads of the engine; 0: as many as the CPU quota'),
   ENGINE_DEVICE: z.string().default('').describe('`cpu`, `cuda`, `cuda:1`; empty: the best there is'),
-  LEASE_TTL_MS: z.coerce.number().int().min(1_000).default(30_000).describe('a worker that is silent for so long has lost its job'),
+  LEASE_TTL_MS: z.coerce
+    .number()
+    .int()
+    .min(1_000)
+    .default(30_000)
+    .describe('a worker that is silent for so long has lost its job'),
   METRIC_INTERVAL_MS: z.coerce.number().int().min(0).default(200).describe('at most one progress event in this time'),
 });
 

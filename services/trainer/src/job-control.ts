@@ -12,7 +12,12 @@ export type JobControl = {
   close(): Promise<void>;
 };
 
-export function watchJob(jobs: Bucket<lifecycle.FineTuningJob>, name: string, fencingToken: number, onFenced: () => void): JobControl {
+export function watchJob(
+  jobs: Bucket<lifecycle.FineTuningJob>,
+  name: string,
+  fencingToken: number,
+  onFenced: () => void,
+): JobControl {
   const cancel = new AbortController();
   const stop = new AbortController();
   let pauseRequested = false;

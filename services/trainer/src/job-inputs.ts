@@ -1,5 +1,5 @@
 import { type DatasetMetadata, names, parseDatasetMetadata } from '@medmesh/catalog';
-import { loadModel, type LoraOptions, type Model } from '@medmesh/engine';
+import { type LoraOptions, loadModel, type Model } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
 import { lifecycle } from '@medmesh/proto';
 import { withSpan } from '@medmesh/telemetry';
@@ -22,7 +22,8 @@ export type JobInputs = {
 /** The LoRA settings of a resolved spec, as the engine takes them. */
 export function loraOptions(spec: lifecycle.ResolvedSpec, initAdapterDir: string | undefined): LoraOptions {
   const lora = spec.adapterSpec?.kind?.$case === 'lora' ? spec.adapterSpec.kind.value : undefined;
-  if (lora === undefined) throw new Failure('invalid_argument', 'only LoRA adapters can be trained as jobs', { reason: 'FIELD_INVALID' });
+  if (lora === undefined)
+    throw new Failure('invalid_argument', 'only LoRA adapters can be trained as jobs', { reason: 'FIELD_INVALID' });
   return {
     kind: 'lora',
     rank: lora.rank ?? 16,
@@ -35,7 +36,13 @@ export function loraOptions(spec: lifecycle.ResolvedSpec, initAdapterDir: string
 }
 
 /** Fetches base, shards, and what training starts from. Everything is verified by digest on the way. Closes what it opened if it fails. */
-export async function openInputs(deps: TrainerDeps, job: lifecycle.FineTuningJob, spec: lifecycle.ResolvedSpec, setPhase: (phase: lifecycle.FineTuningJob_Phase) => Promise<void>, signal: AbortSignal): Promise<JobInputs> {
+export async function openInputs(
+  deps: TrainerDeps,
+  job: lifecycle.FineTuningJob,
+  spec: lifecycle.ResolvedSpec,
+  setPhase: (phase: lifecycle.FineTuningJob_Phase) => Promise<void>,
+  signal: AbortSignal,
+): Promise<JobInputs> {
   const closers: (() => Promise<void> | void)[] = [];
   const close = async () => {
     for (const closer of closers.reverse()) await closer();
@@ -60,10 +67,15 @@ export async function openInputs(deps: TrainerDeps, job: lifecycle.FineTuningJob
         const isValidationOnly = i >= job.trainDatasets.length;
         if (!isValidationOnly) trains.push(await openRows(dir, metadata.train.paths));
         // A version named for validation gives all its rows: those it would train on as well as those it holds out.
-        const held = isValidationOnly ? [...metadata.train.paths, ...metadata.validation.paths] : job.validationDataset === '' ? metadata.validation.paths : [];
+        const held = isValidationOnly
+          ? [...metadata.train.paths, ...metadata.validation.paths]
+          : job.validationDataset === ''
+            ? metadata.validation.paths
+            : [];
         if (held.length > 0) validations.push(await openRows(dir, held));
       }
-      if (first === undefined) throw new Failure('invalid_argument', 'the job names no dataset', { reason: 'FIELD_INVALID' });
+      if (first === undefined)
+        throw new Failure('invalid_argument', 'the job names no dataset', { reason: 'FIELD_INVALID' });
       const held = concatRows(validations);
       return { train: concatRows(trains), validation: held.rowCount > 0 ? held : undefined, dataset: first };
     });
@@ -72,8 +84,10 @@ export async function openInputs(deps: TrainerDeps, job: lifecycle.FineTuningJob
 
     await setPhase(Phase.FETCH_BASE);
     const { dir: modelDir } = await withSpan('trainer.fetch_base', {}, () => fetch(spec.baseDigest));
-    const initialAdapterDir = spec.initialAdapterDigest === '' ? undefined : (await fetch(spec.initialAdapterDigest)).dir;
-    const initialCheckpointDir = spec.initialCheckpointDigest === '' ? undefined : (await fetch(spec.initialCheckpointDigest)).dir;
+    const initialAdapterDir =
+      spec.initialAdapterDigest === '' ? undefined : (await fetch(spec.initialAdapterDigest)).dir;
+    const initialCheckpointDir =
+      spec.initialCheckpointDigest === '' ? undefined : (await fetch(spec.initialCheckpointDigest)).dir;
 
     const quantize = spec.quantization?.kind === lifecycle.QuantizationSpec_Kind.NF4_DOUBLE_QUANT;
     if (quantize) await setPhase(Phase.QUANTIZE);
@@ -87,7 +101,10 @@ export async function openInputs(deps: TrainerDeps, job: lifecycle.FineTuningJob
       }),
     );
     closers.push(() => model.close());
-    deps.log.info({ job: job.name, rows: train.rowCount, base: names.model.parse(spec.baseModel).model }, 'inputs are open');
+    deps.log.info(
+      { job: job.name, rows: train.rowCount, base: names.model.parse(spec.baseModel).model },
+      'inputs are open',
+    );
     return { model, modelDir, train, validation, dataset, initialAdapterDir, initialCheckpointDir, close };
   } catch (error) {
     await close();

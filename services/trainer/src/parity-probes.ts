@@ -30,7 +30,10 @@ export async function probeTokens(modelDir: string, template: string, vocabulary
   const tokenizer = await loadTokenizer(modelDir);
   const resolved = resolveCanonicalTemplate(template, tokenizer);
   const prompts = questions.map((question) => {
-    const input = resolved.kind === 'chat' ? [{ role: 'user' as const, content: question }] : { question, instruction: question, input: '' };
+    const input =
+      resolved.kind === 'chat'
+        ? [{ role: 'user' as const, content: question }]
+        : { question, instruction: question, input: '' };
     return resolved.renderPrompt(input).segments;
   });
   const encoded = await encodeSegments(tokenizer, prompts);
@@ -41,17 +44,31 @@ export async function probeTokens(modelDir: string, template: string, vocabulary
  * Scores every probe with the adapter as it was saved, and compares it with the training forward, whose mean loss over the same tokens must agree:
  * what is served is what was trained. Failure `internal` EXPORT_MISMATCH if it is not.
  */
-export async function computeProbes(model: Model, adapter: Adapter, trainer: Trainer, sequences: readonly Uint32Array[], signal: AbortSignal): Promise<Probe[]> {
+export async function computeProbes(
+  model: Model,
+  adapter: Adapter,
+  trainer: Trainer,
+  sequences: readonly Uint32Array[],
+  signal: AbortSignal,
+): Promise<Probe[]> {
   const probes: Probe[] = [];
   for (const tokens of sequences) {
     const logprobs = await model.score({ tokens, adapter, signal });
     const mean = -logprobs.reduce((sum, value) => sum + value, 0) / logprobs.length;
     const trained = await trainer.evaluate(
-      [{ inputIds: tokens, lossMask: new Uint8Array(tokens.length).fill(1), rowOffsets: Uint32Array.of(0, tokens.length) }],
+      [
+        {
+          inputIds: tokens,
+          lossMask: new Uint8Array(tokens.length).fill(1),
+          rowOffsets: Uint32Array.of(0, tokens.length),
+        },
+      ],
       signal,
     );
     if (!(Math.abs(trained.loss - mean) <= trainerTolerance)) {
-      throw new Failure('internal', `the saved adapter scores a probe at ${mean}, the trainer at ${trained.loss}`, { reason: 'EXPORT_MISMATCH' });
+      throw new Failure('internal', `the saved adapter scores a probe at ${mean}, the trainer at ${trained.loss}`, {
+        reason: 'EXPORT_MISMATCH',
+      });
     }
     probes.push({ tokens: [...tokens], logprobs: [...logprobs] });
   }

@@ -12,7 +12,11 @@ export type ProgressTracker = {
   snapshot(epoch: number): lifecycle.Progress;
 };
 
-export function createProgress(totalSteps: number, startStep: number, resumed: lifecycle.TrainingCounters | undefined): ProgressTracker {
+export function createProgress(
+  totalSteps: number,
+  startStep: number,
+  resumed: lifecycle.TrainingCounters | undefined,
+): ProgressTracker {
   const counters = lifecycle.TrainingCounters.fromPartial(resumed ?? {});
   const recent: { tokens: number; durationMs: number }[] = [];
   let step = startStep;

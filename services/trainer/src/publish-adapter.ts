@@ -25,7 +25,13 @@ export type PublishFacts = {
 };
 
 /** Writes the PEFT folder and medmesh.json, and stores them. */
-async function storeAdapter(deps: TrainerDeps, trainer: Trainer, inputs: JobInputs, facts: PublishFacts, signal: AbortSignal) {
+async function storeAdapter(
+  deps: TrainerDeps,
+  trainer: Trainer,
+  inputs: JobInputs,
+  facts: PublishFacts,
+  signal: AbortSignal,
+) {
   const dir = await mkdtemp(join(tmpdir(), 'medmesh-adapter-'));
   try {
     const folder = join(dir, 'adapter');
@@ -49,7 +55,11 @@ async function storeAdapter(deps: TrainerDeps, trainer: Trainer, inputs: JobInpu
       resolvedSpecDigest: facts.job.resolvedSpecDigest,
       job: facts.job.name,
       seed: facts.spec.seed,
-      engine: { version: engineVersion, device: facts.device, compute: facts.spec.quantization?.computeDtype === 'f32' ? 'f32' : 'bf16' },
+      engine: {
+        version: engineVersion,
+        device: facts.device,
+        compute: facts.spec.quantization?.computeDtype === 'f32' ? 'f32' : 'bf16',
+      },
       probes,
     });
     await writeFile(join(folder, adapterDescriptionFile), description);
@@ -67,8 +77,13 @@ async function writePending(deps: TrainerDeps, adapter: lifecycle.Adapter): Prom
     await deps.catalog.adapters.create(key, adapter);
     return;
   }
-  if (existing.value.state !== lifecycle.Adapter_State.UNSPECIFIED || existing.value.fineTuningJob !== adapter.fineTuningJob) {
-    throw new Failure('already_exists', `${adapter.name} exists; choose another publish.adapter_id`, { reason: 'ADAPTER_EXISTS' });
+  if (
+    existing.value.state !== lifecycle.Adapter_State.UNSPECIFIED ||
+    existing.value.fineTuningJob !== adapter.fineTuningJob
+  ) {
+    throw new Failure('already_exists', `${adapter.name} exists; choose another publish.adapter_id`, {
+      reason: 'ADAPTER_EXISTS',
+    });
   }
   await deps.catalog.adapters.update(key, adapter, existing.revision);
 }
@@ -77,7 +92,13 @@ async function writePending(deps: TrainerDeps, adapter: lifecycle.Adapter): Prom
  * Makes the adapter exist. In order: blobs, pending record, the job's compare-and-set to SUCCEEDED (the commit point), ACTIVE, event. A crash
  * before the commit point leaves nothing visible; one after it is finished by lifecycle's reconciliation.
  */
-export async function publishAdapter(deps: TrainerDeps, trainer: Trainer, inputs: JobInputs, facts: PublishFacts, signal: AbortSignal): Promise<lifecycle.FineTuningJob> {
+export async function publishAdapter(
+  deps: TrainerDeps,
+  trainer: Trainer,
+  inputs: JobInputs,
+  facts: PublishFacts,
+  signal: AbortSignal,
+): Promise<lifecycle.FineTuningJob> {
   return withSpan('trainer.publish', {}, async () => {
     const { manifest, digest } = await storeAdapter(deps, trainer, inputs, facts, signal);
     const { job, spec } = facts;
@@ -95,7 +116,8 @@ export async function publishAdapter(deps: TrainerDeps, trainer: Trainer, inputs
       baseDigest: spec.baseDigest,
       fineTuningJob: job.name,
       datasetVersions: job.trainDatasets.map((mixture) => mixture.datasetVersion),
-      template: (await deps.catalog.datasetVersions.get(keyOf(job.trainDatasets[0]?.datasetVersion ?? '')))?.value.spec?.template,
+      template: (await deps.catalog.datasetVersions.get(keyOf(job.trainDatasets[0]?.datasetVersion ?? '')))?.value.spec
+        ?.template,
       templateDigest: spec.templateDigest,
       tokenizerDigest: spec.tokenizerDigest,
       rank: lora?.rank ?? 0,
@@ -116,7 +138,9 @@ export async function publishAdapter(deps: TrainerDeps, trainer: Trainer, inputs
     });
     if (ended.state !== lifecycle.FineTuningJob_State.SUCCEEDED || ended.adapter !== adapter.name) return ended;
     await deps.catalog.adapters.modify(keyOf(adapter.name), (current) =>
-      current.state === lifecycle.Adapter_State.UNSPECIFIED ? { ...current, state: lifecycle.Adapter_State.ACTIVE } : undefined,
+      current.state === lifecycle.Adapter_State.UNSPECIFIED
+        ? { ...current, state: lifecycle.Adapter_State.ACTIVE }
+        : undefined,
     );
     await deps.publisher.publish(
       subjects.adapterPublished(project, names.adapter.parse(adapter.name).adapter),

@@ -17,7 +17,13 @@ const State = lifecycle.FineTuningJob_State;
 const Phase = lifecycle.FineTuningJob_Phase;
 
 /** What a worker shows of itself. */
-export type WorkerStatus = { job: string; step: number; totalSteps: number; tokensPerSecond: number; peakMemoryBytes: number };
+export type WorkerStatus = {
+  job: string;
+  step: number;
+  totalSteps: number;
+  tokensPerSecond: number;
+  peakMemoryBytes: number;
+};
 
 /** Every tenth of the run, but neither more often than every 10 steps nor less often than every 500. */
 const defaultCheckpointInterval = (steps: number): number => Math.min(500, Math.max(10, Math.ceil(steps / 10)));
@@ -26,16 +32,28 @@ const durationMs = (duration: { seconds: number; nanos: number } | undefined): n
   duration === undefined ? 0 : duration.seconds * 1000 + duration.nanos / 1e6;
 
 /** Changes the job's record as its owner. Failure `aborted` FENCED_OUT if a newer owner has taken it. */
-export async function changeOwned(deps: TrainerDeps, name: string, fencingToken: number, edit: (job: lifecycle.FineTuningJob) => lifecycle.FineTuningJob): Promise<lifecycle.FineTuningJob> {
+export async function changeOwned(
+  deps: TrainerDeps,
+  name: string,
+  fencingToken: number,
+  edit: (job: lifecycle.FineTuningJob) => lifecycle.FineTuningJob,
+): Promise<lifecycle.FineTuningJob> {
   const entry = await deps.catalog.jobs.modify(keyOf(name), (job) => {
-    if (job.fencingToken > fencingToken) throw new Failure('aborted', `another worker took over ${name}`, { reason: 'FENCED_OUT' });
+    if (job.fencingToken > fencingToken)
+      throw new Failure('aborted', `another worker took over ${name}`, { reason: 'FENCED_OUT' });
     return edit(job);
   });
   return entry.value;
 }
 
 /** The newest committed state: this job's own newest checkpoint, else the one its spec starts from. Returns the counters to go on with. */
-async function restore(deps: TrainerDeps, job: lifecycle.FineTuningJob, inputs: JobInputs, trainer: { restoreCheckpoint(dir: string): Promise<void> }, signal: AbortSignal) {
+async function restore(
+  deps: TrainerDeps,
+  job: lifecycle.FineTuningJob,
+  inputs: JobInputs,
+  trainer: { restoreCheckpoint(dir: string): Promise<void> },
+  signal: AbortSignal,
+) {
   const newest = await newestCheckpoint(deps, job.name, job.resolvedSpecDigest);
   if (newest !== undefined) {
     const { dir, release } = await deps.cache.materialize(await deps.store.getManifest(newest.digest), signal);
@@ -55,9 +73,17 @@ async function restore(deps: TrainerDeps, job: lifecycle.FineTuningJob, inputs: 
  * One attempt at a job: from the claimed record to a terminal state, a pause, or a hand-back.
  * `stop`: the process wants to end (checkpoint and hand back). `signal`: ownership was lost (leave everything as it is).
  */
-export async function runAttempt(deps: TrainerDeps, claimed: lifecycle.FineTuningJob, stop: AbortSignal, signal: AbortSignal, fence: () => void, status: (status: WorkerStatus) => void): Promise<LoopEnd['kind']> {
+export async function runAttempt(
+  deps: TrainerDeps,
+  claimed: lifecycle.FineTuningJob,
+  stop: AbortSignal,
+  signal: AbortSignal,
+  fence: () => void,
+  status: (status: WorkerStatus) => void,
+): Promise<LoopEnd['kind']> {
   const spec = claimed.resolvedSpec;
-  if (spec?.schedule === undefined) throw new Failure('internal', 'the job has no resolved spec', { reason: 'RECORD_INVALID' });
+  if (spec?.schedule === undefined)
+    throw new Failure('internal', 'the job has no resolved spec', { reason: 'RECORD_INVALID' });
   const { name, fencingToken } = claimed;
   const totalSteps = spec.schedule.steps;
   const control = watchJob(deps.catalog.jobs, name, fencingToken, fence);
@@ -92,7 +118,7 @@ export async function runAttempt(deps: TrainerDeps, claimed: lifecycle.FineTunin
     const counters = await restore(deps, claimed, opened, trainer.value, within);
     const progress = createProgress(totalSteps, trainer.value.step, counters);
     const batch = spec.batch ?? lifecycle.BatchSpec.fromPartial({});
-    const plan = createBatchPlan(opened.train.rowCount, opened.train.rowLength, { ...batch }, spec.seed);
+    const plan = createBatchPlan(opened.train.rowCount, (row) => opened.train.rowLength(row), { ...batch }, spec.seed);
     await setPhase(Phase.TRAIN);
 
     let bestCheckpoint = claimed.bestCheckpoint;
@@ -134,7 +160,13 @@ export async function runAttempt(deps: TrainerDeps, claimed: lifecycle.FineTunin
           async onStep(result) {
             lastLoss = result.loss;
             const snapshot = progress.snapshot(plan.epochAfter(result.step));
-            status({ job: name, step: snapshot.step, totalSteps, tokensPerSecond: snapshot.tokensPerSecond, peakMemoryBytes: snapshot.peakMemoryBytes });
+            status({
+              job: name,
+              step: snapshot.step,
+              totalSteps,
+              tokensPerSecond: snapshot.tokensPerSecond,
+              peakMemoryBytes: snapshot.peakMemoryBytes,
+            });
             const now = deps.now();
             if (now - lastPublishedMs >= deps.config.METRIC_INTERVAL_MS || result.step === totalSteps) {
               lastPublishedMs = now;
@@ -147,14 +179,21 @@ export async function runAttempt(deps: TrainerDeps, claimed: lifecycle.FineTunin
             }
             if (now - lastRecordedMs >= 1_000 || result.step === totalSteps) {
               lastRecordedMs = now;
-              await changeOwned(deps, name, fencingToken, (job) => ({ ...job, progress: snapshot, lastHeartbeatTime: new Date(now) }));
+              await changeOwned(deps, name, fencingToken, (job) => ({
+                ...job,
+                progress: snapshot,
+                lastHeartbeatTime: new Date(now),
+              }));
             }
           },
           async onEvaluation(loss, trainableTokens) {
             await deps.events.publish(name, {
               reason: 'EVALUATION',
               message: `validation loss ${loss.toFixed(4)} after step ${trainer.value.step}`,
-              payload: { $case: 'evaluation', value: { step: trainer.value.step, loss, trainableTokenCount: trainableTokens } },
+              payload: {
+                $case: 'evaluation',
+                value: { step: trainer.value.step, loss, trainableTokenCount: trainableTokens },
+              },
             });
           },
           checkpoint,
@@ -191,7 +230,9 @@ export async function runAttempt(deps: TrainerDeps, claimed: lifecycle.FineTunin
 }
 
 /** An engine object that is closed with its block. */
-async function disposable<T extends { close(): Promise<void> }>(opening: Promise<T>): Promise<AsyncDisposable & { value: T }> {
+async function disposable<T extends { close(): Promise<void> }>(
+  opening: Promise<T>,
+): Promise<AsyncDisposable & { value: T }> {
   const value = await opening;
   return { value, [Symbol.asyncDispose]: () => value.close() };
 }
@@ -202,11 +243,16 @@ export async function handBack(deps: TrainerDeps, name: string, fencingToken: nu
   const job = await changeOwned(deps, name, fencingToken, (current) => {
     from = current.state;
     if (current.state !== State.RUNNING && current.state !== State.PAUSING) return current;
-    return transition(current, current.state === State.PAUSING ? State.PAUSED : State.PENDING, { phase: Phase.UNSPECIFIED });
+    return transition(current, current.state === State.PAUSING ? State.PAUSED : State.PENDING, {
+      phase: Phase.UNSPECIFIED,
+    });
   });
   await deps.events.publish(name, {
     reason: 'STATE_CHANGED',
     message: job.state === State.PAUSED ? 'the job is paused' : 'the worker handed the job back',
-    payload: { $case: 'stateChange', value: { from, to: job.state, phase: job.phase, completionReason: job.completionReason } },
+    payload: {
+      $case: 'stateChange',
+      value: { from, to: job.state, phase: job.phase, completionReason: job.completionReason },
+    },
   });
 }

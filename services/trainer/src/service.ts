@@ -12,7 +12,7 @@ import type { ServiceContext, Started } from '@medmesh/service';
 import type { TrainerConfig } from './config.ts';
 import type { TrainerDeps } from './deps.ts';
 import type { WorkerStatus } from './run-attempt.ts';
-import { exitCodes, work, type WorkResult } from './worker.ts';
+import { exitCodes, type WorkResult, work } from './worker.ts';
 
 const idle: WorkerStatus = { job: '', step: 0, totalSteps: 0, tokensPerSecond: 0, peakMemoryBytes: 0 };
 
@@ -58,8 +58,14 @@ export async function startTrainer(context: ServiceContext<TrainerConfig>): Prom
   };
   const shown: Shown = { current: idle, draining: false };
   const stop = new AbortController();
-  const speed = metrics.gauge({ name: 'medmesh_train_tokens_per_second', help: 'tokens trained on, over the last steps' });
-  const memory = metrics.gauge({ name: 'medmesh_train_peak_memory_bytes', help: 'highest memory the engine used for the job' });
+  const speed = metrics.gauge({
+    name: 'medmesh_train_tokens_per_second',
+    help: 'tokens trained on, over the last steps',
+  });
+  const memory = metrics.gauge({
+    name: 'medmesh_train_peak_memory_bytes',
+    help: 'highest memory the engine used for the job',
+  });
   const show = (status: WorkerStatus) => {
     shown.current = status;
     speed.set(status.tokensPerSecond);
@@ -105,7 +111,8 @@ export async function startTrainer(context: ServiceContext<TrainerConfig>): Prom
     signal: context.signal,
     async handler(message) {
       const item = trainer.TrainingWork.decode(message.data);
-      if (item.fineTuningJob === '') throw new Failure('invalid_argument', 'the work names no job', { reason: 'WORK_INVALID' });
+      if (item.fineTuningJob === '')
+        throw new Failure('invalid_argument', 'the work names no job', { reason: 'WORK_INVALID' });
       try {
         await run(item);
       } catch (error) {

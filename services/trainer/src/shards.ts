@@ -15,9 +15,17 @@ export type RowReader = {
   close(): Promise<void>;
 };
 
-type Shard = { file: FileHandle; idsOffset: number; maskOffset: number; rowOffsets: BigUint64Array; firstRow: number; rowCount: number };
+type Shard = {
+  file: FileHandle;
+  idsOffset: number;
+  maskOffset: number;
+  rowOffsets: BigUint64Array;
+  firstRow: number;
+  rowCount: number;
+};
 
-const corrupt = (path: string, why: string) => new Failure('data_loss', `shard ${path}: ${why}; build the dataset version again`, { reason: 'SHARD_CORRUPT' });
+const corrupt = (path: string, why: string) =>
+  new Failure('data_loss', `shard ${path}: ${why}; build the dataset version again`, { reason: 'SHARD_CORRUPT' });
 
 async function readExactly(file: FileHandle, path: string, bytes: Uint8Array, position: number): Promise<void> {
   const { bytesRead } = await file.read(bytes, 0, bytes.byteLength, position);
@@ -26,7 +34,8 @@ async function readExactly(file: FileHandle, path: string, bytes: Uint8Array, po
 
 function tensor(tensors: TensorInfo[], path: string, name: string, dtype: string): TensorInfo {
   const found = tensors.find((t) => t.name === name);
-  if (found === undefined || found.dtype.toLowerCase() !== dtype || found.shape.length !== 1) throw corrupt(path, `has no ${dtype} vector ${name}`);
+  if (found === undefined || found.dtype.toLowerCase() !== dtype || found.shape.length !== 1)
+    throw corrupt(path, `has no ${dtype} vector ${name}`);
   return found;
 }
 
@@ -41,13 +50,25 @@ async function openShard(dir: string, path: string, firstRow: number): Promise<S
     const rowOffsets = new BigUint64Array(offsets.byteLength / 8);
     await readExactly(file, path, new Uint8Array(rowOffsets.buffer), offsets.byteOffset);
     const tokens = BigInt(ids.shape[0] ?? 0);
-    if (rowOffsets.length === 0 || rowOffsets[0] !== 0n || rowOffsets.at(-1) !== tokens || mask.shape[0] !== ids.shape[0]) {
+    if (
+      rowOffsets.length === 0 ||
+      rowOffsets[0] !== 0n ||
+      rowOffsets.at(-1) !== tokens ||
+      mask.shape[0] !== ids.shape[0]
+    ) {
       throw corrupt(path, 'its row offsets do not span its tokens');
     }
     for (let i = 1; i < rowOffsets.length; i++) {
       if ((rowOffsets[i] ?? 0n) <= (rowOffsets[i - 1] ?? 0n)) throw corrupt(path, `row ${i - 1} is empty`);
     }
-    return { file, idsOffset: ids.byteOffset, maskOffset: mask.byteOffset, rowOffsets, firstRow, rowCount: rowOffsets.length - 1 };
+    return {
+      file,
+      idsOffset: ids.byteOffset,
+      maskOffset: mask.byteOffset,
+      rowOffsets,
+      firstRow,
+      rowCount: rowOffsets.length - 1,
+    };
   } catch (error) {
     await file.close();
     throw error;

@@ -12,7 +12,10 @@ import type { ProgressTracker } from './progress.ts';
 const Reason = lifecycle.FineTuningJob_CompletionReason;
 
 /** Why the loop ended. `paused` and `stopped` leave a checkpoint and an unfinished job. */
-export type LoopEnd = { kind: 'done'; reason: lifecycle.FineTuningJob_CompletionReason } | { kind: 'paused' } | { kind: 'stopped' };
+export type LoopEnd =
+  | { kind: 'done'; reason: lifecycle.FineTuningJob_CompletionReason }
+  | { kind: 'paused' }
+  | { kind: 'stopped' };
 
 export type LoopHooks = {
   onStep(result: StepResult): Promise<void>;
@@ -72,7 +75,11 @@ export async function trainLoop(
     progress.addStep(result);
     skippedInARow = result.skipped ? skippedInARow + 1 : 0;
     if (skippedInARow >= maxSkippedInARow) {
-      throw new Failure('internal', `gradients were not finite in ${skippedInARow} steps in a row; use a lower learning rate`, { reason: 'NAN_LOSS' });
+      throw new Failure(
+        'internal',
+        `gradients were not finite in ${skippedInARow} steps in a row; use a lower learning rate`,
+        { reason: 'NAN_LOSS' },
+      );
     }
     await hooks.onStep(result);
 

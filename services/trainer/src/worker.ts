@@ -1,11 +1,11 @@
 import { Failure, toFailure } from '@medmesh/errors';
 import { Requeue } from '@medmesh/events';
 import { endJob, isTerminal, releaseLease, renewLease, takeLease, transition } from '@medmesh/jobs';
+import type { trainer } from '@medmesh/proto';
 import { lifecycle, type rpc } from '@medmesh/proto';
 import { type Entry, keyOf } from '@medmesh/records';
 import { toStatus } from '@medmesh/rpc';
 import { contextFromTraceparent, withSpan } from '@medmesh/telemetry';
-import type { trainer } from '@medmesh/proto';
 import type { TrainerDeps } from './deps.ts';
 import { changeOwned, handBack, runAttempt, type WorkerStatus } from './run-attempt.ts';
 
@@ -34,7 +34,11 @@ const isPassing = (failure: Failure): boolean => failure.code === 'unavailable' 
 const maxAttempts = 10;
 
 /** Makes the claim visible: RUNNING, one more attempt, the new owner's number. Undefined if there is nothing to do. */
-async function claim(deps: TrainerDeps, work: trainer.TrainingWork, fencingToken: number): Promise<lifecycle.FineTuningJob | undefined> {
+async function claim(
+  deps: TrainerDeps,
+  work: trainer.TrainingWork,
+  fencingToken: number,
+): Promise<lifecycle.FineTuningJob | undefined> {
   const key = keyOf(work.fineTuningJob);
   const found = await deps.catalog.jobs.get(key);
   if (found === undefined || found.value.uid !== work.uid) return undefined;
@@ -42,9 +46,15 @@ async function claim(deps: TrainerDeps, work: trainer.TrainingWork, fencingToken
   const { value: job } = await deps.catalog.jobs.modify(key, (current) => {
     from = current.state;
     if (current.uid !== work.uid || isTerminal(current.state) || current.state === State.PAUSED) return undefined;
-    const owned = { ...current, fencingToken, attempt: current.attempt + 1, startTime: current.startTime ?? new Date() };
+    const owned = {
+      ...current,
+      fencingToken,
+      attempt: current.attempt + 1,
+      startTime: current.startTime ?? new Date(),
+    };
     // An owner that died left the job in one of these; the new owner finishes what was asked for.
-    if (current.state === State.RUNNING || current.state === State.PAUSING || current.state === State.CANCELLING) return owned;
+    if (current.state === State.RUNNING || current.state === State.PAUSING || current.state === State.CANCELLING)
+      return owned;
     const pending = current.state === State.PENDING ? owned : transition(owned, State.PENDING);
     return transition(pending, State.RUNNING);
   });
@@ -53,7 +63,10 @@ async function claim(deps: TrainerDeps, work: trainer.TrainingWork, fencingToken
     await deps.events.publish(job.name, {
       reason: job.attempt > 1 ? 'JOB_RESTARTED' : 'STATE_CHANGED',
       message: job.attempt > 1 ? `attempt ${job.attempt} begins` : 'the job runs',
-      payload: { $case: 'stateChange', value: { from, to: State.RUNNING, phase: job.phase, completionReason: job.completionReason } },
+      payload: {
+        $case: 'stateChange',
+        value: { from, to: State.RUNNING, phase: job.phase, completionReason: job.completionReason },
+      },
     });
   }
   return job;
@@ -68,7 +81,11 @@ function keepLease(deps: TrainerDeps, lease: Entry<trainer.Lease>, onLost: () =>
       held = await renewLease(deps.catalog.leases, held, deps.config.LEASE_TTL_MS, deps.now);
     } catch (error) {
       if (error instanceof Failure && error.reason === 'FENCED_OUT') onLost();
-      else deps.log.warn({ err: error, job: lease.value.fineTuningJob }, 'the lease could not be renewed; it will be tried again');
+      else
+        deps.log.warn(
+          { err: error, job: lease.value.fineTuningJob },
+          'the lease could not be renewed; it will be tried again',
+        );
     }
   };
   const timer = setInterval(() => {
@@ -94,7 +111,13 @@ async function fail(deps: TrainerDeps, job: lifecycle.FineTuningJob, failure: Fa
 }
 
 /** The attempt and its ending. Throws Requeue if the work must come back. */
-async function attempt(deps: TrainerDeps, job: lifecycle.FineTuningJob, stop: AbortSignal, status: (status: WorkerStatus) => void, fenced: AbortController): Promise<WorkResult> {
+async function attempt(
+  deps: TrainerDeps,
+  job: lifecycle.FineTuningJob,
+  stop: AbortSignal,
+  status: (status: WorkerStatus) => void,
+  fenced: AbortController,
+): Promise<WorkResult> {
   const cancelled = async (): Promise<WorkResult> => {
     await endJob({ jobs: deps.catalog.jobs, events: deps.events }, job.name, {
       state: State.CANCELLED,
@@ -130,8 +153,19 @@ async function attempt(deps: TrainerDeps, job: lifecycle.FineTuningJob, stop: Ab
  * Works on one message of the queue. `stop`: the process wants to end, so the job is checkpointed and handed back.
  * Throws Requeue when the message must be delivered again.
  */
-export async function work(deps: TrainerDeps, message: trainer.TrainingWork, stop: AbortSignal, status: (status: WorkerStatus) => void): Promise<WorkResult> {
-  const lease = await takeLease(deps.catalog.leases, message.fineTuningJob, deps.worker, deps.config.LEASE_TTL_MS, deps.now);
+export async function work(
+  deps: TrainerDeps,
+  message: trainer.TrainingWork,
+  stop: AbortSignal,
+  status: (status: WorkerStatus) => void,
+): Promise<WorkResult> {
+  const lease = await takeLease(
+    deps.catalog.leases,
+    message.fineTuningJob,
+    deps.worker,
+    deps.config.LEASE_TTL_MS,
+    deps.now,
+  );
   if (lease === undefined) {
     const job = (await deps.catalog.jobs.get(keyOf(message.fineTuningJob)))?.value;
     if (job === undefined || job.uid !== message.uid || isTerminal(job.state)) return 'done';
@@ -145,7 +179,10 @@ export async function work(deps: TrainerDeps, message: trainer.TrainingWork, sto
     const parent = job.traceparent === '' ? undefined : contextFromTraceparent(job.traceparent);
     const result = await withSpan(
       'trainer.attempt',
-      { attributes: { 'medmesh.job': job.name, 'medmesh.attempt': job.attempt }, ...(parent === undefined ? {} : { parent }) },
+      {
+        attributes: { 'medmesh.job': job.name, 'medmesh.attempt': job.attempt },
+        ...(parent === undefined ? {} : { parent }),
+      },
       () => attempt(deps, job, stop, status, fenced),
     );
     if (result === 'handed_back') {

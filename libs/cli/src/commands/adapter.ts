@@ -16,8 +16,18 @@ export function addAdapterCommands(program: Command, signal: AbortSignal): void 
       withContext(signal, async (context, _options: object, _command: Command) => {
         const client = await context.client();
         const all = await Array.fromAsync(client.adapters.list());
-        const rows = all.map((a) => [a.name.split('/').at(-1) ?? '', stateName(a), String(a.rank), a.baseModel.split('/').at(-1) ?? '', a.finalLoss.toFixed(4), a.digest]);
-        context.out.result(all.map((a) => lifecycle.Adapter.toJSON(a)), table(['ID', 'STATE', 'RANK', 'BASE', 'LOSS', 'DIGEST'], rows));
+        const rows = all.map((a) => [
+          a.name.split('/').at(-1) ?? '',
+          stateName(a),
+          String(a.rank),
+          a.baseModel.split('/').at(-1) ?? '',
+          a.finalLoss.toFixed(4),
+          a.digest,
+        ]);
+        context.out.result(
+          all.map((a) => lifecycle.Adapter.toJSON(a)),
+          table(['ID', 'STATE', 'RANK', 'BASE', 'LOSS', 'DIGEST'], rows),
+        );
       }),
     );
   group
@@ -27,7 +37,10 @@ export function addAdapterCommands(program: Command, signal: AbortSignal): void 
       withContext(signal, async (context, id: string, _options: object, _command: Command) => {
         const client = await context.client();
         const adapter = await client.adapters.get(id);
-        context.out.result(lifecycle.Adapter.toJSON(adapter), `${adapter.name}: ${stateName(adapter)}, rank ${adapter.rank}, base ${adapter.baseModel}, ${adapter.digest}`);
+        context.out.result(
+          lifecycle.Adapter.toJSON(adapter),
+          `${adapter.name}: ${stateName(adapter)}, rank ${adapter.rank}, base ${adapter.baseModel}, ${adapter.digest}`,
+        );
       }),
     );
   group
@@ -57,7 +70,11 @@ export function addAdapterCommands(program: Command, signal: AbortSignal): void 
       withContext(signal, async (context, id: string, _options: object, _command: Command) => {
         const client = await context.client();
         const lineage = await client.adapters.lineage(id);
-        const lines = [`job      ${lineage.fineTuningJob}`, ...lineage.models.map((m) => `model    ${m}`), ...lineage.datasetVersions.map((d) => `dataset  ${d}`)];
+        const lines = [
+          `job      ${lineage.fineTuningJob}`,
+          ...lineage.models.map((m) => `model    ${m}`),
+          ...lineage.datasetVersions.map((d) => `dataset  ${d}`),
+        ];
         context.out.result(lifecycle.Lineage.toJSON(lineage), lines.join('\n'));
       }),
     );

@@ -7,7 +7,12 @@ import { createProgressBar } from '../progress.ts';
 import { addSpecOptions, formatOf, type SpecOptions, specOf } from './dataset-spec.ts';
 
 /** Uploads the files and returns the whole spec. */
-async function uploadAll(context: CommandContext, client: MedmeshClient, files: string[], options: SpecOptions): Promise<dataset.DatasetVersionSpec> {
+async function uploadAll(
+  context: CommandContext,
+  client: MedmeshClient,
+  files: string[],
+  options: SpecOptions,
+): Promise<dataset.DatasetVersionSpec> {
   const sources: dataset.RowSource[] = [];
   for (const path of files) {
     if (/^(s3|file):\/\//.test(path)) {
@@ -16,7 +21,9 @@ async function uploadAll(context: CommandContext, client: MedmeshClient, files: 
     }
     const bar = createProgressBar('upload', context.out.json);
     try {
-      const { digest, fileName } = await client.datasets.upload(path, (done, total) => bar.update(done, total, `${formatBytes(done)} of ${formatBytes(total)}`));
+      const { digest, fileName } = await client.datasets.upload(path, (done, total) =>
+        bar.update(done, total, `${formatBytes(done)} of ${formatBytes(total)}`),
+      );
       sources.push({ uri: digest, fileName, format: formatOf(options), charset: options.charset });
     } finally {
       bar.stop();
@@ -25,9 +32,11 @@ async function uploadAll(context: CommandContext, client: MedmeshClient, files: 
   return { ...(await specOf(options, client.models.name(options.model))), sources };
 }
 
-const reasonName = (code: dataset.DropReasonCode) => dataset.dropReasonCodeToJSON(code).replace('DROP_REASON_CODE_', '');
+const reasonName = (code: dataset.DropReasonCode) =>
+  dataset.dropReasonCodeToJSON(code).replace('DROP_REASON_CODE_', '');
 
-const distribution = (d: dataset.Distribution | undefined) => (d === undefined ? '-' : `${d.min} / ${d.p50} / ${d.p95} / ${d.max}`);
+const distribution = (d: dataset.Distribution | undefined) =>
+  d === undefined ? '-' : `${d.min} / ${d.p50} / ${d.p95} / ${d.max}`;
 
 /** Counts for people. */
 export function describeStats(stats: dataset.DataStats | undefined): string {
@@ -37,7 +46,10 @@ export function describeStats(stats: dataset.DataStats | undefined): string {
     `tokens     ${stats.tokenCount}, of which ${stats.trainableTokenCount} count in the loss`,
     `row length ${distribution(stats.rowTokens)} (min / median / p95 / max tokens)`,
     `packing    ${(100 * stats.packingEfficiency).toFixed(1)} % of positions used`,
-    ...stats.dropReasons.map((r) => `  ${reasonName(r.code)}: ${r.rowCount} (rows ${r.sampleRowIndices.slice(0, 10).join(', ')}${r.rowCount > 10 ? ', …' : ''})`),
+    ...stats.dropReasons.map(
+      (r) =>
+        `  ${reasonName(r.code)}: ${r.rowCount} (rows ${r.sampleRowIndices.slice(0, 10).join(', ')}${r.rowCount > 10 ? ', …' : ''})`,
+    ),
     ...stats.warnings.map((warning) => `  note: ${warning}`),
   ];
   return lines.join('\n');
@@ -54,23 +66,37 @@ const follow = (context: CommandContext, label: string) => {
 /** `dataset create|validate|preview|list|versions`. */
 export function addDatasetCommands(program: Command, signal: AbortSignal): void {
   const group = program.command('dataset').description('rows to train on');
-  addSpecOptions(group.command('create <files...>').description('upload rows and build a version').requiredOption('--id <id>', 'id of the dataset; created if it is new')).action(
+  addSpecOptions(
+    group
+      .command('create <files...>')
+      .description('upload rows and build a version')
+      .requiredOption('--id <id>', 'id of the dataset; created if it is new'),
+  ).action(
     withContext(signal, async (context, files: string[], options: SpecOptions & { id: string }, _command: Command) => {
       const client = await context.client();
       const spec = await uploadAll(context, client, files, options);
       await client.datasets.ensure(options.id);
       const { bar, onProgress } = follow(context, 'build');
-      const version = await client.datasets.buildVersion(options.id, spec, { onProgress, signal }).finally(() => bar.stop());
+      const version = await client.datasets
+        .buildVersion(options.id, spec, { onProgress, signal })
+        .finally(() => bar.stop());
       context.out.result(dataset.DatasetVersion.toJSON(version), `${version.name}\n${describeStats(version.stats)}`);
     }),
   );
-  addSpecOptions(group.command('validate <files...>').description('check rows without keeping anything').option('--id <id>', 'dataset to check for', 'validation')).action(
+  addSpecOptions(
+    group
+      .command('validate <files...>')
+      .description('check rows without keeping anything')
+      .option('--id <id>', 'dataset to check for', 'validation'),
+  ).action(
     withContext(signal, async (context, files: string[], options: SpecOptions & { id: string }, _command: Command) => {
       const client = await context.client();
       const spec = await uploadAll(context, client, files, options);
       await client.datasets.ensure(options.id);
       const { bar, onProgress } = follow(context, 'validate');
-      const stats = await client.datasets.validate(options.id, { ...spec, dropInvalid: true }, { onProgress, signal }).finally(() => bar.stop());
+      const stats = await client.datasets
+        .validate(options.id, { ...spec, dropInvalid: true }, { onProgress, signal })
+        .finally(() => bar.stop());
       context.out.result(dataset.DataStats.toJSON(stats), describeStats(stats));
     }),
   );
@@ -81,16 +107,22 @@ export function addDatasetCommands(program: Command, signal: AbortSignal): void 
       .option('--id <id>', 'dataset to preview for', 'validation')
       .option('--rows <indexes>', 'row indexes, separated by commas', '0'),
   ).action(
-    withContext(signal, async (context, files: string[], options: SpecOptions & { id: string; rows: string }, _command: Command) => {
-      const client = await context.client();
-      const spec = await uploadAll(context, client, files, options);
-      await client.datasets.ensure(options.id);
-      const examples = await client.datasets.preview(options.id, { spec, rowIndices: options.rows.split(',').map(Number) });
-      context.out.result(
-        examples.map((example) => dataset.PreviewExample.toJSON(example)),
-        examples.map(describeExample).join('\n\n'),
-      );
-    }),
+    withContext(
+      signal,
+      async (context, files: string[], options: SpecOptions & { id: string; rows: string }, _command: Command) => {
+        const client = await context.client();
+        const spec = await uploadAll(context, client, files, options);
+        await client.datasets.ensure(options.id);
+        const examples = await client.datasets.preview(options.id, {
+          spec,
+          rowIndices: options.rows.split(',').map(Number),
+        });
+        context.out.result(
+          examples.map((example) => dataset.PreviewExample.toJSON(example)),
+          examples.map(describeExample).join('\n\n'),
+        );
+      },
+    ),
   );
   group
     .command('list')
@@ -99,8 +131,15 @@ export function addDatasetCommands(program: Command, signal: AbortSignal): void 
       withContext(signal, async (context, _options: object, _command: Command) => {
         const client = await context.client();
         const all = await Array.fromAsync(client.datasets.list());
-        const rows = all.map((d) => [d.name.split('/').at(-1) ?? '', d.latestVersion.split('/').at(-1) ?? '', d.createTime?.toISOString() ?? '']);
-        context.out.result(all.map((d) => dataset.Dataset.toJSON(d)), table(['ID', 'LATEST VERSION', 'CREATED'], rows));
+        const rows = all.map((d) => [
+          d.name.split('/').at(-1) ?? '',
+          d.latestVersion.split('/').at(-1) ?? '',
+          d.createTime?.toISOString() ?? '',
+        ]);
+        context.out.result(
+          all.map((d) => dataset.Dataset.toJSON(d)),
+          table(['ID', 'LATEST VERSION', 'CREATED'], rows),
+        );
       }),
     );
   group
@@ -110,15 +149,24 @@ export function addDatasetCommands(program: Command, signal: AbortSignal): void 
       withContext(signal, async (context, id: string, _options: object, _command: Command) => {
         const client = await context.client();
         const all = await Array.fromAsync(client.datasets.listVersions(id));
-        const rows = all.map((v) => [v.name, String(v.stats?.usedRowCount ?? 0), String(v.stats?.tokenCount ?? 0), v.createTime?.toISOString() ?? '']);
-        context.out.result(all.map((v) => dataset.DatasetVersion.toJSON(v)), table(['NAME', 'ROWS', 'TOKENS', 'CREATED'], rows));
+        const rows = all.map((v) => [
+          v.name,
+          String(v.stats?.usedRowCount ?? 0),
+          String(v.stats?.tokenCount ?? 0),
+          v.createTime?.toISOString() ?? '',
+        ]);
+        context.out.result(
+          all.map((v) => dataset.DatasetVersion.toJSON(v)),
+          table(['NAME', 'ROWS', 'TOKENS', 'CREATED'], rows),
+        );
       }),
     );
 }
 
 /** A row's text, and under it what is trained on, marked by `^`. */
 function describeExample(example: dataset.PreviewExample): string {
-  const dropped = example.dropReason === dataset.DropReasonCode.UNSPECIFIED ? '' : ` (left out: ${reasonName(example.dropReason)})`;
+  const dropped =
+    example.dropReason === dataset.DropReasonCode.UNSPECIFIED ? '' : ` (left out: ${reasonName(example.dropReason)})`;
   const trained = example.tokens.filter((token) => token.trained);
   return `row ${example.rowIndex}${dropped}: ${example.tokens.length} tokens, ${trained.length} trained\n${example.text}\n--- trained on ---\n${trained.map((token) => token.text).join('')}`;
 }

@@ -42,7 +42,9 @@ type FinetuneOptions = {
 function number(option: string, text: string): number {
   const value = Number(text);
   if (text.trim() === '' || !Number.isFinite(value)) {
-    throw new Failure('invalid_argument', `--${option} is ${JSON.stringify(text)}; give a number`, { reason: 'FIELD_INVALID' });
+    throw new Failure('invalid_argument', `--${option} is ${JSON.stringify(text)}; give a number`, {
+      reason: 'FIELD_INVALID',
+    });
   }
   return value;
 }
@@ -51,24 +53,42 @@ function number(option: string, text: string): number {
 async function versionOf(client: MedmeshClient, name: string): Promise<string> {
   if (name.includes('/versions/')) return name;
   const { latestVersion } = await client.datasets.get(name);
-  if (latestVersion === '') throw new Failure('failed_precondition', `dataset ${name} has no ready version; build one by dataset create`, { reason: 'DATASET_NOT_READY' });
+  if (latestVersion === '')
+    throw new Failure('failed_precondition', `dataset ${name} has no ready version; build one by dataset create`, {
+      reason: 'DATASET_NOT_READY',
+    });
   return latestVersion;
 }
 
-async function jobOf(client: MedmeshClient, o: FinetuneOptions): Promise<Parameters<typeof lifecycle.FineTuningJob.fromPartial>[0]> {
+async function jobOf(
+  client: MedmeshClient,
+  o: FinetuneOptions,
+): Promise<Parameters<typeof lifecycle.FineTuningJob.fromPartial>[0]> {
   const epochs = number('epochs', o.epochs);
   return {
     source: { $case: 'baseModel', value: client.models.name(o.model) },
-    trainDatasets: await Promise.all(o.dataset.map(async (name) => ({ datasetVersion: await versionOf(client, name) }))),
+    trainDatasets: await Promise.all(
+      o.dataset.map(async (name) => ({ datasetVersion: await versionOf(client, name) })),
+    ),
     validationDataset: o.validationDataset === undefined ? '' : await versionOf(client, o.validationDataset),
     method: { $case: 'supervised', value: {} },
     adapterSpec: {
       kind: {
         $case: 'lora',
-        value: { rank: number('rank', o.rank), alpha: number('alpha', o.alpha), dropout: number('dropout', o.dropout), targetModules: o.target, rslora: o.rslora },
+        value: {
+          rank: number('rank', o.rank),
+          alpha: number('alpha', o.alpha),
+          dropout: number('dropout', o.dropout),
+          targetModules: o.target,
+          rslora: o.rslora,
+        },
       },
     },
-    optimizer: { kind: o.optimizer, weightDecay: number('weight-decay', o.weightDecay), maxGradNorm: number('clip', o.clip) },
+    optimizer: {
+      kind: o.optimizer,
+      weightDecay: number('weight-decay', o.weightDecay),
+      maxGradNorm: number('clip', o.clip),
+    },
     schedule: {
       kind: o.schedule,
       learningRate: number('learning-rate', o.learningRate),
@@ -91,14 +111,19 @@ async function jobOf(client: MedmeshClient, o: FinetuneOptions): Promise<Paramet
   };
 }
 
-const durationSeconds = (d: { seconds: number; nanos: number } | undefined) => (d === undefined ? 0 : d.seconds + d.nanos / 1e9);
+const durationSeconds = (d: { seconds: number; nanos: number } | undefined) =>
+  d === undefined ? 0 : d.seconds + d.nanos / 1e9;
 
 /** One line of a run's numbers. */
 export const describeProgress = (p: lifecycle.Progress): string =>
   `step ${p.step}/${p.totalSteps} loss ${p.loss.toFixed(4)} lr ${p.learningRate.toExponential(1)} ${p.tokensPerSecond.toFixed(0)} tok/s left ${formatSeconds(durationSeconds(p.remaining))}`;
 
 /** Follows a job to its end with a bar; with --json one line an event. Ctrl-C leaves the job running. */
-export async function followJob(context: CommandContext, client: MedmeshClient, name: string): Promise<lifecycle.FineTuningJob> {
+export async function followJob(
+  context: CommandContext,
+  client: MedmeshClient,
+  name: string,
+): Promise<lifecycle.FineTuningJob> {
   const { out, signal } = context;
   const bar = createProgressBar('train', out.json);
   try {
@@ -136,7 +161,9 @@ export function describeResult(job: lifecycle.FineTuningJob): string {
 }
 
 const describeEstimate = (e: lifecycle.FineTuningEstimate | undefined): string =>
-  e === undefined ? '' : `about ${formatBytes(e.memoryBytes)} of memory, ${e.totalSteps} steps over ${e.trainTokenCount} tokens, ${(e.trainableParameterCount / 1e6).toFixed(2)} M trained weights`;
+  e === undefined
+    ? ''
+    : `about ${formatBytes(e.memoryBytes)} of memory, ${e.totalSteps} steps over ${e.trainTokenCount} tokens, ${(e.trainableParameterCount / 1e6).toFixed(2)} M trained weights`;
 
 /** `finetune`: create a job and watch it. */
 export function addFinetuneCommand(program: Command, signal: AbortSignal): void {
@@ -181,12 +208,16 @@ export function addFinetuneCommand(program: Command, signal: AbortSignal): void 
           validateOnly: options.dryRun,
         });
         if (options.dryRun || options.detach) {
-          context.out.result(lifecycle.FineTuningJob.toJSON(job), options.dryRun ? describeEstimate(job.estimate) : job.name);
+          context.out.result(
+            lifecycle.FineTuningJob.toJSON(job),
+            options.dryRun ? describeEstimate(job.estimate) : job.name,
+          );
           return;
         }
         context.out.say(`${job.name}: ${describeEstimate(job.estimate)}`);
         const ended = await followJob(context, client, job.name).catch((error: unknown) => {
-          if (signal.aborted) context.out.say(`\nthe job goes on; watch it by ./medmesh jobs watch ${job.name.split('/').at(-1)}`);
+          if (signal.aborted)
+            context.out.say(`\nthe job goes on; watch it by ./medmesh jobs watch ${job.name.split('/').at(-1)}`);
           throw error;
         });
         context.out.result(lifecycle.FineTuningJob.toJSON(ended), describeResult(ended));

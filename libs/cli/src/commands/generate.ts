@@ -37,10 +37,18 @@ const addAskOptions = (command: Command): Command =>
     .option('--reasoning <mode>', 'auto, on or off', 'auto');
 
 function askOptions(client: MedmeshClient, o: AskCommandOptions, signal: AbortSignal): AskOptions {
-  const modes: Record<string, inference.Reasoning_Mode> = { auto: inference.Reasoning_Mode.AUTO, on: inference.Reasoning_Mode.ON, off: inference.Reasoning_Mode.OFF };
+  const modes: Record<string, inference.Reasoning_Mode> = {
+    auto: inference.Reasoning_Mode.AUTO,
+    on: inference.Reasoning_Mode.ON,
+    off: inference.Reasoning_Mode.OFF,
+  };
   const mode = modes[o.reasoning];
-  if (mode === undefined) throw new Failure('invalid_argument', `--reasoning is ${o.reasoning}; use auto, on or off`, { reason: 'FIELD_INVALID' });
-  if (o.model === undefined && o.adapter === undefined) throw new Failure('invalid_argument', 'name a --model, an --adapter, or both', { reason: 'FIELD_INVALID' });
+  if (mode === undefined)
+    throw new Failure('invalid_argument', `--reasoning is ${o.reasoning}; use auto, on or off`, {
+      reason: 'FIELD_INVALID',
+    });
+  if (o.model === undefined && o.adapter === undefined)
+    throw new Failure('invalid_argument', 'name a --model, an --adapter, or both', { reason: 'FIELD_INVALID' });
   return {
     ...(o.model === undefined ? {} : { base: client.models.name(o.model) }),
     ...(o.adapter === undefined ? {} : { adapter: client.adapters.name(o.adapter) }),
@@ -62,7 +70,12 @@ function askOptions(client: MedmeshClient, o: AskCommandOptions, signal: AbortSi
 const dim = (text: string) => (process.stdout.isTTY ? `\u001b[2m${text}\u001b[22m` : text);
 
 /** Streams an answer, reasoning and answer apart; returns the answer's text. */
-export async function streamAnswer(out: Output, client: MedmeshClient, input: AskInput, options: AskOptions): Promise<string> {
+export async function streamAnswer(
+  out: Output,
+  client: MedmeshClient,
+  input: AskInput,
+  options: AskOptions,
+): Promise<string> {
   let channel: 'reasoning' | 'answer' | undefined;
   let reasoning = '';
   let answer = '';
@@ -99,7 +112,11 @@ export async function streamAnswer(out: Output, client: MedmeshClient, input: As
 
 async function generate(context: CommandContext, question: string, options: AskCommandOptions): Promise<void> {
   const client = await context.client();
-  const input: AskInput = options.text ? { text: question } : options.chat ? { turns: [{ role: 'user', content: question }] } : { question };
+  const input: AskInput = options.text
+    ? { text: question }
+    : options.chat
+      ? { turns: [{ role: 'user', content: question }] }
+      : { question };
   await streamAnswer(context.out, client, input, askOptions(client, options, context.signal));
 }
 
@@ -107,7 +124,11 @@ async function generate(context: CommandContext, question: string, options: AskC
 async function chat(context: CommandContext, options: AskCommandOptions): Promise<void> {
   const client = await context.client();
   const ask = askOptions(client, options, context.signal);
-  const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: process.stdin.isTTY === true });
+  const lines = createInterface({
+    input: process.stdin,
+    output: process.stderr,
+    terminal: process.stdin.isTTY === true,
+  });
   context.out.say('Ask a question; an empty line ends. A language model can be wrong: this is not medical advice.');
   const turns: { role: 'user' | 'assistant'; content: string }[] = [];
   try {
@@ -132,8 +153,15 @@ export function addGenerateCommands(program: Command, signal: AbortSignal): void
       .description('ask once')
       .option('--text', 'continue the text as it is, without a template', false)
       .option('--chat', 'use the model’s own chat template', false),
-  ).action(withContext(signal, (context, question: string, options: AskCommandOptions, _command: Command) => generate(context, question, options)));
-  addAskOptions(program.command('chat').description('ask again and again').option('--chat', 'use the model’s own chat template and remember the turns', false)).action(
-    withContext(signal, (context, options: AskCommandOptions, _command: Command) => chat(context, options)),
+  ).action(
+    withContext(signal, (context, question: string, options: AskCommandOptions, _command: Command) =>
+      generate(context, question, options),
+    ),
   );
+  addAskOptions(
+    program
+      .command('chat')
+      .description('ask again and again')
+      .option('--chat', 'use the model’s own chat template and remember the turns', false),
+  ).action(withContext(signal, (context, options: AskCommandOptions, _command: Command) => chat(context, options)));
 }

@@ -4,7 +4,8 @@ import { withContext } from '../context.ts';
 import { table } from '../output.ts';
 import { describeResult, followJob } from './finetune.ts';
 
-const stateName = (job: lifecycle.FineTuningJob) => lifecycle.fineTuningJob_StateToJSON(job.state).replace('STATE_', '');
+const stateName = (job: lifecycle.FineTuningJob) =>
+  lifecycle.fineTuningJob_StateToJSON(job.state).replace('STATE_', '');
 
 /** `jobs list|get|watch|cancel|pause|resume|delete|checkpoints`. */
 export function addJobsCommands(program: Command, signal: AbortSignal): void {
@@ -25,7 +26,10 @@ export function addJobsCommands(program: Command, signal: AbortSignal): void {
           job.adapter.split('/').at(-1) ?? '',
           job.createTime?.toISOString() ?? '',
         ]);
-        context.out.result(all.map((job) => lifecycle.FineTuningJob.toJSON(job)), table(['ID', 'STATE', 'STEP', 'LOSS', 'ADAPTER', 'CREATED'], rows));
+        context.out.result(
+          all.map((job) => lifecycle.FineTuningJob.toJSON(job)),
+          table(['ID', 'STATE', 'STEP', 'LOSS', 'ADAPTER', 'CREATED'], rows),
+        );
       }),
     );
   group
@@ -46,12 +50,26 @@ export function addJobsCommands(program: Command, signal: AbortSignal): void {
       withContext(signal, async (context, id: string, _options: object, _command: Command) => {
         const client = await context.client();
         const all = await Array.fromAsync(client.jobs.checkpoints(id));
-        const rows = all.map((c) => [String(c.step), c.loss.toFixed(4), c.validationLoss?.toFixed(4) ?? '-', c.digest, c.createTime?.toISOString() ?? '']);
-        context.out.result(all.map((c) => lifecycle.Checkpoint.toJSON(c)), table(['STEP', 'LOSS', 'VALIDATION', 'DIGEST', 'CREATED'], rows));
+        const rows = all.map((c) => [
+          String(c.step),
+          c.loss.toFixed(4),
+          c.validationLoss?.toFixed(4) ?? '-',
+          c.digest,
+          c.createTime?.toISOString() ?? '',
+        ]);
+        context.out.result(
+          all.map((c) => lifecycle.Checkpoint.toJSON(c)),
+          table(['STEP', 'LOSS', 'VALIDATION', 'DIGEST', 'CREATED'], rows),
+        );
       }),
     );
   for (const verb of ['get', 'cancel', 'pause', 'resume'] as const) {
-    const description = { get: 'show a job', cancel: 'stop a job', pause: 'checkpoint a job and free its worker', resume: 'go on with a paused job' }[verb];
+    const description = {
+      get: 'show a job',
+      cancel: 'stop a job',
+      pause: 'checkpoint a job and free its worker',
+      resume: 'go on with a paused job',
+    }[verb];
     group
       .command(`${verb} <job>`)
       .description(description)

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Failure } from '@medmesh/errors';
 import type { Command } from 'commander';
-import { type CommandContext, environment, withContext } from '../context.ts';
+import { type CommandContext, type Environment, withContext } from '../context.ts';
 import { isAlive, lastWords } from '../mesh/child.ts';
 import { type MeshRecord, readMesh, startMesh, stopProcesses } from '../mesh/mesh.ts';
 import { meshPaths, repositoryRoot } from '../mesh/paths.ts';
@@ -22,22 +22,33 @@ const parsePort = (text: string): number => {
 };
 
 const describeMesh = (record: MeshRecord): string =>
-  [`gateway  ${record.gateway} (gRPC)`, ...Object.entries(record.metrics).map(([name, address]) => `${name.padEnd(8)} http://${address}/metrics`), `state    ${record.stateDir}`].join('\n');
+  [
+    `gateway  ${record.gateway} (gRPC)`,
+    ...Object.entries(record.metrics).map(([name, address]) => `${name.padEnd(8)} http://${address}/metrics`),
+    `state    ${record.stateDir}`,
+  ].join('\n');
 
 /** Runs the mesh in this process until Ctrl-C or until one of its processes dies. */
-async function upForeground({ out, global, signal }: CommandContext, options: UpOptions): Promise<void> {
+async function upForeground(
+  { out, global, signal }: CommandContext,
+  options: UpOptions,
+  defaults: Environment,
+): Promise<void> {
   const mesh = await startMesh(
     {
       stateDir: global.state,
       gatewayPort: parsePort(options.port),
       otlpEndpoint: options.otlp,
       uriRoots: options.root,
+      inherited: defaults.inherited,
       onProgress: (name) => out.say(`  ${name} is ready`),
     },
     signal,
   );
   out.result(mesh.record, `${describeMesh(mesh.record)}\n\nCtrl-C stops everything.`);
-  const stopped = new Promise<undefined>((resolve) => signal.addEventListener('abort', () => resolve(undefined), { once: true }));
+  const stopped = new Promise<undefined>((resolve) =>
+    signal.addEventListener('abort', () => resolve(undefined), { once: true }),
+  );
   const failed = await Promise.race([mesh.failed, stopped]);
   out.say('stopping …');
   await mesh.stop();
@@ -59,7 +70,15 @@ async function upBackground({ out, global, signal }: CommandContext, options: Up
   const logPath = join(paths.logs, 'mesh.log');
   await rm(logPath, { force: true });
   const log = openSync(logPath, 'a');
-  const args = [join(repositoryRoot, 'libs/cli/src/main.ts'), '--state', global.state, 'up', '--foreground', '--port', options.port];
+  const args = [
+    join(repositoryRoot, 'libs/cli/src/main.ts'),
+    '--state',
+    global.state,
+    'up',
+    '--foreground',
+    '--port',
+    options.port,
+  ];
   if (options.otlp !== undefined) args.push('--otlp', options.otlp);
   for (const root of options.root) args.push('--root', root);
   const child = spawn(process.execPath, args, { detached: true, stdio: ['ignore', log, log] });
@@ -75,7 +94,8 @@ async function upBackground({ out, global, signal }: CommandContext, options: Up
       out.result(record, describeMesh(record));
       return;
     }
-    if (ended) throw new Failure('unavailable', lastWords(logPath).replace(/^medmesh: /, ''), { reason: 'MESH_FAILED' });
+    if (ended)
+      throw new Failure('unavailable', lastWords(logPath).replace(/^medmesh: /, ''), { reason: 'MESH_FAILED' });
     await sleep(50);
   }
 }
@@ -94,7 +114,8 @@ async function down({ out, global }: CommandContext): Promise<void> {
 async function status(context: CommandContext): Promise<void> {
   const { out, global } = context;
   const record = await readMesh(global.state);
-  if (record === undefined) throw new Failure('unavailable', 'no mesh runs here; start one by ./medmesh up', { reason: 'MESH_NOT_RUNNING' });
+  if (record === undefined)
+    throw new Failure('unavailable', 'no mesh runs here; start one by ./medmesh up', { reason: 'MESH_NOT_RUNNING' });
   const probe = async (name: string): Promise<string> => {
     const address = record.metrics[name];
     if (address === undefined) return 'running';
@@ -104,24 +125,39 @@ async function status(context: CommandContext): Promise<void> {
     );
   };
   const processes = await Promise.all(
-    record.processes.map(async ({ name, pid, log }) => ({ name, pid, state: isAlive(pid) ? await probe(name) : 'gone', log })),
+    record.processes.map(async ({ name, pid, log }) => ({
+      name,
+      pid,
+      state: isAlive(pid) ? await probe(name) : 'gone',
+      log,
+    })),
   );
   const trainer = await (await context.client()).raw.trainer.getTrainerStatus({}).catch(() => undefined);
   const rows = processes.map(({ name, pid, state, log }) => [name, String(pid), state, log]);
-  const doing = trainer === undefined || trainer.fineTuningJob === '' ? '' : `\n\ntrainer: ${trainer.fineTuningJob}, step ${trainer.step} of ${trainer.totalSteps}, ${trainer.tokensPerSecond.toFixed(0)} tok/s`;
-  out.result({ ...record, processes, device: trainer?.device }, `${table(['PROCESS', 'PID', 'STATE', 'LOG'], rows)}\n\ngateway: ${record.gateway}${trainer === undefined ? '' : `\ndevice:  ${trainer.device}`}${doing}`);
+  const doing =
+    trainer === undefined || trainer.fineTuningJob === ''
+      ? ''
+      : `\n\ntrainer: ${trainer.fineTuningJob}, step ${trainer.step} of ${trainer.totalSteps}, ${trainer.tokensPerSecond.toFixed(0)} tok/s`;
+  out.result(
+    { ...record, processes, device: trainer?.device },
+    `${table(['PROCESS', 'PID', 'STATE', 'LOG'], rows)}\n\ngateway: ${record.gateway}${trainer === undefined ? '' : `\ndevice:  ${trainer.device}`}${doing}`,
+  );
 }
 
 /** `up`, `down`, `status`: a whole mesh on this machine. */
-export function addMeshCommands(program: Command, signal: AbortSignal): void {
+export function addMeshCommands(program: Command, signal: AbortSignal, defaults: Environment): void {
   program
     .command('up')
     .description('start nats-server and the six services on this machine')
     .option('--port <port>', 'port of the gateway; 0 takes a free one', '7400')
-    .option('--otlp <url>', 'OTLP/HTTP collector for traces', environment(process.env).otlpEndpoint)
+    .option('--otlp <url>', 'OTLP/HTTP collector for traces', defaults.otlpEndpoint)
     .option('--root <folder...>', 'folders that imports and exports may touch', [repositoryRoot])
     .option('--foreground', 'stay, and stop everything on Ctrl-C', false)
-    .action(withContext(signal, (context, options: UpOptions, _command: Command) => (options.foreground ? upForeground : upBackground)(context, options)));
+    .action(
+      withContext(signal, (context, options: UpOptions, _command: Command) =>
+        options.foreground ? upForeground(context, options, defaults) : upBackground(context, options),
+      ),
+    );
   program
     .command('down')
     .description('stop the mesh that runs on this machine')

@@ -7,19 +7,31 @@ import { type CommandContext, withContext } from '../context.ts';
 import { formatBytes, table } from '../output.ts';
 import { createProgressBar } from '../progress.ts';
 
-const quantizationName = (value: model.Quantization) => model.quantizationToJSON(value).replace('QUANTIZATION_', '').toLowerCase().replaceAll('_', '-');
+const quantizationName = (value: model.Quantization) =>
+  model.quantizationToJSON(value).replace('QUANTIZATION_', '').toLowerCase().replaceAll('_', '-');
 
 const describeModel = (m: model.Model): string =>
   `${m.name}: ${m.modelType}, ${(m.parameterCount / 1e6).toFixed(1)} M parameters, ${formatBytes(m.weightBytes)}, ${quantizationName(m.quantization)}, ${m.digest}`;
 
 /** A folder or address as a URI; a bare path is a folder on this machine. */
-const toUri = (source: string): string => (/^[a-z0-9]+:\/\//.test(source) ? source : pathToFileURL(resolve(source)).href);
+const toUri = (source: string): string =>
+  /^[a-z0-9]+:\/\//.test(source) ? source : pathToFileURL(resolve(source)).href;
 
 /** Runs a long operation with a bar that follows its metadata. */
-async function withBar<T>(context: CommandContext, label: string, run: (onProgress: (metadata: model.ModelOperationMetadata) => void) => Promise<T>): Promise<T> {
+async function withBar<T>(
+  context: CommandContext,
+  label: string,
+  run: (onProgress: (metadata: model.ModelOperationMetadata) => void) => Promise<T>,
+): Promise<T> {
   const bar = createProgressBar(label, context.out.json);
   try {
-    return await run(({ phase, doneBytes, totalBytes }) => bar.update(doneBytes, totalBytes, `${phase.toLowerCase()} ${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}`));
+    return await run(({ phase, doneBytes, totalBytes }) =>
+      bar.update(
+        doneBytes,
+        totalBytes,
+        `${phase.toLowerCase()} ${formatBytes(doneBytes)} of ${formatBytes(totalBytes)}`,
+      ),
+    );
   } finally {
     bar.stop();
   }
@@ -35,13 +47,24 @@ export function addModelCommands(program: Command, signal: AbortSignal): void {
     .option('--revision <commit>', 'commit, branch or tag of a hub', '')
     .option('--hub-url <url>', 'another hub address', '')
     .action(
-      withContext(signal, async (context, source: string, options: { id: string; revision: string; hubUrl: string }, _command: Command) => {
-        const client = await context.client();
-        const imported = await withBar(context, 'import', (onProgress) =>
-          client.models.import({ modelId: options.id, uri: toUri(source), revision: options.revision, hubUrl: options.hubUrl }, { onProgress, signal }),
-        );
-        context.out.result(model.Model.toJSON(imported), describeModel(imported));
-      }),
+      withContext(
+        signal,
+        async (
+          context,
+          source: string,
+          options: { id: string; revision: string; hubUrl: string },
+          _command: Command,
+        ) => {
+          const client = await context.client();
+          const imported = await withBar(context, 'import', (onProgress) =>
+            client.models.import(
+              { modelId: options.id, uri: toUri(source), revision: options.revision, hubUrl: options.hubUrl },
+              { onProgress, signal },
+            ),
+          );
+          context.out.result(model.Model.toJSON(imported), describeModel(imported));
+        },
+      ),
     );
   group
     .command('quantize <model>')
@@ -49,14 +72,17 @@ export function addModelCommands(program: Command, signal: AbortSignal): void {
     .requiredOption('--id <id>', 'id of the new model')
     .option('--no-double-quant', 'keep fp32 absmax')
     .action(
-      withContext(signal, async (context, source: string, options: { id: string; doubleQuant: boolean }, _command: Command) => {
-        const client = await context.client();
-        const quantization = options.doubleQuant ? model.Quantization.NF4_DOUBLE_QUANT : model.Quantization.NF4;
-        const made = await withBar(context, 'quantize', (onProgress) =>
-          client.models.quantize({ sourceModel: source, modelId: options.id, quantization }, { onProgress, signal }),
-        );
-        context.out.result(model.Model.toJSON(made), describeModel(made));
-      }),
+      withContext(
+        signal,
+        async (context, source: string, options: { id: string; doubleQuant: boolean }, _command: Command) => {
+          const client = await context.client();
+          const quantization = options.doubleQuant ? model.Quantization.NF4_DOUBLE_QUANT : model.Quantization.NF4;
+          const made = await withBar(context, 'quantize', (onProgress) =>
+            client.models.quantize({ sourceModel: source, modelId: options.id, quantization }, { onProgress, signal }),
+          );
+          context.out.result(model.Model.toJSON(made), describeModel(made));
+        },
+      ),
     );
   group
     .command('merge <adapter>')
@@ -64,14 +90,20 @@ export function addModelCommands(program: Command, signal: AbortSignal): void {
     .requiredOption('--id <id>', 'id of the new model')
     .option('--base <model>', 'merge into this model instead of the adapter’s base', '')
     .action(
-      withContext(signal, async (context, adapter: string, options: { id: string; base: string }, _command: Command) => {
-        const client = await context.client();
-        const baseModel = options.base === '' ? '' : client.models.name(options.base);
-        const made = await withBar(context, 'merge', (onProgress) =>
-          client.models.merge({ adapter: client.adapters.name(adapter), modelId: options.id, baseModel }, { onProgress, signal }),
-        );
-        context.out.result(model.Model.toJSON(made), describeModel(made));
-      }),
+      withContext(
+        signal,
+        async (context, adapter: string, options: { id: string; base: string }, _command: Command) => {
+          const client = await context.client();
+          const baseModel = options.base === '' ? '' : client.models.name(options.base);
+          const made = await withBar(context, 'merge', (onProgress) =>
+            client.models.merge(
+              { adapter: client.adapters.name(adapter), modelId: options.id, baseModel },
+              { onProgress, signal },
+            ),
+          );
+          context.out.result(model.Model.toJSON(made), describeModel(made));
+        },
+      ),
     );
   group
     .command('list')
@@ -88,7 +120,10 @@ export function addModelCommands(program: Command, signal: AbortSignal): void {
           formatBytes(m.weightBytes),
           model.model_StateToJSON(m.state).replace('STATE_', ''),
         ]);
-        context.out.result(all.map((m) => model.Model.toJSON(m)), table(['ID', 'TYPE', 'PARAMETERS', 'STORED', 'SIZE', 'STATE'], rows));
+        context.out.result(
+          all.map((m) => model.Model.toJSON(m)),
+          table(['ID', 'TYPE', 'PARAMETERS', 'STORED', 'SIZE', 'STATE'], rows),
+        );
       }),
     );
   group
@@ -107,7 +142,9 @@ export function addModelCommands(program: Command, signal: AbortSignal): void {
     .action(
       withContext(signal, async (context, id: string, folder: string, _options: object, _command: Command) => {
         const client = await context.client();
-        const files = await client.models.download(id, resolve(folder), (file) => context.out.say(`  ${file.path} ${formatBytes(file.sizeBytes)}`));
+        const files = await client.models.download(id, resolve(folder), (file) =>
+          context.out.say(`  ${file.path} ${formatBytes(file.sizeBytes)}`),
+        );
         context.out.result({ folder: resolve(folder), files }, `${files.length} files in ${resolve(folder)}`);
       }),
     );
@@ -117,7 +154,8 @@ export function addModelCommands(program: Command, signal: AbortSignal): void {
     .option('--yes', 'do not ask', false)
     .action(
       withContext(signal, async (context, id: string, options: { yes: boolean }, _command: Command) => {
-        if (!options.yes) throw new Failure('invalid_argument', `add --yes to delete ${id}`, { reason: 'CONFIRMATION_MISSING' });
+        if (!options.yes)
+          throw new Failure('invalid_argument', `add --yes to delete ${id}`, { reason: 'CONFIRMATION_MISSING' });
         const client = await context.client();
         await client.models.delete(id);
         context.out.result({ deleted: client.models.name(id) }, `deleted ${client.models.name(id)}`);

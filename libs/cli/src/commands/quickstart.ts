@@ -1,28 +1,49 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { connect, type MedmeshClient } from '@medmesh/client';
-import { type DemoRow, demoBaseDir, demoHeldOutPath, demoLearningRate, demoQuestions, demoRowsPath, readDemoRows, scoreAnswers } from '@medmesh/demo';
+import {
+  type DemoRow,
+  demoBaseDir,
+  demoHeldOutPath,
+  demoLearningRate,
+  demoQuestions,
+  demoRowsPath,
+  readDemoRows,
+  scoreAnswers,
+} from '@medmesh/demo';
 import { Failure } from '@medmesh/errors';
 import { lifecycle, model } from '@medmesh/proto';
 import { traceId } from '@medmesh/telemetry';
 import type { Command } from 'commander';
-import { pathToFileURL } from 'node:url';
-import { type CommandContext, environment, withContext } from '../context.ts';
+import { type CommandContext, type Environment, withContext } from '../context.ts';
 import { type Mesh, readMesh, startMesh } from '../mesh/mesh.ts';
 import { repositoryRoot } from '../mesh/paths.ts';
-import { formatBytes } from '../output.ts';
+import { formatBytes, type Output } from '../output.ts';
 import { createProgressBar } from '../progress.ts';
 import { describeProgress, describeResult, followJob } from './finetune.ts';
 import { streamAnswer } from './generate.ts';
 
 type QuickstartOptions = { port: string; otlp?: string; questions: string; steps: string };
 
-const ids = { base: 'demo-base', quantized: 'demo-base-nf4', dataset: 'demo-rows', job: 'demo', adapter: 'demo-adapter' } as const;
+const ids = {
+  base: 'demo-base',
+  quantized: 'demo-base-nf4',
+  dataset: 'demo-rows',
+  job: 'demo',
+  adapter: 'demo-adapter',
+} as const;
 const answerTokens = 192;
 const askedAtOnce = 8;
 
 /** Asks every question, several at a time, and counts exact answers. */
-async function measure(context: CommandContext, client: MedmeshClient, label: string, rows: readonly DemoRow[], who: { base: string; adapter?: string }) {
+async function measure(
+  context: CommandContext,
+  client: MedmeshClient,
+  label: string,
+  rows: readonly DemoRow[],
+  who: { base: string; adapter?: string },
+) {
   const bar = createProgressBar(label, context.out.json);
   const replies: { response: string; answer: string }[] = [];
   const queue = [...rows];
@@ -44,21 +65,32 @@ async function measure(context: CommandContext, client: MedmeshClient, label: st
   return scoreAnswers(replies);
 }
 
+/** With --json the answers are not part of the result. */
+const silent: Output = { json: false, say: () => undefined, result: () => undefined, write: () => undefined };
+
 const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
 
 /** The main job from end to end on the demonstration base and rows. */
-async function runDemo(context: CommandContext, mesh: Mesh, client: MedmeshClient, options: QuickstartOptions): Promise<void> {
+async function runDemo(
+  context: CommandContext,
+  mesh: Mesh,
+  client: MedmeshClient,
+  options: QuickstartOptions,
+): Promise<void> {
   const { out, signal } = context;
   const number = (name: string, text: string) => {
     const value = Number(text);
-    if (!Number.isInteger(value) || value < 0) throw new Failure('invalid_argument', `--${name} is ${text}; give a whole number`, { reason: 'FIELD_INVALID' });
+    if (!Number.isInteger(value) || value < 0)
+      throw new Failure('invalid_argument', `--${name} is ${text}; give a whole number`, { reason: 'FIELD_INVALID' });
     return value;
   };
   const heldOut = (await readDemoRows(demoHeldOutPath)).slice(0, number('questions', options.questions) || undefined);
 
   out.say('\n1. import the demonstration base');
   const base = await client.models.import({ modelId: ids.base, uri: pathToFileURL(demoBaseDir).href }, { signal });
-  out.say(`   ${base.modelType}, ${(base.parameterCount / 1e6).toFixed(2)} M parameters, ${formatBytes(base.weightBytes)}`);
+  out.say(
+    `   ${base.modelType}, ${(base.parameterCount / 1e6).toFixed(2)} M parameters, ${formatBytes(base.weightBytes)}`,
+  );
 
   out.say('2. quantize it to NF4 with double quantization');
   const quantized = await client.models.quantize(
@@ -72,10 +104,16 @@ async function runDemo(context: CommandContext, mesh: Mesh, client: MedmeshClien
   await client.datasets.ensure(ids.dataset);
   const version = await client.datasets.buildVersion(
     ids.dataset,
-    { sources: [{ uri: upload.digest, fileName: upload.fileName }], model: quantized.name, maxTokens: Math.min(2048, quantized.contextLength) },
+    {
+      sources: [{ uri: upload.digest, fileName: upload.fileName }],
+      model: quantized.name,
+      maxTokens: Math.min(2048, quantized.contextLength),
+    },
     { signal },
   );
-  out.say(`   ${version.stats?.usedRowCount} rows, ${version.stats?.tokenCount} tokens, ${version.stats?.trainableTokenCount} of them trained on`);
+  out.say(
+    `   ${version.stats?.usedRowCount} rows, ${version.stats?.tokenCount} tokens, ${version.stats?.trainableTokenCount} of them trained on`,
+  );
 
   const steps = number('steps', options.steps);
   out.say(
@@ -95,7 +133,8 @@ async function runDemo(context: CommandContext, mesh: Mesh, client: MedmeshClien
     { id: ids.job },
   );
   const job = await followJob(context, client, created.name);
-  if (job.state !== lifecycle.FineTuningJob_State.SUCCEEDED) throw new Failure('internal', describeResult(job), { reason: 'JOB_FAILED' });
+  if (job.state !== lifecycle.FineTuningJob_State.SUCCEEDED)
+    throw new Failure('internal', describeResult(job), { reason: 'JOB_FAILED' });
   if (job.progress !== undefined) out.say(`   ${describeProgress(job.progress)}`);
 
   const who = { base: quantized.name };
@@ -103,9 +142,17 @@ async function runDemo(context: CommandContext, mesh: Mesh, client: MedmeshClien
   out.say('5. ask base and adapter the same questions (a demonstration, not medical advice)');
   for (const question of demoQuestions) {
     out.say(`\n   Q: ${question}`);
-    for (const [label, target] of [['base', who], ['adapter', tuned]] as const) {
+    for (const [label, target] of [
+      ['base', who],
+      ['adapter', tuned],
+    ] as const) {
       out.say(`   ${label}:`);
-      await streamAnswer({ ...out, json: false, say: out.say, write: out.write }, client, { question }, { ...target, sampling: { temperature: 0, maxTokens: answerTokens }, signal });
+      await streamAnswer(
+        out.json ? silent : out,
+        client,
+        { question },
+        { ...target, sampling: { temperature: 0, maxTokens: answerTokens }, signal },
+      );
     }
   }
 
@@ -113,7 +160,13 @@ async function runDemo(context: CommandContext, mesh: Mesh, client: MedmeshClien
   const before = await measure(context, client, '   base   ', heldOut, who);
   const after = await measure(context, client, '   adapter', heldOut, tuned);
   const summary = {
-    base: { model: quantized.name, digest: quantized.digest, exact: before.exact, total: before.total, accuracy: before.accuracy },
+    base: {
+      model: quantized.name,
+      digest: quantized.digest,
+      exact: before.exact,
+      total: before.total,
+      accuracy: before.accuracy,
+    },
     adapter: { name: job.adapter, exact: after.exact, total: after.total, accuracy: after.accuracy },
     finalLoss: job.progress?.loss,
     traceId: traceId() ?? job.traceId,
@@ -133,12 +186,16 @@ async function runDemo(context: CommandContext, mesh: Mesh, client: MedmeshClien
   );
 }
 
-async function quickstart(context: CommandContext, options: QuickstartOptions): Promise<void> {
+async function quickstart(context: CommandContext, options: QuickstartOptions, defaults: Environment): Promise<void> {
   const { out, signal } = context;
   const stateDir = join(repositoryRoot, '.medmesh', 'quickstart');
   const running = await readMesh(stateDir);
   if (running !== undefined) {
-    throw new Failure('failed_precondition', `a mesh runs in ${stateDir}; stop it by ./medmesh --state ${stateDir} down`, { reason: 'MESH_RUNNING' });
+    throw new Failure(
+      'failed_precondition',
+      `a mesh runs in ${stateDir}; stop it by ./medmesh --state ${stateDir} down`,
+      { reason: 'MESH_RUNNING' },
+    );
   }
   // Each run is a first run.
   await rm(stateDir, { recursive: true, force: true });
@@ -149,6 +206,7 @@ async function quickstart(context: CommandContext, options: QuickstartOptions): 
       gatewayPort: Number(options.port),
       otlpEndpoint: options.otlp,
       uriRoots: [repositoryRoot],
+      inherited: defaults.inherited,
       onProgress: (name) => out.write(`  ${name}`),
     },
     signal,
@@ -169,13 +227,17 @@ async function quickstart(context: CommandContext, options: QuickstartOptions): 
 }
 
 /** `quickstart`: start everything, fine-tune, serve, ask, measure, stop. */
-export function addQuickstartCommand(program: Command, signal: AbortSignal): void {
+export function addQuickstartCommand(program: Command, signal: AbortSignal, defaults: Environment): void {
   program
     .command('quickstart')
     .description('the whole thing once on this machine: fine-tune the demonstration base, serve it, ask it')
     .option('--port <port>', 'port of the gateway; 0 takes a free one', '7400')
-    .option('--otlp <url>', 'OTLP/HTTP collector for traces', environment(process.env).otlpEndpoint)
+    .option('--otlp <url>', 'OTLP/HTTP collector for traces', defaults.otlpEndpoint)
     .option('--questions <count>', 'held-out questions to measure with; 0: all', '0')
     .option('--steps <n>', 'optimizer steps', '60')
-    .action(withContext(signal, (context, options: QuickstartOptions, _command: Command) => quickstart(context, options)));
+    .action(
+      withContext(signal, (context, options: QuickstartOptions, _command: Command) =>
+        quickstart(context, options, defaults),
+      ),
+    );
 }

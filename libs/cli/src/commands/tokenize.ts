@@ -3,7 +3,16 @@ import type { Command } from 'commander';
 import { withContext } from '../context.ts';
 import { templateOf } from './dataset-spec.ts';
 
-type RenderOptions = { model: string; template: string; promptFile?: string; completionFile?: string; question: string; reasoning: string; response: string; promptOnly: boolean };
+type RenderOptions = {
+  model: string;
+  template: string;
+  promptFile?: string;
+  completionFile?: string;
+  question: string;
+  reasoning: string;
+  response: string;
+  promptOnly: boolean;
+};
 
 /** `tokenize` and `template render`. */
 export function addTokenizeCommands(program: Command, signal: AbortSignal): void {
@@ -13,13 +22,23 @@ export function addTokenizeCommands(program: Command, signal: AbortSignal): void
     .requiredOption('--model <model>', 'model whose tokenizer is used')
     .option('--special', 'read special-token text as special tokens', false)
     .action(
-      withContext(signal, async (context, text: string, options: { model: string; special: boolean }, _command: Command) => {
-        const client = await context.client();
-        const response = await client.raw.tokenizer.tokenize({ model: client.models.name(options.model), texts: [text], parseSpecialTokens: options.special });
-        const [sequence] = response.sequences;
-        const lines = (sequence?.ids ?? []).map((id, i) => `${String(id).padStart(7)}  ${sequence?.pieces[i] ?? ''}`);
-        context.out.result(dataset.TokenizeResponse.toJSON(response), [...lines, `${lines.length} tokens`].join('\n'));
-      }),
+      withContext(
+        signal,
+        async (context, text: string, options: { model: string; special: boolean }, _command: Command) => {
+          const client = await context.client();
+          const response = await client.raw.tokenizer.tokenize({
+            model: client.models.name(options.model),
+            texts: [text],
+            parseSpecialTokens: options.special,
+          });
+          const [sequence] = response.sequences;
+          const lines = (sequence?.ids ?? []).map((id, i) => `${String(id).padStart(7)}  ${sequence?.pieces[i] ?? ''}`);
+          context.out.result(
+            dataset.TokenizeResponse.toJSON(response),
+            [...lines, `${lines.length} tokens`].join('\n'),
+          );
+        },
+      ),
     );
   program
     .command('template')
@@ -50,10 +69,17 @@ export function addTokenizeCommands(program: Command, signal: AbortSignal): void
           messages: chat ? messages : [],
           promptOnly: options.promptOnly,
         });
-        const spans = rendered.spans.map((span) => `${span.kind.padEnd(9)} ${JSON.stringify(rendered.text.slice(span.start, span.end))}`);
+        const spans = rendered.spans.map(
+          (span) => `${span.kind.padEnd(9)} ${JSON.stringify(rendered.text.slice(span.start, span.end))}`,
+        );
         context.out.result(
           dataset.RenderTemplateResponse.toJSON(rendered),
-          [rendered.text, '', ...spans, `${rendered.tokenIds.length} tokens, template ${rendered.templateDigest}${rendered.startsInsideThink ? ', the model begins inside <think>' : ''}`].join('\n'),
+          [
+            rendered.text,
+            '',
+            ...spans,
+            `${rendered.tokenIds.length} tokens, template ${rendered.templateDigest}${rendered.startsInsideThink ? ', the model begins inside <think>' : ''}`,
+          ].join('\n'),
         );
       }),
     );

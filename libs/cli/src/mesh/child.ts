@@ -1,13 +1,27 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, openSync, readFileSync } from 'node:fs';
 
-export type Child = { name: string; pid: number; exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>; logPath: string };
+export type Child = {
+  name: string;
+  pid: number;
+  exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
+  logPath: string;
+  /** Whether it has ended. */
+  ended(): boolean;
+};
 
 /**
  * Starts a process in a group of its own, so that Ctrl-C in the terminal reaches only the one that started it, which then stops the others in order.
  * Its output goes to a log file.
  */
-export function startChild(o: { name: string; command: string; args: string[]; env: NodeJS.ProcessEnv; logPath: string; cwd: string }): Child {
+export function startChild(o: {
+  name: string;
+  command: string;
+  args: string[];
+  env: NodeJS.ProcessEnv;
+  logPath: string;
+  cwd: string;
+}): Child {
   const log = openSync(o.logPath, 'a');
   let process_: ChildProcess;
   try {
@@ -19,7 +33,13 @@ export function startChild(o: { name: string; command: string; args: string[]; e
     process_.once('exit', (code, signal) => resolve({ code, signal }));
     process_.once('error', () => resolve({ code: 127, signal: null }));
   });
-  return { name: o.name, pid: process_.pid ?? 0, exited, logPath: o.logPath };
+  return {
+    name: o.name,
+    pid: process_.pid ?? 0,
+    exited,
+    logPath: o.logPath,
+    ended: () => process_.exitCode !== null || process_.signalCode !== null || process_.pid === undefined,
+  };
 }
 
 /** Whether a process with this id is there. */

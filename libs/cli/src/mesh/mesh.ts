@@ -4,8 +4,9 @@ import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Failure } from '@medmesh/errors';
-import { type Child, isAlive, lastWords, signalProcess, startChild } from './child.ts';
+import { isAlive, lastWords, signalProcess, startChild } from './child.ts';
 import { meshPaths, repositoryRoot } from './paths.ts';
+import { type Supervised, supervise } from './supervised.ts';
 
 /** The processes of a mesh, in the order in which they start. */
 const backends = ['lifecycle', 'formatter', 'quantizer', 'trainer', 'inference'] as const;
@@ -22,15 +23,25 @@ export type MeshOptions = {
   /** More environment for a process, by its name. */
   env?: Partial<Record<Backend | 'gateway', Record<string, string>>>;
   logLevel?: string;
+  /** What the processes take over from whoever starts them: PATH and HOME. */
+  inherited: Record<string, string>;
   onProgress?: (name: string) => void;
 };
 
 /** What is written down about a running mesh. */
-export type MeshRecord = { gateway: string; metrics: Record<string, string>; nats: string; processes: { name: string; pid: number; log: string }[]; stateDir: string; startTime: string };
+export type MeshRecord = {
+  gateway: string;
+  metrics: Record<string, string>;
+  nats: string;
+  processes: { name: string; pid: number; log: string }[];
+  stateDir: string;
+  startTime: string;
+};
 
 export type Mesh = {
-  record: MeshRecord;
-  /** Resolves when a process ended that was not asked to. */
+  /** Its processes change when one of them is started again. */
+  readonly record: MeshRecord;
+  /** Resolves when a process ended by itself so often that it is not started again. */
   failed: Promise<{ name: string; words: string }>;
   /** Stops the processes in reverse order and waits for them. */
   stop(): Promise<void>;
@@ -60,7 +71,11 @@ async function checkPort(port: number): Promise<void> {
   });
   await new Promise((resolve) => server.close(resolve));
   if (fault?.code === 'EADDRINUSE') {
-    throw new Failure('failed_precondition', `port ${port} is taken; stop what listens there or choose another by --port`, { reason: 'PORT_TAKEN' });
+    throw new Failure(
+      'failed_precondition',
+      `port ${port} is taken; stop what listens there or choose another by --port`,
+      { reason: 'PORT_TAKEN' },
+    );
   }
 }
 
@@ -92,79 +107,107 @@ export async function stopProcesses(processes: readonly { name: string; pid: num
 
 type Ready = { grpc: number; metrics: number };
 
-/** Waits for the file a service writes when it can be called; if it ends before, says why. */
-async function waitReady(child: Child, portFile: string, signal: AbortSignal): Promise<Ready> {
-  let ended = false;
-  child.exited.then(() => {
-    ended = true;
+/** Waits for the file a service writes when it can be called; if it has given up, says why. */
+async function waitReady(service: Supervised, portFile: string, signal: AbortSignal): Promise<Ready> {
+  let given: string | undefined;
+  void service.failed.then(({ words }) => {
+    given = words;
   });
   const deadline = Date.now() + readyTimeoutMs;
   for (;;) {
     signal.throwIfAborted();
-    try {
-      const ready = JSON.parse(await readFile(portFile, 'utf8')) as Ready & { pid?: number };
-      if (ready.pid === child.pid) return ready;
-    } catch {
-      // Not there yet.
-    }
-    if (ended) throw new Failure('unavailable', `${child.name} ended at its start: ${lastWords(child.logPath)} (${child.logPath})`, { reason: 'SERVICE_FAILED' });
-    if (Date.now() > deadline) {
-      throw new Failure('unavailable', `${child.name} is not ready after ${readyTimeoutMs / 1000} s: ${lastWords(child.logPath)} (${child.logPath})`, { reason: 'SERVICE_FAILED' });
+    const ready = await readFile(portFile, 'utf8').then(
+      (text) => JSON.parse(text) as Ready & { pid?: number },
+      () => undefined,
+    );
+    if (ready !== undefined && ready.pid === service.pid) return ready;
+    if (given !== undefined || Date.now() > deadline) {
+      const how = given === undefined ? `is not ready after ${readyTimeoutMs / 1000} s` : 'cannot start';
+      throw new Failure(
+        'unavailable',
+        `${service.name} ${how}: ${given ?? lastWords(service.logPath)} (${service.logPath})`,
+        {
+          reason: 'SERVICE_FAILED',
+        },
+      );
     }
     await sleep(25);
   }
-}
-
-async function startNats(stateDir: string, env: NodeJS.ProcessEnv, signal: AbortSignal): Promise<{ child: Child; url: string }> {
-  const paths = meshPaths(stateDir);
-  const port = await freePort();
-  const config = join(paths.run, 'nats.conf');
-  // The broker's default loses acknowledged messages at a power cut: every write is synced.
-  await writeFile(
-    config,
-    `listen: "127.0.0.1:${port}"\njetstream { store_dir: ${JSON.stringify(paths.nats)}, sync_interval: always }\npid_file: ${JSON.stringify(join(paths.run, 'nats.pid'))}\n`,
-  );
-  const child = startChild({ name: 'nats-server', command: natsProgram(), args: ['-c', config], env, logPath: join(paths.logs, 'nats-server.log'), cwd: stateDir });
-  let ended = false;
-  child.exited.then(() => {
-    ended = true;
-  });
-  const deadline = Date.now() + readyTimeoutMs;
-  for (;;) {
-    signal.throwIfAborted();
-    if (ended) throw new Failure('unavailable', `nats-server ended at its start: ${lastWords(child.logPath)} (${child.logPath})`, { reason: 'SERVICE_FAILED' });
-    if ((await readFile(child.logPath, 'utf8').catch(() => '')).includes(`pid=${child.pid}`) || (await listens(port))) break;
-    if (Date.now() > deadline) throw new Failure('unavailable', `nats-server does not answer (${child.logPath})`, { reason: 'SERVICE_FAILED' });
-    await sleep(25);
-  }
-  return { child, url: `nats://127.0.0.1:${port}` };
 }
 
 function listens(port: number): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(port, '127.0.0.1');
-    socket.once('connect', () => (socket.destroy(), resolve(true)));
+    socket.once('connect', () => {
+      socket.destroy();
+      resolve(true);
+    });
     socket.once('error', () => resolve(false));
   });
 }
 
+/** The broker, waited for. Its default loses acknowledged messages at a power cut: every write is synced. */
+async function startNats(
+  o: MeshOptions,
+  onRestart: () => void,
+  signal: AbortSignal,
+): Promise<{ process: Supervised; url: string }> {
+  const paths = meshPaths(o.stateDir);
+  const port = await freePort();
+  const config = join(paths.run, 'nats.conf');
+  const jetstream = `jetstream { store_dir: ${JSON.stringify(paths.nats)}, sync_interval: always }`;
+  await writeFile(config, `listen: "127.0.0.1:${port}"\n${jetstream}\n`);
+  const process = supervise(
+    () =>
+      startChild({
+        name: 'nats-server',
+        command: natsProgram(),
+        args: ['-c', config],
+        env: o.inherited,
+        logPath: join(paths.logs, 'nats-server.log'),
+        cwd: o.stateDir,
+      }),
+    onRestart,
+  );
+  const deadline = Date.now() + readyTimeoutMs;
+  while (!(await listens(port))) {
+    signal.throwIfAborted();
+    if (Date.now() > deadline) {
+      await process.stop();
+      throw new Failure(
+        'unavailable',
+        `nats-server does not answer: ${lastWords(process.logPath)} (${process.logPath})`,
+        { reason: 'SERVICE_FAILED' },
+      );
+    }
+    await sleep(25);
+  }
+  return { process, url: `nats://127.0.0.1:${port}` };
+}
+
 /**
- * Starts nats-server and the six services as processes of their own on loopback, with a file:// store. If one cannot start, all are stopped again and the
- * reason is thrown.
+ * Starts nats-server and the six services as processes of their own on loopback, with a file:// store, and keeps them alive. If one cannot start, all
+ * are stopped again and the reason is thrown.
  */
 export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Mesh> {
   const paths = meshPaths(o.stateDir);
   const running = await readMesh(o.stateDir);
   if (running !== undefined) {
-    throw new Failure('failed_precondition', `a mesh already runs in ${o.stateDir} (gateway ${running.gateway}); stop it by ./medmesh down`, { reason: 'MESH_RUNNING' });
+    throw new Failure(
+      'failed_precondition',
+      `a mesh already runs in ${o.stateDir} (gateway ${running.gateway}); stop it by ./medmesh down`,
+      {
+        reason: 'MESH_RUNNING',
+      },
+    );
   }
   await checkPort(o.gatewayPort);
   await rm(paths.run, { recursive: true, force: true });
-  for (const dir of [paths.nats, paths.objects, paths.cache, paths.staging, paths.logs, paths.run]) await mkdir(dir, { recursive: true });
+  for (const dir of [paths.nats, paths.objects, paths.cache, paths.staging, paths.logs, paths.run])
+    await mkdir(dir, { recursive: true });
 
-  const base: NodeJS.ProcessEnv = {
-    PATH: process.env['PATH'],
-    HOME: process.env['HOME'],
+  const shared: Record<string, string> = {
+    ...o.inherited,
     NODE_COMPILE_CACHE: join(repositoryRoot, '.cache/compile'),
     OBJECT_STORE_URL: `file://${paths.objects}`,
     CACHE_DIR: paths.cache,
@@ -173,60 +216,71 @@ export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Me
     LOG_LEVEL: o.logLevel ?? 'info',
     ...(o.otlpEndpoint === undefined ? {} : { OTEL_EXPORTER_OTLP_ENDPOINT: o.otlpEndpoint }),
   };
-  const children: Child[] = [];
-  const metrics: Record<string, string> = {};
-  const stop = () => stopProcesses(children);
+  const processes: Supervised[] = [];
+  const record: MeshRecord = {
+    gateway: '',
+    metrics: {},
+    nats: '',
+    processes: [],
+    stateDir: o.stateDir,
+    startTime: new Date().toISOString(),
+  };
+  const writeRecord = async () => {
+    record.processes = processes.map(({ name, pid, logPath }) => ({ name, pid, log: logPath }));
+    await writeFile(`${paths.record}.partial`, `${JSON.stringify(record, null, 2)}\n`);
+    await rename(`${paths.record}.partial`, paths.record);
+  };
+  let up = false;
+  const onRestart = () => {
+    if (up) void writeRecord();
+  };
+  const stop = async () => {
+    up = false;
+    for (const process of processes.toReversed()) await process.stop();
+    await rm(paths.record, { force: true });
+  };
 
-  const startService = (name: Backend | 'gateway', env: Record<string, string>): { child: Child; ready: Promise<Ready> } => {
+  const startService = async (name: Backend | 'gateway', env: Record<string, string>): Promise<Ready> => {
     const portFile = join(paths.run, `${name}.json`);
-    const child = startChild({
-      name,
-      command: process.execPath,
-      args: ['--import', join(repositoryRoot, 'libs/telemetry/src/register.ts'), join(repositoryRoot, `services/${name}/src/main.ts`)],
-      env: { ...base, ...env, PORT_FILE: portFile, OTEL_SERVICE_NAME: name, ...o.env?.[name] },
-      logPath: join(paths.logs, `${name}.log`),
-      cwd: o.stateDir,
-    });
-    children.push(child);
-    const ready = waitReady(child, portFile, signal).then((ports) => {
-      metrics[name] = `127.0.0.1:${ports.metrics}`;
-      o.onProgress?.(name);
-      return ports;
-    });
-    return { child, ready };
+    // Every life of a service has the same address: the gateway was told it once.
+    const port = env['GRPC_PORT'] ?? String(await freePort());
+    const service = supervise(
+      () =>
+        startChild({
+          name,
+          command: process.execPath,
+          args: [
+            '--import',
+            join(repositoryRoot, 'libs/telemetry/src/register.ts'),
+            join(repositoryRoot, `services/${name}/src/main.ts`),
+          ],
+          env: { ...shared, ...env, GRPC_PORT: port, PORT_FILE: portFile, OTEL_SERVICE_NAME: name, ...o.env?.[name] },
+          logPath: join(paths.logs, `${name}.log`),
+          cwd: o.stateDir,
+        }),
+      onRestart,
+    );
+    processes.push(service);
+    const ports = await waitReady(service, portFile, signal);
+    record.metrics[name] = `127.0.0.1:${ports.metrics}`;
+    o.onProgress?.(name);
+    return ports;
   };
 
   try {
-    const nats = await startNats(o.stateDir, base, signal);
-    children.push(nats.child);
+    const nats = await startNats(o, onRestart, signal);
+    processes.push(nats.process);
+    record.nats = nats.url;
     o.onProgress?.('nats-server');
-    const started = backends.map((name) => ({ name, ...startService(name, { NATS_URL: nats.url }) }));
-    const addresses: Record<string, string> = {};
-    for (const { name, ready } of started) addresses[`${name.toUpperCase()}_ADDR`] = `127.0.0.1:${(await ready).grpc}`;
-    const gateway = await startService('gateway', { ...addresses, GRPC_PORT: String(o.gatewayPort) }).ready;
-
-    const record: MeshRecord = {
-      gateway: `127.0.0.1:${gateway.grpc}`,
-      metrics,
-      nats: nats.url,
-      processes: children.map(({ name, pid, logPath }) => ({ name, pid, log: logPath })),
-      stateDir: o.stateDir,
-      startTime: new Date().toISOString(),
-    };
-    await writeFile(`${paths.record}.partial`, `${JSON.stringify(record, null, 2)}\n`);
-    await rename(`${paths.record}.partial`, paths.record);
-    const failed = Promise.race(children.map(async (child) => ({ name: child.name, end: await child.exited, words: '', log: child.logPath }))).then(({ name, log }) => ({
-      name,
-      words: lastWords(log),
-    }));
-    return {
-      record,
-      failed,
-      async stop() {
-        await stop();
-        await rm(paths.record, { force: true });
-      },
-    };
+    const ready = await Promise.all(backends.map((name) => startService(name, { NATS_URL: nats.url })));
+    const addresses = Object.fromEntries(
+      backends.map((name, i) => [`${name.toUpperCase()}_ADDR`, `127.0.0.1:${ready[i]?.grpc}`]),
+    );
+    const gateway = await startService('gateway', { ...addresses, GRPC_PORT: String(o.gatewayPort) });
+    record.gateway = `127.0.0.1:${gateway.grpc}`;
+    up = true;
+    await writeRecord();
+    return { record, failed: Promise.race(processes.map((process) => process.failed)), stop };
   } catch (error) {
     await stop();
     throw error;

@@ -5,7 +5,16 @@ import { fileURLToPath } from 'node:url';
 export const repositoryRoot = fileURLToPath(new URL('../../../..', import.meta.url)).replace(/\/$/, '');
 
 /** Where a mesh on this machine keeps everything. */
-export type MeshPaths = { state: string; nats: string; objects: string; cache: string; staging: string; logs: string; run: string; record: string };
+export type MeshPaths = {
+  state: string;
+  nats: string;
+  objects: string;
+  cache: string;
+  staging: string;
+  logs: string;
+  run: string;
+  record: string;
+};
 
 export const meshPaths = (state: string): MeshPaths => ({
   state,
