@@ -1,13 +1,40 @@
 import { commonConfig } from '@medmesh/config';
 import { z } from 'zod';
 
+const hubUrl = z.url({ protocol: /^https?$/, error: 'write an http:// or https:// address' });
+
+const hubUrls = z
+  .string()
+  .default('')
+  .refine(
+    (text) => text.split(',').every((part) => part === '' || hubUrl.safeParse(part).success),
+    'write http:// or https:// addresses, separated by commas',
+  );
+
 export const configSchema = z.object({
   ...commonConfig,
-  HUGGING_FACE_URL: z.url().default('https://huggingface.co').describe('hub behind hf:// imports; contacted only when an import names it'),
-  MODELSCOPE_URL: z.url().default('https://modelscope.cn').describe('hub behind modelscope:// imports; contacted only when an import names it'),
-  HUB_TOKEN: z.string().min(1).optional().describe('access token for private models of a hub; sent to the hub’s own address only'),
-  HUB_URLS_ALLOWED: z.string().default('').describe('other hub addresses that an import’s hub_url may name, separated by commas'),
-  STAGING_DIR: z.string().min(1).default('/tmp/medmesh-staging').describe('where downloads and new models lie until they are stored'),
+  HUGGING_FACE_URL: hubUrl
+    .default('https://huggingface.co')
+    .describe('hub behind hf:// imports; contacted only when an import names it'),
+  MODELSCOPE_URL: hubUrl
+    .default('https://modelscope.cn')
+    .describe('hub behind modelscope:// imports; contacted only when an import names it'),
+  HUGGING_FACE_TOKEN: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('access token for private models; sent to HUGGING_FACE_URL only, never to where it redirects'),
+  MODELSCOPE_TOKEN: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('access token for private models; sent to MODELSCOPE_URL only, never to where it redirects'),
+  HUB_URLS_ALLOWED: hubUrls.describe('other hub addresses that an import’s hub_url may name; they get no token'),
+  STAGING_DIR: z
+    .string()
+    .min(1)
+    .default('/tmp/medmesh-staging')
+    .describe('where downloads and new models lie until they are stored; as large as the largest model'),
 });
 
 export type QuantizerConfig = z.infer<typeof configSchema>;
