@@ -86,6 +86,11 @@ void Context::watch(const std::shared_ptr<CancelFlag>& flag) {
   flags_.push_back(flag);
 }
 
+void Context::at_shut_down(const std::weak_ptr<void>& owner, std::function<void()> action) {
+  std::erase_if(shut_down_actions_, [](const ShutDownAction& old) { return old.owner.expired(); });
+  shut_down_actions_.push_back({owner, std::move(action)});
+}
+
 void Context::hold(Napi::Env env) {
   if (holds_++ == 0) queue_->hold(env);
 }
@@ -98,6 +103,7 @@ void Context::shut_down() {
   down_ = true;
   for (const auto& weak : flags_)
     if (const auto flag = weak.lock()) flag->requested = true;
+  for (const ShutDownAction& each : shut_down_actions_) each.action();
   threads_->join_all();
   queue_->close();
 }

@@ -52,6 +52,9 @@ class Context {
   // The flag is set when the environment goes down, so that running work ends.
   void watch(const std::shared_ptr<CancelFlag>& flag);
 
+  // Runs `action` when the environment goes down, unless `owner` has gone before.
+  void at_shut_down(const std::weak_ptr<void>& owner, std::function<void()> action);
+
   // Environment teardown: stop all work, wait for it, deliver nothing more.
   void shut_down();
 
@@ -68,6 +71,11 @@ class Context {
   std::unordered_map<std::uint64_t, Napi::Promise::Deferred> promises_;
   std::unordered_map<std::uint64_t, Callback> callbacks_;
   std::vector<std::weak_ptr<CancelFlag>> flags_;
+  struct ShutDownAction {
+    std::weak_ptr<void> owner;
+    std::function<void()> action;
+  };
+  std::vector<ShutDownAction> shut_down_actions_;
   std::uint64_t next_id_ = 1;
   int holds_ = 0;
   bool down_ = false;

@@ -4,14 +4,12 @@
 #include "context.h"
 #include "convert.h"
 #include "core/cpu_info.h"
-#include "handles.h"
+#include "model_handle.h"
 #include "model/lora.h"
-#include "model/model.h"
 
 namespace engine::addon {
 namespace {
 
-using ModelHandle = TypedHandle<Model>;
 using AdapterHandle = TypedHandle<const LoraAdapter>;
 
 void check_device(const std::string& device) {

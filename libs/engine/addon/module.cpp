@@ -4,6 +4,7 @@
 #include "context.h"
 #include "core/version.h"
 #include "files.h"
+#include "generation.h"
 #include "handles.h"
 #include "model.h"
 #include "trainer.h"
@@ -36,6 +37,9 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add<load_adapter>(env, exports, "loadAdapter");
   add<score>(env, exports, "score");
   add<logits>(env, exports, "logits");
+
+  add<generate>(env, exports, "generate");
+  add<cancel_generation>(env, exports, "cancelGeneration");
 
   add<create_trainer>(env, exports, "createTrainer");
   add<train_step>(env, exports, "trainStep");

@@ -1,6 +1,7 @@
+import { adapterHandle, rememberAdapter } from './adapter-handles.ts';
 import { call } from './call.ts';
-import { EngineError } from './errors.ts';
-import { type AdapterHandle, type ModelHandle, native, type TrainerHandle } from './native.ts';
+import { generate } from './generation.ts';
+import { type ModelHandle, native, type TrainerHandle } from './native.ts';
 import type { Adapter, EngineDevice, LoadOptions, Model, Trainer, TrainerOptions } from './types.ts';
 
 /** Semantic version and the digest of the sources it was built from. */
@@ -8,16 +9,6 @@ export const engineVersion: string = native.version;
 
 /** The devices this build can use. */
 export const listDevices = (): EngineDevice[] => native.listDevices();
-
-// The handle behind an adapter, so that only adapters made here are passed to the engine.
-const adapterHandles = new WeakMap<Adapter, AdapterHandle>();
-
-export function adapterHandle(adapter: Adapter | undefined): AdapterHandle | null {
-  if (adapter === undefined) return null;
-  const handle = adapterHandles.get(adapter);
-  if (!handle) throw new EngineError('invalid', 'the adapter does not come from loadAdapter');
-  return handle;
-}
 
 /** Loads a base from a Hugging Face folder. Its weights stay mapped from the files where they can. */
 export async function loadModel(o: LoadOptions): Promise<Model> {
@@ -33,9 +24,7 @@ export async function loadModel(o: LoadOptions): Promise<Model> {
     logits: ({ tokens, adapter, signal }) =>
       call(signal, (cancel) => native.logits(handle, tokens, adapterHandle(adapter), cancel)),
     createTrainer: (options) => createTrainer(handle, options),
-    generate: () => {
-      throw new EngineError('unsupported', 'placeholder');
-    },
+    generate: (options) => generate(handle, options),
     close: () => call(undefined, () => native.close(handle)),
   };
 }
@@ -43,7 +32,7 @@ export async function loadModel(o: LoadOptions): Promise<Model> {
 async function loadAdapter(model: ModelHandle, dir: string): Promise<Adapter> {
   const { handle, ...facts } = await call(undefined, () => native.loadAdapter(model, dir));
   const adapter: Adapter = { ...facts, close: () => call(undefined, () => native.close(handle)) };
-  adapterHandles.set(adapter, handle);
+  rememberAdapter(adapter, handle);
   return adapter;
 }
 

@@ -37,6 +37,28 @@ export type NativeTrainerOptions = {
   neftuneAlpha: number;
 };
 
+export type NativeSampling = {
+  temperature: number;
+  topP: number;
+  topK: number;
+  minP: number;
+  repetitionPenalty: number;
+  presencePenalty: number;
+  frequencyPenalty: number;
+  seed: bigint;
+  maxTokens: number;
+  stopTokenIds: number[];
+  logitBias: { tokenId: number; bias: number }[];
+  logprobs: number;
+};
+
+export type NativeStep = {
+  tokenId: number;
+  logprob: number;
+  topLogprobs: { tokenId: number; logprob: number }[];
+  finish: 'stop' | 'length' | null;
+};
+
 export type Native = {
   readonly version: string;
 
@@ -87,6 +109,15 @@ export type Native = {
     adapter: AdapterHandle | null,
     cancel: CancelToken | null,
   ): Promise<Float32Array>;
+
+  generate(
+    model: ModelHandle,
+    tokens: Uint32Array,
+    adapter: AdapterHandle | null,
+    sampling: NativeSampling,
+    onSteps: (steps: NativeStep[], ended: boolean, error: Error | null) => void,
+  ): number;
+  cancelGeneration(model: ModelHandle, request: number): void;
 
   createTrainer(
     model: ModelHandle,

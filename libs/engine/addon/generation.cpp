@@ -1,0 +1,170 @@
+#include "generation.h"
+
+#include <limits>
+#include <mutex>
+#include <optional>
+
+#include "arguments.h"
+#include "convert.h"
+#include "model_handle.h"
+
+namespace engine::addon {
+namespace {
+
+constexpr std::int64_t kMaxId = std::numeric_limits<std::uint32_t>::max();
+
+std::uint32_t read_id(Napi::Value value, const char* name) { return static_cast<std::uint32_t>(read_integer(value, name, 0, kMaxId)); }
+
+Sampling read_sampling(Napi::Value value) {
+  const auto object = read_object(value, "sampling");
+  Sampling sampling;
+  sampling.temperature = read_number(object.Get("temperature"), "temperature");
+  sampling.top_p = read_number(object.Get("topP"), "topP");
+  sampling.top_k = read_integer(object.Get("topK"), "topK", 0, kMaxId);
+  sampling.min_p = read_number(object.Get("minP"), "minP");
+  sampling.repetition_penalty = read_number(object.Get("repetitionPenalty"), "repetitionPenalty");
+  sampling.presence_penalty = read_number(object.Get("presencePenalty"), "presencePenalty");
+  sampling.frequency_penalty = read_number(object.Get("frequencyPenalty"), "frequencyPenalty");
+  sampling.max_tokens = read_integer(object.Get("maxTokens"), "maxTokens", 1, kMaxId);
+  sampling.top_logprobs = read_integer(object.Get("logprobs"), "logprobs", 0, 1024);
+  const Napi::Value seed = object.Get("seed");
+  require(seed.IsBigInt(), "seed is not a bigint");
+  bool lossless = false;
+  sampling.seed = seed.As<Napi::BigInt>().Uint64Value(&lossless);
+  require(lossless, "seed is not in 0 to 2^64 - 1");
+  const Napi::Value stops = object.Get("stopTokenIds"), biases = object.Get("logitBias");
+  require(stops.IsArray(), "stopTokenIds is not an array");
+  require(biases.IsArray(), "logitBias is not an array");
+  for (std::uint32_t i = 0; i < stops.As<Napi::Array>().Length(); ++i) sampling.stop_token_ids.push_back(read_id(stops.As<Napi::Array>().Get(i), "a stop token id"));
+  for (std::uint32_t i = 0; i < biases.As<Napi::Array>().Length(); ++i) {
+    const auto bias = read_object(biases.As<Napi::Array>().Get(i), "a logit bias");
+    sampling.logit_bias.push_back({read_id(bias.Get("tokenId"), "tokenId"), static_cast<float>(read_number(bias.Get("bias"), "bias"))});
+  }
+  return sampling;
+}
+
+Napi::Value step_to_js(Napi::Env env, const GeneratedToken& token) {
+  auto step = Napi::Object::New(env);
+  step.Set("tokenId", to_js(env, std::int64_t{token.token}));
+  step.Set("logprob", to_js(env, static_cast<double>(token.logprob)));
+  auto top = Napi::Array::New(env, token.top.size());
+  for (std::size_t i = 0; i < token.top.size(); ++i) {
+    auto entry = Napi::Object::New(env);
+    entry.Set("tokenId", to_js(env, std::int64_t{token.top[i].token}));
+    entry.Set("logprob", to_js(env, static_cast<double>(token.top[i].logprob)));
+    top.Set(static_cast<std::uint32_t>(i), entry);
+  }
+  step.Set("topLogprobs", top);
+  step.Set("finish", token.finish == Finish::none ? env.Null() : to_js(env, std::string(token.finish == Finish::stop ? "stop" : "length")));
+  return step;
+}
+
+// What a request produced and JavaScript has not taken yet. However many tokens wait, one message is on its way.
+class StepBuffer : public std::enable_shared_from_this<StepBuffer> {
+ public:
+  StepBuffer(std::shared_ptr<JsQueue> queue, std::uint64_t callback) : queue_(std::move(queue)), callback_(callback) {}
+
+  void add(const GeneratedToken& token) {
+    const std::lock_guard lock(mutex_);
+    tokens_.push_back(token);
+    ring();
+  }
+  void end(const Error* error) {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    if (error != nullptr) fault_ = Fault{error->code(), error->message()};
+    ring();
+  }
+
+ private:
+  void ring() {
+    if (rung_) return;
+    rung_ = true;
+    queue_->post([self = shared_from_this()](Napi::Env env) { self->deliver(env); });
+  }
+  void deliver(Napi::Env env) {
+    std::vector<GeneratedToken> tokens;
+    std::optional<Fault> fault;
+    bool ended = false;
+    {
+      const std::lock_guard lock(mutex_);
+      tokens.swap(tokens_);
+      fault = fault_;
+      ended = ended_;
+      rung_ = false;
+    }
+    Context& context = Context::of(env);
+    const Napi::Function function = context.callback(callback_);
+    if (function.IsEmpty()) return;
+    auto steps = Napi::Array::New(env, tokens.size());
+    for (std::size_t i = 0; i < tokens.size(); ++i) steps.Set(static_cast<std::uint32_t>(i), step_to_js(env, tokens[i]));
+    if (ended) context.drop_callback(env, callback_);
+    function.Call({steps, to_js(env, ended), fault ? js_error(env, fault->code, fault->message).Value() : env.Null()});
+  }
+
+  std::shared_ptr<JsQueue> queue_;
+  std::uint64_t callback_;
+  std::mutex mutex_;
+  std::vector<GeneratedToken> tokens_;
+  std::optional<Fault> fault_;
+  bool ended_ = false, rung_ = false;
+};
+
+}  // namespace
+
+const std::shared_ptr<Generator>& ModelHandle::generator_of(Napi::Env env, const std::shared_ptr<ModelHandle>& self) {
+  if (!self->generator_) {
+    self->generator_ = std::make_shared<Generator>(self->object(), GeneratorOptions{});
+    Context::of(env).at_shut_down(self, [weak = std::weak_ptr<ModelHandle>(self)] {
+      if (const auto handle = weak.lock()) handle->generator_.reset();
+    });
+  }
+  return self->generator_;
+}
+
+std::shared_ptr<const void> ModelHandle::take() {
+  // Freed together: the generator first, which ends its requests and joins its thread.
+  struct Both {
+    std::shared_ptr<const void> model;
+    std::shared_ptr<Generator> generator;
+  };
+  return std::make_shared<const Both>(TypedHandle<Model>::take(), std::move(generator_));
+}
+
+std::shared_ptr<ModelHandle> model_of(Napi::Value value) {
+  auto model = std::dynamic_pointer_cast<ModelHandle>(handle_of<Model>(value, "model"));
+  require(Code::internal, model != nullptr, "a model's handle is of another kind");
+  return model;
+}
+
+Napi::Value generate(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto model = model_of(info[0]);
+  GenerateRequest request;
+  request.tokens = read_uint32s(info[1], "tokens");
+  if (!is_absent(info[2])) request.adapter = handle_of<const LoraAdapter>(info[2], "adapter")->object();
+  request.sampling = read_sampling(info[3]);
+  require(info[4].IsFunction(), "onSteps is not a function");
+  const auto& generator = ModelHandle::generator_of(env, model);
+
+  Context& context = Context::of(env);
+  const std::uint64_t callback = context.keep_callback(env, info[4].As<Napi::Function>(), true);
+  const auto buffer = std::make_shared<StepBuffer>(context.queue(), callback);
+  try {
+    const auto id = generator->submit(std::move(request), {[buffer](const GeneratedToken& token) { buffer->add(token); }, [buffer](const Error* error) { buffer->end(error); }});
+    return to_js(env, static_cast<std::int64_t>(id));
+  } catch (...) {
+    context.drop_callback(env, callback);
+    throw;
+  }
+}
+
+Napi::Value cancel_generation(const Napi::CallbackInfo& info) {
+  const auto model = std::dynamic_pointer_cast<ModelHandle>(any_handle_of(info[0], "model"));
+  require(model != nullptr, "model is not a model");
+  const auto id = read_integer(info[1], "request", 0, std::int64_t{1} << 53);
+  if (!model->closed() && model->generator()) model->generator()->cancel(static_cast<Generator::RequestId>(id));
+  return info.Env().Undefined();
+}
+
+}  // namespace engine::addon

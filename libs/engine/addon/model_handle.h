@@ -1,0 +1,28 @@
+// model_handle.h: a loaded model and, once something was generated with it, the engine thread that generates.
+#pragma once
+
+#include "handles.h"
+#include "infer/generator.h"
+#include "model/model.h"
+
+namespace engine::addon {
+
+class ModelHandle : public TypedHandle<Model> {
+ public:
+  using TypedHandle<Model>::TypedHandle;
+
+  // Made on first use: a cache for a model that only trains would be waste.
+  static const std::shared_ptr<Generator>& generator_of(Napi::Env env, const std::shared_ptr<ModelHandle>& self);
+  const std::shared_ptr<Generator>& generator() const noexcept { return generator_; }  // null before the first use
+
+ protected:
+  std::shared_ptr<const void> take() override;
+
+ private:
+  std::shared_ptr<Generator> generator_;
+};
+
+// Throws invalid for anything but an open model.
+std::shared_ptr<ModelHandle> model_of(Napi::Value value);
+
+}  // namespace engine::addon

@@ -1,0 +1,139 @@
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { goldenDir, readJson } from '../test/fixtures/golden.ts';
+import { loadModel } from './engine.ts';
+import type { GenerateStep, Model, Sampling } from './types.ts';
+
+const greedy: Sampling = {
+  temperature: 0,
+  topP: 1,
+  topK: 0,
+  minP: 0,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  seed: 0n,
+  maxTokens: 12,
+  stopTokenIds: [],
+};
+const sampled: Sampling = { ...greedy, temperature: 1.2, topK: 20, topP: 0.95, seed: 42n };
+const reference = readJson(join(goldenDir('llama3'), 'reference.json')) as { sequences: number[][]; greedy: number[] };
+const prompt = Uint32Array.from(reference.sequences[0] as number[]);
+
+let model: Model;
+beforeAll(async () => {
+  model = await loadModel({ modelDir: goldenDir('llama3'), compute: 'f32' });
+});
+afterAll(() => model.close());
+
+async function collect(steps: AsyncIterable<GenerateStep>): Promise<GenerateStep[]> {
+  const all: GenerateStep[] = [];
+  for await (const step of steps) all.push(step);
+  return all;
+}
+const ids = (steps: GenerateStep[]) => steps.map((step) => step.tokenId);
+
+describe('generate', () => {
+  it('continues greedily as transformers does', async () => {
+    const steps = await collect(model.generate({ tokens: prompt, sampling: greedy }));
+    expect(ids(steps)).toEqual(reference.greedy);
+    expect(steps.map((step) => step.finish)).toEqual([...Array(11).fill(undefined), 'length']);
+  });
+
+  it('reports the log-probabilities that score gives', async () => {
+    const steps = await collect(model.generate({ tokens: prompt, sampling: { ...greedy, logprobs: 3 } }));
+    const tokens = Uint32Array.from([...prompt, ...ids(steps)]);
+    const scores = await model.score({ tokens });
+    for (const [i, step] of steps.entries()) {
+      expect(step.logprob).toBeCloseTo(scores[prompt.length - 1 + i] as number, 4);
+      expect(step.topLogprobs).toHaveLength(3);
+      expect(step.topLogprobs?.[0]).toEqual({ tokenId: step.tokenId, logprob: step.logprob });
+    }
+  });
+
+  it('stops at a stop token and reports it', async () => {
+    const stop = reference.greedy[4] as number;
+    const steps = await collect(model.generate({ tokens: prompt, sampling: { ...greedy, stopTokenIds: [stop] } }));
+    expect(steps.at(-1)).toMatchObject({ tokenId: stop, finish: 'stop' });
+    expect(steps).toHaveLength(reference.greedy.indexOf(stop) + 1);
+  });
+
+  it('gives the same sample for the same seed, and several at once as one after the other', async () => {
+    const alone = [];
+    for (const seed of [1n, 2n, 3n])
+      alone.push(ids(await collect(model.generate({ tokens: prompt, sampling: { ...sampled, seed } }))));
+    const together = await Promise.all(
+      [1n, 2n, 3n].map(async (seed) =>
+        ids(await collect(model.generate({ tokens: prompt, sampling: { ...sampled, seed } }))),
+      ),
+    );
+    expect(together).toEqual(alone);
+    expect(new Set(alone.map(String)).size).toBe(3);
+  });
+
+  it('throws cancelled before the next token when the signal fires', async () => {
+    const controller = new AbortController();
+    const seen: number[] = [];
+    const iterate = async () => {
+      const sampling = { ...greedy, maxTokens: 60 };
+      for await (const step of model.generate({ tokens: prompt, sampling, signal: controller.signal })) {
+        seen.push(step.tokenId);
+        if (seen.length === 3) controller.abort();
+      }
+    };
+    await expect(iterate()).rejects.toMatchObject({ name: 'EngineError', code: 'cancelled' });
+    expect(seen).toHaveLength(3);
+    await expect(
+      collect(model.generate({ tokens: prompt, sampling: greedy, signal: controller.signal })),
+    ).rejects.toMatchObject({ code: 'cancelled' });
+  });
+
+  it('may be left early, and the engine takes the next request', async () => {
+    for await (const step of model.generate({ tokens: prompt, sampling: greedy })) {
+      expect(step.tokenId).toBe(reference.greedy[0]);
+      break;
+    }
+    expect(ids(await collect(model.generate({ tokens: prompt, sampling: greedy })))).toEqual(reference.greedy);
+  });
+
+  it('refuses what can never run, with the reason', async () => {
+    const bad = (value: unknown) => value as never;
+    const cases: [string, object][] = [
+      ['no tokens', { tokens: new Uint32Array() }],
+      ['an unknown id', { tokens: Uint32Array.of(96) }],
+      ['another array', { tokens: bad([1, 2]) }],
+      ['a prompt longer than the context', { tokens: new Uint32Array(129) }],
+      ['a negative temperature', { sampling: { ...greedy, temperature: -1 } }],
+      ['a temperature of NaN', { sampling: { ...greedy, temperature: Number.NaN } }],
+      ['top-p 0', { sampling: { ...sampled, topP: 0 } }],
+      ['no token to make', { sampling: { ...greedy, maxTokens: 0 } }],
+      ['a seed that is a number', { sampling: { ...greedy, seed: bad(1) } }],
+      ['a seed beyond 64 bits', { sampling: { ...greedy, seed: 1n << 64n } }],
+      ['a negative seed', { sampling: { ...greedy, seed: -1n } }],
+      ['a bias for an unknown id', { sampling: { ...greedy, logitBias: [{ tokenId: 96, bias: 1 }] } }],
+      ['a stop id that is text', { sampling: { ...greedy, stopTokenIds: bad(['2']) } }],
+      ['a foreign adapter', { adapter: bad({}) }],
+    ];
+    for (const [why, change] of cases)
+      await expect(collect(model.generate({ tokens: prompt, sampling: greedy, ...change })), why).rejects.toMatchObject(
+        {
+          name: 'EngineError',
+          code: 'invalid',
+        },
+      );
+    expect(ids(await collect(model.generate({ tokens: prompt, sampling: greedy })))).toEqual(reference.greedy);
+  });
+
+  it('ends as cancelled when the model is closed', async () => {
+    const own = await loadModel({ modelDir: goldenDir('llama3') });
+    const generation = collect(own.generate({ tokens: prompt, sampling: { ...greedy, maxTokens: 90 } }));
+    const outcome = generation.catch((error: unknown) => error);
+    await new Promise((resolve) => setImmediate(resolve));
+    await own.close();
+    const seen = await outcome;
+    if (!Array.isArray(seen)) expect(seen).toMatchObject({ code: 'cancelled' });
+    await expect(collect(own.generate({ tokens: prompt, sampling: greedy }))).rejects.toMatchObject({
+      code: 'invalid',
+    });
+  });
+});

@@ -1,0 +1,63 @@
+import { adapterHandle } from './adapter-handles.ts';
+import { cancelled } from './call.ts';
+import { type EngineError, toEngineError } from './errors.ts';
+import { type ModelHandle, type NativeStep, native } from './native.ts';
+import type { GenerateOptions, GenerateStep } from './types.ts';
+
+const stepOf = ({ tokenId, logprob, topLogprobs, finish }: NativeStep): GenerateStep => ({
+  tokenId,
+  logprob,
+  ...(topLogprobs.length > 0 && { topLogprobs }),
+  ...(finish !== null && { finish }),
+});
+
+/** Starts with the first `next`; leaving the loop early, an abort and an error all stop the engine's work on the request. */
+export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGenerator<GenerateStep, void, void> {
+  const { signal } = o;
+  if (signal?.aborted) throw cancelled();
+  const waiting: GenerateStep[] = [];
+  let ended = false;
+  let failure: EngineError | undefined;
+  let wake = () => {};
+  const onSteps = (steps: NativeStep[], isEnd: boolean, error: Error | null) => {
+    for (const step of steps) waiting.push(stepOf(step));
+    ended = isEnd;
+    if (error) failure = toEngineError(error);
+    wake();
+  };
+  const request = submit(model, o, onSteps);
+  const onAbort = () => {
+    native.cancelGeneration(model, request);
+    wake();
+  };
+  signal?.addEventListener('abort', onAbort, { once: true });
+  try {
+    for (;;) {
+      if (signal?.aborted) throw cancelled();
+      const step = waiting.shift();
+      if (step) {
+        yield step;
+      } else if (failure) {
+        throw failure;
+      } else if (ended) {
+        return;
+      } else {
+        await new Promise<void>((resolve) => {
+          wake = resolve;
+        });
+      }
+    }
+  } finally {
+    signal?.removeEventListener('abort', onAbort);
+    if (!ended) native.cancelGeneration(model, request);
+  }
+}
+
+function submit(model: ModelHandle, o: GenerateOptions, onSteps: Parameters<typeof native.generate>[4]): number {
+  const sampling = { ...o.sampling, logitBias: o.sampling.logitBias ?? [], logprobs: o.sampling.logprobs ?? 0 };
+  try {
+    return native.generate(model, o.tokens, adapterHandle(o.adapter), sampling, onSteps);
+  } catch (error) {
+    throw toEngineError(error);
+  }
+}
