@@ -70,6 +70,7 @@ export async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
   const generation = await readObject(dir, 'generation_config.json');
   const model = await readObject(dir, 'config.json');
   const template = await readBounded(dir, 'chat_template.jinja', maxTemplateBytes);
+  const templateFile = await readObject(dir, 'chat_template.json');
 
   const addedTokens = readAddedTokens(file);
   const pieces = readVocabulary(file);
@@ -89,7 +90,9 @@ export async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
     addEos: typeof config['add_eos_token'] === 'boolean' ? config['add_eos_token'] : undefined,
     configuredEosIds: [...new Set([...idsOf(generation['eos_token_id']), ...idsOf(model['eos_token_id'])])],
     chatTemplate:
-      template === undefined ? templateOfConfig(config['chat_template']) : decodeUtf8('chat_template.jinja', template),
+      template === undefined
+        ? templateOfConfig(templateFile['chat_template'] ?? config['chat_template'])
+        : decodeUtf8('chat_template.jinja', template),
   };
 }
 
@@ -168,8 +171,7 @@ const idsOf = (v: Json | undefined): number[] =>
 function templateOfConfig(v: Json | undefined): string | undefined {
   const text = Array.isArray(v) ? v.filter(isObject).find((entry) => entry['name'] === 'default')?.['template'] : v;
   if (typeof text !== 'string') return undefined;
-  if (text.length > maxTemplateBytes)
-    throw bad('tokenizer_config.json', `chat_template is longer than ${maxTemplateBytes} characters`);
+  if (text.length > maxTemplateBytes) throw bad('chat_template', `is longer than ${maxTemplateBytes} characters`);
   return text;
 }
 

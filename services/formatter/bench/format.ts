@@ -68,8 +68,8 @@ try {
   const cpu = process.cpuUsage(before);
   const cpuSeconds = (cpu.user + cpu.system) / 1e6;
   clearInterval(sampler);
-  console.log(
-    JSON.stringify({
+  process.stdout.write(
+    `${JSON.stringify({
       rows: result.stats.rowCount,
       used: result.stats.usedRowCount,
       textMegabytes: round(size / 1e6),
@@ -82,7 +82,7 @@ try {
       peakRssMebibytes: Math.round(peakBytes / 2 ** 20),
       eventLoopDelayP99Ms: round(delay.percentile(99) / 1e6),
       packingEfficiency: round(result.stats.packingEfficiency),
-    }),
+    })}\n`,
   );
 } finally {
   await rm(dir, { recursive: true, force: true });

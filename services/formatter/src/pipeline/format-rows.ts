@@ -138,6 +138,7 @@ export async function formatRows(
       }
     } catch (e) {
       await working.catch(() => undefined);
+      await opened.close();
       throw e;
     }
     inputDigests.push(await opened.digest());

@@ -74,11 +74,11 @@ function usualShapes(limits: RowLimits): Shape[] {
 function shapeOf(shape: NonNullable<dataset.ColumnMapping['shape']>, limits: RowLimits): Shape {
   switch (shape.$case) {
     case 'reasoning': {
-      const { question = '', reasoning = '', response = '' } = shape.value;
+      const { question, reasoning, response } = shape.value;
       return reasoningShape(question || 'Question', reasoning || 'Complex_CoT', response || 'Response', limits);
     }
     case 'instruction': {
-      const { instruction = '', input = '', output = '' } = shape.value;
+      const { instruction, input, output } = shape.value;
       return instructionShape(instruction || 'instruction', input || 'input', output || 'output', limits);
     }
     case 'conversation':

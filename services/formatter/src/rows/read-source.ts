@@ -38,6 +38,8 @@ export type OpenSource = {
   readonly rows: AsyncGenerator<RawRow[]>;
   /** `sha256:<hex>` of the stored bytes. Reads what the rows' consumer left unread. */
   digest(): Promise<string>;
+  /** Lets go of the source. Not needed after `digest`. */
+  close(): Promise<void>;
 };
 
 /** Opens a source for one pass over its rows. The rows' generator must be run to its end or returned. */
@@ -50,6 +52,9 @@ export function openSource(source: SourceFile, o: ReadOptions): OpenSource {
       // A consumer that stopped early left the iterator open: the digest is over all bytes.
       for (let next = await bytes.next(); next.done !== true; next = await bytes.next());
       return `sha256:${hash.digest('hex')}`;
+    },
+    async close() {
+      await bytes.return(undefined);
     },
   };
 }
