@@ -1,6 +1,7 @@
 #include "core/error.h"
 #include "ops/attention.h"
 #include "ops/attention_scalar.h"
+#include "ops/attention_tiled.h"
 
 namespace engine {
 namespace {
@@ -26,6 +27,9 @@ void attention_forward(const Exec& ex, const AttentionShape& shape, ConstRows q,
                        Rows out, float* lse) {
   require_shape(shape, q, k, v, offsets);
   require_same(q, out);
+  if (q.rows == 0) return;
+  const GemmKernel* kernel = gemm_kernel(ex.isa, ex.compute);
+  if (kernel != nullptr) return attention_forward_tiled(ex, *kernel, shape, q, k, v, offsets, out, lse);
   attention_forward_scalar(ex, shape, q, k, v, offsets, out, lse);
 }
 
@@ -38,6 +42,9 @@ void attention_backward(const Exec& ex, const AttentionShape& shape, ConstRows q
   require_same(k, dk);
   require_same(v, dv);
   require(lse != nullptr || q.rows == 0, "attention: the backward needs the forward's lse");
+  if (q.rows == 0) return;
+  const GemmKernel* kernel = gemm_kernel(ex.isa, ex.compute);
+  if (kernel != nullptr) return attention_backward_tiled(ex, *kernel, shape, q, k, v, offsets, out, lse, dout, dq, dk, dv);
   attention_backward_scalar(ex, shape, q, k, v, offsets, out, lse, dout, dq, dk, dv);
 }
 

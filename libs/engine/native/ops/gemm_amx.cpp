@@ -92,6 +92,6 @@ void tile(std::int64_t depth, const void* a, const void* b, float* c, std::int64
 
 }  // namespace
 
-const GemmKernel gemm_kernel_amx = {kTileRows, kTileCols, kStep, 2, 1024, pack_a, pack_b, tile};
+const GemmKernel gemm_kernel_amx = {kTileRows, kTileCols, kTileRows, kStep, 2, 1024, pack_a, pack_b, tile};
 
 }  // namespace engine

@@ -4,7 +4,7 @@
 namespace engine {
 namespace {
 
-constexpr int kTileRows = 14, kTileCols = 32;
+constexpr int kTileRows = 14, kTileCols = 32, kLeftWidth = 16;
 
 // panel[d / 2][width] words.
 template <int width>
@@ -14,8 +14,7 @@ void pack(const float* source, std::int64_t stride, std::int64_t depth_stride, i
     for (int first = 0; first < width; first += 16) {
       __m512i words[16];
       load_pairs_by_depth(source + first * stride + d * depth_stride, stride, depth_stride, count - first, left, words);
-      const __mmask16 lanes = width - first >= 16 ? static_cast<__mmask16>(0xffff) : first_lanes(width - first);
-      for (std::int64_t p = 0; p < pairs; ++p) _mm512_mask_storeu_epi32(static_cast<std::int32_t*>(panel) + (d / 2 + p) * width + first, lanes, words[p]);
+      for (std::int64_t p = 0; p < pairs; ++p) _mm512_storeu_si512(static_cast<std::int32_t*>(panel) + (d / 2 + p) * width + first, words[p]);
     }
   }
 }
@@ -40,7 +39,7 @@ void tile_rows(std::int64_t depth, const std::int32_t* a, const std::int32_t* b,
       left[r] = _mm512_dpbf16_ps(left[r], x, b0);
       right[r] = _mm512_dpbf16_ps(right[r], x, b1);
     }
-    a += kTileRows;
+    a += kLeftWidth;
     b += kTileCols;
   }
   const Vec scale = broadcast(alpha);
@@ -67,6 +66,6 @@ void tile(std::int64_t depth, const void* a, const void* b, float* c, std::int64
 
 }  // namespace
 
-const GemmKernel gemm_kernel_avx512bf16 = {kTileRows, kTileCols, 2, 2, 512, pack<kTileRows>, pack<kTileCols>, tile};
+const GemmKernel gemm_kernel_avx512bf16 = {kTileRows, kTileCols, kLeftWidth, 2, 2, 512, pack<kLeftWidth>, pack<kTileCols>, tile};
 
 }  // namespace engine

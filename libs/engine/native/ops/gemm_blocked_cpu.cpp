@@ -95,7 +95,7 @@ void empty_sum(std::int64_t m, std::int64_t n, const float* bias, Rows c, bool a
 void row_chunk(const Exec& ex, const GemmKernel& kernel, std::int64_t first, std::int64_t rows, std::int64_t n, std::int64_t k, float alpha, Operand a,
                const RightOperand& b, const float* bias, Rows c, bool accumulate) {
   const Blocking blocking = make_blocking(kernel, rows, n, k, ex.pool.threads());
-  const std::int64_t panel_bytes = kernel.rows * kernel.element_bytes;  // per depth
+  const std::int64_t panel_bytes = kernel.a_width * kernel.element_bytes;  // per depth
   const bool round = ex.compute == Compute::bf16;
 
   // a, packed: passes over the depth one after another, in each the row panels one after another.

@@ -11,11 +11,11 @@ namespace engine {
 namespace {
 
 #if defined(__AVX512F__)
-inline constexpr int kTileRows = 14;
+inline constexpr int kTileRows = 14, kLeftWidth = 16;
 inline Vec vec_of(__m512 v) { return {v}; }
 using Register = __m512;
 #else
-inline constexpr int kTileRows = 6;
+inline constexpr int kTileRows = 6, kLeftWidth = 8;
 inline Vec vec_of(__m256 v) { return {v}; }
 using Register = __m256;
 #endif
@@ -27,8 +27,7 @@ inline Vec operand(Vec x) {
   return x;
 }
 
-// panel[d][0 … width) from rows that are contiguous in d: kLanes x kLanes blocks through registers. A store writes a whole vector;
-// what it spills is overwritten by the next depth, or lies in the slack behind the panel.
+// panel[d][0 … width) from rows that are contiguous in d: kLanes x kLanes blocks through registers. width is whole vectors.
 template <int width, bool round>
 void pack_transposing(const float* source, std::int64_t stride, int count, std::int64_t depth, float* panel) {
   for (int first = 0; first < width; first += static_cast<int>(kLanes)) {
@@ -43,12 +42,7 @@ void pack_transposing(const float* source, std::int64_t stride, int count, std::
                             : broadcast(0).v;
       transpose(block);
       float* out = panel + d * width + first;
-      for (std::int64_t j = 0; j < columns; ++j) {
-        if (width - first >= kLanes)
-          store(out + j * width, vec_of(block[j]));
-        else
-          store_first(out + j * width, vec_of(block[j]), width - first);
-      }
+      for (std::int64_t j = 0; j < columns; ++j) store(out + j * width, vec_of(block[j]));
     }
   }
 }
@@ -61,11 +55,7 @@ void pack_copying(const float* source, std::int64_t depth_stride, int count, std
       const float* in = source + d * depth_stride + first;
       const int rows = count - first;
       const Vec x = rows >= kLanes ? load(in) : (rows > 0 ? load_first(in, rows) : broadcast(0));
-      float* out = panel + d * width + first;
-      if (width - first >= kLanes)
-        store(out, operand<round>(x));
-      else
-        store_first(out, operand<round>(x), width - first);
+      store(panel + d * width + first, operand<round>(x));
     }
 }
 
@@ -90,7 +80,11 @@ void fma_tile_rows(std::int64_t depth, const float* a, const float* b, float* c,
                    bool accumulate) {
   Register left[rows], right[rows];
 #pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) left[r] = right[r] = broadcast(0).v;
+  for (int r = 0; r < rows; ++r) {
+    left[r] = right[r] = broadcast(0).v;
+    __builtin_prefetch(c + r * stride, 1);  // the result's lines arrive while the sums are made
+    __builtin_prefetch(c + r * stride + cols - 1, 1);
+  }
   for (std::int64_t d = 0; d < depth; ++d) {
     const Vec b0 = load(b), b1 = load(b + kLanes);
 #pragma GCC unroll 16
@@ -99,7 +93,7 @@ void fma_tile_rows(std::int64_t depth, const float* a, const float* b, float* c,
       left[r] = fma(x, b0, vec_of(left[r])).v;
       right[r] = fma(x, b1, vec_of(right[r])).v;
     }
-    a += kTileRows;
+    a += kLeftWidth;
     b += kTileCols;
   }
   const Vec scale = broadcast(alpha);

@@ -1,6 +1,6 @@
 // gemm_kernel.h: what an instruction set supplies for a blocked matrix product: panels and a tile.
-//   c[rows, cols] of one tile is Σ over depth of a(row, depth) · b(col, depth). Both operands are packed first, `rows` (or `cols`)
-//   values of a depth side by side, so that the tile reads memory in a straight line. Panels shorter than a tile are filled with zeros.
+//   c[rows, cols] of one tile is Σ over depth of a(row, depth) · b(col, depth). Both operands are packed first, a_width (or cols) values
+//   of a depth side by side, so that the tile reads memory in a straight line. Panels shorter than a tile are filled with zeros.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@ namespace engine {
 
 struct GemmKernel {
   int rows, cols;            // of a full tile
+  int a_width;               // values of one depth in a panel of a: rows, or rounded up to whole vectors
   int depth_step;            // a panel's depth is padded with zeros to a multiple of this
   int element_bytes;         // of a packed value: 4 (fp32) or 2 (bf16)
   std::int64_t depth_block;  // depth of one pass over the tiles: as much as keeps a panel of b in the first-level cache
