@@ -1,0 +1,173 @@
+#include "formats/peft_adapter.h"
+
+#include <cstring>
+#include <functional>
+
+#include "core/json.h"
+#include "core/staged_output.h"
+#include "core/test.h"
+
+namespace engine {
+namespace fs = std::filesystem;
+namespace {
+
+const std::string kQ = "model.layers.0.self_attn.q_proj", kV = "model.layers.0.self_attn.v_proj";
+
+LoraConfig small_config() { return {.rank = 2, .alpha = 4, .dropout = 0.1, .rslora = false, .target_modules = {"v_proj", "q_proj"}, .base_model_name = "base"}; }
+
+// A valid adapter of two modules.
+void write_small(const fs::path& dir) {
+  fs::create_directories(dir);
+  const std::vector<float> a(6, 0.5f), b(8, 0.25f);
+  write_peft_adapter(dir, small_config(), {{kQ, 3, 4, a.data(), b.data()}, {kV, 3, 4, a.data(), b.data()}});
+}
+
+// The same with its configuration changed.
+void write_changed(const fs::path& dir, const std::function<void(Json&)>& change) {
+  write_small(dir);
+  Json config = read_json(dir / "adapter_config.json");
+  change(config);
+  fs::remove(dir / "adapter_config.json");
+  write_file(dir / "adapter_config.json", config.dump());
+}
+
+void write_tensors(const fs::path& dir, const std::vector<TensorSpec>& specs) {
+  const std::vector<float> zeros(4096);
+  std::vector<NamedTensor> tensors;
+  for (const TensorSpec& spec : specs) tensors.push_back({spec, zeros.data()});
+  write_safetensors(dir / "adapter_model.safetensors", tensors, {});
+}
+
+}  // namespace
+
+TEST("an adapter comes back as it was written") {
+  const test::TempDir temp;
+  write_small(temp / "a");
+  const PeftAdapter adapter(temp / "a");
+  CHECK_EQ(adapter.config().rank, 2);
+  CHECK_EQ(adapter.config().scale(), 2.0);
+  CHECK_EQ(adapter.config().dropout, 0.1);
+  CHECK_EQ(adapter.config().base_model_name, std::string("base"));
+  CHECK(adapter.config().target_modules == std::vector<std::string>({"q_proj", "v_proj"}));
+  CHECK_EQ(adapter.pairs().size(), 2u);
+  CHECK_EQ(adapter.pairs()[0].module, kQ);
+  CHECK(adapter.pairs()[0].a->shape == std::vector<std::int64_t>({2, 3}));
+  CHECK(adapter.pairs()[0].b->shape == std::vector<std::int64_t>({4, 2}));
+}
+
+TEST("adapters that PEFT wrote are read") {
+  for (const char* name : {"qwen2_untied", "qwen2_tied", "qwen3"}) {
+    const PeftAdapter adapter(test::shared_dir() / "golden" / name / "adapter_after5");
+    CHECK_EQ(adapter.config().target_modules.size(), 7u);
+    CHECK_EQ(adapter.config().scale(), 2.0);
+    CHECK(adapter.pairs().size() >= 14u);
+  }
+}
+
+TEST("rank-stabilised LoRA scales by the root of the rank") {
+  LoraConfig config = small_config();
+  config.rslora = true;
+  config.rank = 16;
+  config.alpha = 8;
+  CHECK_EQ(config.scale(), 2.0);
+}
+
+TEST("a pattern as target_modules is accepted: the tensors tell what is adapted") {
+  const test::TempDir temp;
+  write_changed(temp / "a", [](Json& config) { config["target_modules"] = "(?:.*?)(?:q_proj|v_proj)"; });
+  CHECK(PeftAdapter(temp / "a").config().target_modules == std::vector<std::string>({"q_proj", "v_proj"}));
+}
+
+TEST("what plain LoRA is not is refused as unsupported") {
+  const std::vector<std::pair<const char*, std::function<void(Json&)>>> cases = {
+      {"DoRA", [](Json& c) { c["use_dora"] = true; }},
+      {"IA3", [](Json& c) { c["peft_type"] = "IA3"; }},
+      {"bias", [](Json& c) { c["bias"] = "all"; }},
+      {"modules_to_save", [](Json& c) { c["modules_to_save"] = {"lm_head"}; }},
+      {"rank_pattern", [](Json& c) { c["rank_pattern"] = {{"q_proj", 4}}; }},
+      {"fan_in_fan_out", [](Json& c) { c["fan_in_fan_out"] = true; }},
+      {"lora_bias", [](Json& c) { c["lora_bias"] = true; }},
+      {"rank 0", [](Json& c) { c["r"] = 0; }},
+      {"a negative alpha", [](Json& c) { c["lora_alpha"] = -1; }},
+  };
+  const test::TempDir temp;
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const fs::path dir = temp / text(i);
+    write_changed(dir, cases[i].second);
+    if (std::string(cases[i].first) == "rank 0") {  // no matrix can have it, so the matrices contradict it
+      CHECK_THROWS(corrupt, PeftAdapter(dir));
+      continue;
+    }
+    std::string seen;
+    if (!test::throws_code(Code::unsupported, [&] { PeftAdapter{dir}; }, seen)) test::report_failure(__FILE__, __LINE__, text(cases[i].first, ": ", seen));
+  }
+}
+
+TEST("a configuration that contradicts itself or the tensors is refused as corrupt") {
+  const std::vector<std::pair<const char*, std::function<void(Json&)>>> cases = {
+      {"another rank", [](Json& c) { c["r"] = 3; }},
+      {"a fractional rank", [](Json& c) { c["r"] = 2.5; }},
+      {"a rank in text", [](Json& c) { c["r"] = "2"; }},
+      {"no rank", [](Json& c) { c.erase("r"); }},
+      {"no targets", [](Json& c) { c.erase("target_modules"); }},
+      {"a target without tensors", [](Json& c) { c["target_modules"].push_back("o_proj"); }},
+      {"tensors without a target", [](Json& c) { c["target_modules"] = {"q_proj"}; }},
+      {"a target that is a number", [](Json& c) { c["target_modules"] = {1}; }},
+      {"no type", [](Json& c) { c.erase("peft_type"); }},
+  };
+  const test::TempDir temp;
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const fs::path dir = temp / text(i);
+    write_changed(dir, cases[i].second);
+    std::string seen;
+    if (!test::throws_code(Code::corrupt, [&] { PeftAdapter{dir}; }, seen)) test::report_failure(__FILE__, __LINE__, text(cases[i].first, ": ", seen));
+  }
+}
+
+TEST("matrices without a partner, of another shape or of another kind are refused") {
+  const test::TempDir temp;
+  write_small(temp / "a");
+  const TensorSpec qa{lora_a_name(kQ), Dtype::f32, {2, 3}}, qb{lora_b_name(kQ), Dtype::f32, {4, 2}};
+  const TensorSpec va{lora_a_name(kV), Dtype::f32, {2, 3}}, vb{lora_b_name(kV), Dtype::f32, {4, 2}};
+  const auto with = [&](std::vector<TensorSpec> specs) {
+    write_tensors(temp / "a", specs);
+    return PeftAdapter(temp / "a").pairs().size();
+  };
+  CHECK_EQ(with({qa, qb, va, vb}), 2u);
+  CHECK_THROWS(corrupt, with({qa, qb, va}));
+  CHECK_THROWS(corrupt, with({}));
+  CHECK_THROWS(corrupt, with({qa, qb, va, {vb.name, Dtype::f32, {4, 3}}}));
+  CHECK_THROWS(corrupt, with({qa, qb, va, {vb.name, Dtype::f32, {8}}}));
+  CHECK_THROWS(corrupt, with({qa, qb, va, {vb.name, Dtype::f32, {0, 2}}}));
+  CHECK_THROWS(unsupported, with({qa, qb, va, {vb.name, Dtype::i64, {4, 2}}}));
+  CHECK_THROWS(unsupported, with({qa, qb, va, vb, {"base_model.model.lm_head.weight", Dtype::f32, {4, 2}}}));
+  CHECK_THROWS(unsupported, with({qa, qb, va, vb, {"base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", Dtype::f32, {4}}}));
+}
+
+TEST("a folder without its files is refused, a pickle by name") {
+  const test::TempDir temp;
+  CHECK_THROWS(io, PeftAdapter(temp / "absent"));
+  fs::create_directories(temp / "a");
+  CHECK_THROWS(io, PeftAdapter(temp / "a"));
+  write_small(temp / "b");
+  fs::rename(temp / "b/adapter_model.safetensors", temp / "b/adapter_model.bin");
+  CHECK_THROWS(unsupported, PeftAdapter(temp / "b"));
+}
+
+TEST("a configuration out of range is refused before anything is written") {
+  const auto check = [](auto change) {
+    LoraConfig config = small_config();
+    change(config);
+    check_lora_config(config);
+  };
+  CHECK_THROWS(invalid, check([](LoraConfig& c) { c.rank = 0; }));
+  CHECK_THROWS(invalid, check([](LoraConfig& c) { c.rank = 5000; }));
+  CHECK_THROWS(invalid, check([](LoraConfig& c) { c.alpha = 0; }));
+  CHECK_THROWS(invalid, check([](LoraConfig& c) { c.dropout = 1; }));
+  CHECK_THROWS(invalid, check([](LoraConfig& c) { c.dropout = -0.1; }));
+  CHECK_THROWS(invalid, check([](LoraConfig& c) { c.target_modules.clear(); }));
+  CHECK_THROWS(invalid, check([](LoraConfig& c) { c.target_modules = {"embed_tokens"}; }));
+  CHECK_THROWS(invalid, check([](LoraConfig& c) { c.target_modules = {"q_proj", "q_proj"}; }));
+}
+
+}  // namespace engine
