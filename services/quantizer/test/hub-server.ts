@@ -7,7 +7,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 /** What a file's server does wrong. Faults of content last; the others happen `times` times (default: once). */
 export type Fault =
   | { kind: 'cut'; afterBytes: number; times?: number }
-  | { kind: 'status'; status: number; headers?: Record<string, string>; times?: number }
+  /** From the request number `after` (default 0) on. */
+  | { kind: 'status'; status: number; headers?: Record<string, string>; times?: number; after?: number }
   /** Sends nothing more, and keeps the connection open. */
   | { kind: 'stall'; afterBytes: number; times?: number }
   /** One byte is another one. */
@@ -43,10 +44,16 @@ export type TestHub = {
   readonly requests: SeenRequest[];
   /** A new commit of a branch (default `main`) with exactly these files. Returns its id. */
   publish(repo: string, files: HubFiles, branch?: string): string;
+  /** The newest commit of a branch. */
+  commitOf(repo: string, branch: string): string;
+  /** Forgets repositories, faults and requests. */
+  reset(): void;
   /** Without the token a private repository does not exist, and a gated one lists its files but does not give them. */
   protect(repo: string, as: 'private' | 'gated', token: string): void;
   /** Makes the server of a file (its path in the repository) misbehave. */
   spoil(file: string, fault: Fault): void;
+  /** Ends all faults. */
+  heal(): void;
   /** Answers the next requests of any kind with this status. */
   fail(status: number, times: number, headers?: Record<string, string>): void;
   /** Bytes of a file that were sent. */
@@ -68,7 +75,7 @@ const isLarge = (path: string) => path.endsWith('.safetensors') || path.endsWith
  */
 export async function startHub(): Promise<TestHub> {
   const repos = new Map<string, Repo>();
-  const faults = new Map<string, { fault: Fault; left: number }[]>();
+  const faults = new Map<string, { fault: Fault; wait: number; left: number }[]>();
   const requests: SeenRequest[] = [];
   const failures: { status: number; headers: Record<string, string> }[] = [];
   let forge = (entries: Record<string, unknown>[]) => entries;
@@ -79,6 +86,10 @@ export async function startHub(): Promise<TestHub> {
   function take<K extends Fault['kind']>(file: string, kind: K): Extract<Fault, { kind: K }> | undefined {
     const found = faults.get(file)?.find((entry) => entry.fault.kind === kind && entry.left > 0);
     if (found === undefined) return undefined;
+    if (found.wait > 0) {
+      found.wait -= 1;
+      return undefined;
+    }
     found.left -= 1;
     return found.fault as Extract<Fault, { kind: K }>;
   }
@@ -100,7 +111,12 @@ export async function startHub(): Promise<TestHub> {
   };
 
   /** Sends a file, or the range that is asked for, with the file's faults. */
-  async function sendFile(exchange: Exchange, file: string, content: Uint8Array, etag: string): Promise<void> {
+  async function sendFile(
+    exchange: Exchange,
+    file: string,
+    content: Uint8Array,
+    also: Record<string, string>,
+  ): Promise<void> {
     const { request, response, seen } = exchange;
     seen.file = file;
     const status = take(file, 'status');
@@ -118,7 +134,7 @@ export async function startHub(): Promise<TestHub> {
     const asked = /^bytes=(\d+)-$/.exec(request.headers.range ?? '')?.[1];
     const headers: Record<string, string> = {
       'content-type': 'application/octet-stream',
-      etag: `"${etag}"`,
+      ...also,
       'accept-ranges': 'bytes',
     };
     let first = 0;
@@ -141,7 +157,8 @@ export async function startHub(): Promise<TestHub> {
     for (let at = 0; at < end && !response.destroyed; at += pieceBytes) {
       const piece = body.subarray(at, Math.min(at + pieceBytes, end));
       seen.bytesSent += piece.length;
-      if (!response.write(piece)) await Promise.race([once(response, 'drain'), once(response, 'close')]);
+      // The callback comes also when the connection breaks.
+      await new Promise<void>((resolve) => void response.write(piece, () => resolve()));
       if (slow !== undefined) await sleep(20);
     }
     if (cut) {
@@ -307,7 +324,7 @@ export async function startHub(): Promise<TestHub> {
     const path = url.searchParams.get('FilePath') ?? '';
     const file = repo.commits.get(repo.branches.get(revision) ?? revision)?.files.get(path);
     if (file === undefined) return answer(exchange, 404, modelScope(null, 10990101007, 'file not found'));
-    if (!isLarge(path)) return sendFile(exchange, path, file.bytes, sha256(file.bytes));
+    if (!isLarge(path)) return sendFile(exchange, path, file.bytes, {});
     answer(exchange, 302, '', { location: cdnPath(name, path, sha256(file.bytes)) });
   }
 
@@ -323,7 +340,9 @@ export async function startHub(): Promise<TestHub> {
     const cached = route(/^\/api\/resolve-cache\/models\/([^/]+\/[^/]+)\/([^/]+)\/(.+)$/);
     if (cached) {
       const file = resolveHuggingFace(exchange, cached[0], cached[1])?.commit.files.get(cached[2]);
-      return file === undefined ? undefined : sendFile(exchange, cached[2], file.bytes, gitSha1(file.bytes));
+      return file === undefined
+        ? undefined
+        : sendFile(exchange, cached[2], file.bytes, { etag: `"${gitSha1(file.bytes)}"`, 'x-repo-commit': cached[1] });
     }
     const described = route(/^\/api\/models\/([^/]+\/[^/]+)\/revision\/(.+)$/);
     if (described) return describe(exchange, described[0], described[1]);
@@ -343,7 +362,8 @@ export async function startHub(): Promise<TestHub> {
     const path = url.searchParams.get('file') ?? '';
     for (const commit of repos.get(name)?.commits.values() ?? []) {
       const file = commit.files.get(path);
-      if (file !== undefined && sha256(file.bytes) === digest) return sendFile(exchange, path, file.bytes, digest);
+      if (file !== undefined && sha256(file.bytes) === digest)
+        return sendFile(exchange, path, file.bytes, { etag: `"${digest}"` });
     }
     answer(exchange, 404, 'no such key');
   }
@@ -394,13 +414,28 @@ export async function startHub(): Promise<TestHub> {
       repo.branches.set(branch, id);
       return id;
     },
+    commitOf: (name, branch) => repos.get(name)!.branches.get(branch)!,
+    reset() {
+      repos.clear();
+      faults.clear();
+      requests.length = 0;
+      failures.length = 0;
+      forge = (entries) => entries;
+    },
     protect(name, as, token) {
       repos.get(name)![as] = token;
     },
     spoil(file, fault) {
       const passing = fault.kind === 'cut' || fault.kind === 'status' || fault.kind === 'stall';
       const left = passing ? (fault.times ?? 1) : Number.POSITIVE_INFINITY;
-      faults.set(file, [...(faults.get(file) ?? []), { fault, left }]);
+      faults.set(file, [
+        ...(faults.get(file) ?? []),
+        { fault, left, wait: fault.kind === 'status' ? (fault.after ?? 0) : 0 },
+      ]);
+    },
+    heal() {
+      faults.clear();
+      failures.length = 0;
     },
     fail(status, times, headers = {}) {
       for (let i = 0; i < times; i += 1) failures.push({ status, headers });
