@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { dataset, lifecycle, model } from '@medmesh/proto';
-import { withSpan } from '@medmesh/telemetry';
+import { flushTelemetry, startTelemetry, withSpan } from '@medmesh/telemetry';
 import { type CollectedSpan, type OtlpCollector, sharedInputs, sharedInputsMissing, startOtlp } from '@medmesh/testkit';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type MeshFixture, startMeshFixture, writeModelFolder } from './mesh-fixture.ts';
@@ -16,6 +16,7 @@ let fixture: MeshFixture;
 beforeAll(async () => {
   if (shared === null) return;
   otlp = await startOtlp();
+  startTelemetry({ OTEL_EXPORTER_OTLP_ENDPOINT: otlp.endpoint, OTEL_SERVICE_NAME: 'test' });
   fixture = await startMeshFixture({ otlpEndpoint: otlp.endpoint });
 }, 120_000);
 
@@ -28,7 +29,8 @@ afterAll(async () => {
 function lineage(spans: readonly CollectedSpan[], span: CollectedSpan): string[] {
   const byId = new Map(spans.map((s) => [s.spanId, s]));
   const names: string[] = [];
-  for (let at: CollectedSpan | undefined = span; at !== undefined; at = byId.get(at.parentSpanId)) names.push(`${at.service}: ${at.name}`);
+  for (let at: CollectedSpan | undefined = span; at !== undefined; at = byId.get(at.parentSpanId))
+    names.push(`${at.service}: ${at.name}`);
   return names;
 }
 
@@ -62,7 +64,13 @@ test.skipIf(shared === null)(
       validationFraction: 0.02,
     });
     // What the DeepSeek tokenizer makes of these rows under the tutorial's template, counted once with the pure-JavaScript tokenizer.
-    expect(version.stats).toMatchObject({ rowCount: 916, usedRowCount: 913, droppedRowCount: 3, tokenCount: 562_025, trainableTokenCount: 438_728 });
+    expect(version.stats).toMatchObject({
+      rowCount: 916,
+      usedRowCount: 913,
+      droppedRowCount: 3,
+      tokenCount: 562_025,
+      trainableTokenCount: 438_728,
+    });
 
     // One trace from the job's creation to the first generated token.
     const { job, answer, traceId } = await withSpan('test', {}, async (span) => {
@@ -88,7 +96,12 @@ test.skipIf(shared === null)(
     const points = await client.jobs.metrics(job.name);
     expect(points.map((p) => p.step)).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     expect(points.at(-1)!.loss).toBeLessThan(points[0]!.loss);
-    expect(answer.started).toMatchObject({ adapter: job.adapter, baseDigest: nf4.digest, startsInsideThink: true, quantization: 'nf4-double-quant' });
+    expect(answer.started).toMatchObject({
+      adapter: job.adapter,
+      baseDigest: nf4.digest,
+      startsInsideThink: true,
+      quantization: 'nf4-double-quant',
+    });
     expect(answer.finished.usage!.reasoningTokenCount + answer.finished.usage!.answerTokenCount).toBe(24);
 
     const loaded = await client.raw.inferenceAdmin.listLoadedAdapters({});
@@ -97,7 +110,14 @@ test.skipIf(shared === null)(
     expect(loaded.adapters[0]!.parityMaxDifference).toBe(0);
 
     expect(job.traceId).toBe(traceId);
-    const spans = await otlp.waitForSpans((all) => all.some((s) => s.traceId === traceId && s.name === 'inference.generate' && s.endNs > 0n), 20_000);
+    await flushTelemetry();
+    // Processes send their spans in their own time: the tree is complete when both ends of it hang under the test's own span.
+    const reachesRoot = (all: readonly CollectedSpan[], name: string) =>
+      all.some((span) => span.traceId === traceId && span.name === name && lineage(all, span).at(-1) === 'test: test');
+    const spans = await otlp.waitForSpans(
+      (all) => reachesRoot(all, 'inference.generate') && reachesRoot(all, 'trainer.publish'),
+      20_000,
+    );
     const tree = spans.filter((s) => s.traceId === traceId);
     const one = (service: string, name: string) => {
       const found = tree.filter((s) => s.service === service && s.name === name);
@@ -106,47 +126,86 @@ test.skipIf(shared === null)(
     };
     const publish = one('trainer', 'trainer.publish');
     expect(lineage(tree, publish)).toContain('trainer: trainer.attempt');
-    for (const name of ['trainer.fetch_data', 'trainer.fetch_base', 'trainer.load_base', 'trainer.train', 'trainer.verify_export']) one('trainer', name);
+    for (const name of [
+      'trainer.fetch_data',
+      'trainer.fetch_base',
+      'trainer.load_base',
+      'trainer.train',
+      'trainer.verify_export',
+    ])
+      one('trainer', name);
     // The attempt hangs under the call that created the job, as it reached lifecycle through the gateway.
-    expect(lineage(tree, one('trainer', 'trainer.attempt')).some((name) => name.startsWith('lifecycle: medmesh.lifecycle.v1.FineTuningService/CreateFineTuningJob'))).toBe(true);
+    expect(
+      lineage(tree, one('trainer', 'trainer.attempt')).some((name) =>
+        name.startsWith('lifecycle: medmesh.lifecycle.v1.FineTuningService/CreateFineTuningJob'),
+      ),
+    ).toBe(true);
     const generate = one('inference', 'inference.generate');
     expect(generate.events.map((event) => event.name)).toContain('first_token');
-    expect(lineage(tree, generate).some((name) => name.startsWith('gateway: medmesh.inference.v1.InferenceService/Generate'))).toBe(true);
-    for (const service of ['gateway', 'lifecycle', 'trainer', 'inference']) expect(tree.some((s) => s.service === service), service).toBe(true);
+    expect(
+      lineage(tree, generate).some((name) =>
+        name.startsWith('gateway: medmesh.inference.v1.InferenceService/Generate'),
+      ),
+    ).toBe(true);
+    for (const service of ['gateway', 'lifecycle', 'trainer', 'inference'])
+      expect(
+        tree.some((s) => s.service === service),
+        service,
+      ).toBe(true);
   },
 );
 
-test.skipIf(shared === null)('no patient text is in any span, log line or metric of the whole life', { timeout: 60_000 }, async () => {
-  const { mesh } = fixture;
-  const first = JSON.parse(readFileSync(join(shared!, 'data/medical/medical_o1_zh_916.jsonl'), 'utf8').split('\n', 1)[0]!) as Record<string, string>;
-  const canaries = [...Object.values(first).map((text) => text.slice(10, 26)), '转移性右下腹痛24小时'];
-  const spans = JSON.stringify(otlp.spans(), (_, value: unknown) => (typeof value === 'bigint' ? String(value) : value));
-  const logs = mesh.record.processes.map(({ log }) => readFileSync(log, 'utf8')).join('\n');
-  const metrics = await Promise.all(Object.values(mesh.record.metrics).map(async (address) => (await fetch(`http://${address}/metrics`)).text()));
-  for (const canary of canaries) {
-    expect(canary.length).toBeGreaterThan(8);
-    for (const text of [spans, logs, ...metrics]) expect(text.includes(canary)).toBe(false);
-  }
-  expect(logs.length).toBeGreaterThan(1000);
-});
+test.skipIf(shared === null)(
+  'no patient text is in any span, log line or metric of the whole life',
+  { timeout: 60_000 },
+  async () => {
+    const { mesh } = fixture;
+    const first = JSON.parse(
+      readFileSync(join(shared!, 'data/medical/medical_o1_zh_916.jsonl'), 'utf8').split('\n', 1)[0]!,
+    ) as Record<string, string>;
+    const canaries = [...Object.values(first).map((text) => text.slice(10, 26)), '转移性右下腹痛24小时'];
+    const spans = JSON.stringify(otlp.spans(), (_, value: unknown) =>
+      typeof value === 'bigint' ? String(value) : value,
+    );
+    const logs = mesh.record.processes.map(({ log }) => readFileSync(log, 'utf8')).join('\n');
+    const metrics = await Promise.all(
+      Object.values(mesh.record.metrics).map(async (address) => (await fetch(`http://${address}/metrics`)).text()),
+    );
+    for (const canary of canaries) {
+      expect(canary.length).toBeGreaterThan(8);
+      for (const text of [spans, logs, ...metrics]) expect(text.includes(canary)).toBe(false);
+    }
+    expect(logs.length).toBeGreaterThan(1000);
+  },
+);
 
-test.skipIf(shared === null)('a merged model and a PEFT folder come out, verified file by file', { timeout: 120_000 }, async () => {
-  const { client, dir } = fixture;
-  const merged = await client.models.merge({ adapter: client.adapters.name('appendix'), modelId: 'merged' });
-  expect(merged.origin).toMatchObject({ mergedInto: 'dequantized', adapter: client.adapters.name('appendix') });
-  expect(merged.quantization).toBe(model.Quantization.NONE);
-  const files = await client.models.download('merged', join(dir, 'merged'));
-  expect(files.map((file) => file.split('/').at(-1))).toEqual(expect.arrayContaining(['config.json', 'model.safetensors', 'tokenizer.json']));
-  const adapterFiles = await client.adapters.download('appendix', join(dir, 'adapter'));
-  expect(adapterFiles.map((file) => file.split('/').at(-1)).toSorted()).toEqual(['adapter_config.json', 'adapter_model.safetensors', 'medmesh.json']);
-  const lineageOf = await client.adapters.lineage('appendix');
-  expect(lineageOf.models).toEqual([client.models.name('tiny-nf4'), client.models.name('tiny')]);
-  // The merged model answers as base and adapter do, but for the rounding of the merge.
-  const ask = { question: '阑尾炎的首选治疗是什么？' };
-  const sampling = { maxTokens: 8 };
-  const [apart, together] = await Promise.all([
-    client.inference.answer(ask, { adapter: client.adapters.name('appendix'), sampling }),
-    client.inference.answer(ask, { base: merged.name, sampling }),
-  ]);
-  expect(together.started.promptTokenCount).toBe(apart.started.promptTokenCount);
-});
+test.skipIf(shared === null)(
+  'a merged model and a PEFT folder come out, verified file by file',
+  { timeout: 120_000 },
+  async () => {
+    const { client, dir } = fixture;
+    const merged = await client.models.merge({ adapter: client.adapters.name('appendix'), modelId: 'merged' });
+    expect(merged.origin).toMatchObject({ mergedInto: 'dequantized', adapter: client.adapters.name('appendix') });
+    expect(merged.quantization).toBe(model.Quantization.NONE);
+    const files = await client.models.download('merged', join(dir, 'merged'));
+    expect(files.map((file) => file.split('/').at(-1))).toEqual(
+      expect.arrayContaining(['config.json', 'model.safetensors', 'tokenizer.json']),
+    );
+    const adapterFiles = await client.adapters.download('appendix', join(dir, 'adapter'));
+    expect(adapterFiles.map((file) => file.split('/').at(-1)).toSorted()).toEqual([
+      'adapter_config.json',
+      'adapter_model.safetensors',
+      'medmesh.json',
+    ]);
+    const lineageOf = await client.adapters.lineage('appendix');
+    expect(lineageOf.models).toEqual([client.models.name('tiny-nf4'), client.models.name('tiny')]);
+    // The merged model answers as base and adapter do, but for the rounding of the merge.
+    const ask = { question: '阑尾炎的首选治疗是什么？' };
+    const sampling = { maxTokens: 8 };
+    const [apart, together] = await Promise.all([
+      client.inference.answer(ask, { adapter: client.adapters.name('appendix'), sampling }),
+      client.inference.answer(ask, { base: merged.name, sampling }),
+    ]);
+    expect(together.started.promptTokenCount).toBe(apart.started.promptTokenCount);
+  },
+);
