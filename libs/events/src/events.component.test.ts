@@ -205,6 +205,17 @@ test('a follower sees every event once and in order while the broker is killed a
   await following;
 });
 
+test('reading with a signal that aborts ends quietly, at once', async () => {
+  const read = (signal: AbortSignal) =>
+    Array.fromAsync(
+      readEvents({ nc, subject: subjects.jobEvents('p', 'job-quiet'), afterSequence: 0, follow: true, signal }),
+    );
+  expect(await read(AbortSignal.abort())).toEqual([]);
+  const began = performance.now();
+  expect(await read(AbortSignal.timeout(100))).toEqual([]);
+  expect(performance.now() - began).toBeLessThan(1_000);
+});
+
 test('a publish gives up with its signal while the broker is away', async () => {
   await nats.kill();
   try {

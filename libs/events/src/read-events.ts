@@ -1,6 +1,6 @@
 import { jetstream, jetstreamManager } from '@nats-io/jetstream';
 import type { NatsConnection } from '@nats-io/transport-node';
-import { answerTimeoutMs, untilBrokerAnswers } from './broker.ts';
+import { answerTimeoutMs } from './broker.ts';
 import { readStream } from './read-stream.ts';
 import { streamOf } from './streams.ts';
 
@@ -30,16 +30,12 @@ export type StoredEvent = {
 export async function* readEvents(o: ReadEventsOptions): AsyncGenerator<StoredEvent> {
   if (o.signal.aborted) return;
   const subjects = typeof o.subject === 'string' ? [o.subject] : [...o.subject];
-  const { nc, follow, signal } = o;
+  const { nc, follow, signal, afterSequence } = o;
   const js = jetstream(nc, { timeout: answerTimeoutMs });
-  const manager = await untilBrokerAnswers(
-    'reach JetStream',
-    () => jetstreamManager(nc, { timeout: answerTimeoutMs }),
-    { signal },
-  );
+  // checkAPI asks the server whether JetStream is on, which was settled when the connection was made.
+  const manager = await jetstreamManager(nc, { timeout: answerTimeoutMs, checkAPI: false });
   const stream = streamOf(subjects[0]!);
-  const start = { afterSequence: o.afterSequence };
-  for await (const message of readStream({ nc, js, manager, stream, subjects, start, follow, signal })) {
+  for await (const message of readStream({ nc, js, manager, stream, subjects, afterSequence, follow, signal })) {
     yield {
       sequence: message.seq,
       subject: message.subject,

@@ -19,8 +19,8 @@ export type ReadStreamOptions = {
   manager: JetStreamManager;
   stream: string;
   subjects: string[];
-  /** Where to begin: after a sequence (0: with the first there is), or with the newest message of each subject. */
-  start: { afterSequence: number } | 'newest-of-each-subject';
+  /** Where to begin; 0: with the first there is. */
+  afterSequence: number;
   /** Go on with what comes, or end after what was there at the start. */
   follow: boolean;
   signal: AbortSignal;
@@ -39,7 +39,7 @@ const inactiveMs = 60_000;
  * on after the last message that was yielded. Ends quietly when the signal aborts.
  */
 export async function* readStream(o: ReadStreamOptions): AsyncGenerator<JsMsg> {
-  let cursor = o.start === 'newest-of-each-subject' ? undefined : o.start.afterSequence;
+  let cursor = o.afterSequence;
   while (!o.signal.aborted) {
     let consumer: ConsumerInfo | undefined;
     try {
@@ -63,17 +63,16 @@ export async function* readStream(o: ReadStreamOptions): AsyncGenerator<JsMsg> {
   }
 }
 
-function consumerConfig(subjects: string[], cursor: number | undefined): Partial<ConsumerConfig> {
+function consumerConfig(subjects: string[], cursor: number): Partial<ConsumerConfig> {
   return {
     name: `read_${nuid.next()}`,
     ack_policy: AckPolicy.None,
     filter_subjects: subjects,
+    deliver_policy: DeliverPolicy.StartSequence,
+    opt_start_seq: cursor + 1,
     mem_storage: true,
     num_replicas: 1,
     inactive_threshold: nanos(inactiveMs),
-    ...(cursor === undefined
-      ? { deliver_policy: DeliverPolicy.LastPerSubject }
-      : { deliver_policy: DeliverPolicy.StartSequence, opt_start_seq: cursor + 1 }),
   };
 }
 

@@ -178,6 +178,27 @@ test('a watch tells what is there and then every change, also after the broker w
   await watching;
 });
 
+test('a watch misses nothing that is written while it begins', async () => {
+  const bucket = await newBucket();
+  for (let i = 0; i < 60; i += 1) {
+    const { key, revision } = await bucket.create(keyOf(`p/${i}`), 'before');
+    const stop = new AbortController();
+    const seen: string[] = [];
+    const watching = (async () => {
+      for await (const change of bucket.watch(key, stop.signal)) {
+        seen.push('deleted' in change ? 'deleted' : change.value);
+        if (seen.at(-1) === 'after') return;
+      }
+    })();
+    // At any point of its beginning.
+    await new Promise((resolve) => setTimeout(resolve, i % 4));
+    await bucket.update(key, 'after', revision);
+    await watching;
+    expect([['after'], ['before', 'after']]).toContainEqual(seen);
+    stop.abort();
+  }
+});
+
 test('a write waits for a broker that is away and is stored once', async () => {
   const bucket = await newBucket();
   const created = await bucket.create('k', 'one');

@@ -228,7 +228,8 @@ export function createBucket<T>(deps: BucketDeps, name: string, codec: Codec<T>)
 
   async function* watch(prefix: string, signal: AbortSignal): AsyncGenerator<Entry<T> | Deleted> {
     if (prefix !== '') checkKey(prefix);
-    for await (const change of watchKeys(deps, { stream, bucket: name, prefix, signal })) yield fromChange(change);
+    for await (const change of watchKeys(deps, { stream, bucket: name, prefix, read, signal }))
+      yield fromChange(change);
   }
 
   const fromChange = ({ key, data, revision }: Change): Entry<T> | Deleted =>
