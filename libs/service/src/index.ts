@@ -1,5 +1,9 @@
-export type { Packed } from './operation-record.ts';
-export { createOperations, type Operations, type StartOperation } from './operations.ts';
-export type { OperationHandler, RunningOperation } from './run-operations.ts';
+export {
+  createOperations,
+  type OperationRun,
+  type Operations,
+  type Packed,
+  type StartOperation,
+} from './operations.ts';
 export { runService, type ServiceOptions } from './run-service.ts';
-export type { ServiceContext, Started } from './service-context.ts';
+export type { CommonConfig, ServiceContext, Started } from './service-context.ts';

@@ -1,47 +1,43 @@
-import { Failure } from '@medmesh/errors';
-import { longrunning, type protobuf, type rpc } from '@medmesh/proto';
-import type { Codec } from '@medmesh/records';
-import { toStatus } from '@medmesh/rpc';
+import { type Failure, notFound } from '@medmesh/errors';
+import { longrunning, protobuf } from '@medmesh/proto';
+import { type Bucket, type Codec, keyOf, parseName, type Records } from '@medmesh/records';
 
-/** A protobuf message with its type, as `google.protobuf.Any` carries it. */
+/** A message and its type, as `google.protobuf.Any` holds them. */
 export type Packed = { typeUrl: string; bytes: Uint8Array };
 
-/** A long-running operation as it is recorded: what the API shows, and what a worker needs to do it. */
+/** An operation as it is kept: what callers see, and what its worker needs. */
 export type OperationRecord = {
   operation: longrunning.Operation;
-  /** Which workers do it, e.g. `model.import`. */
+  /** Who does it, e.g. `model.import`. */
   kind: string;
+  /** The project's id. */
   project: string;
   request: Packed;
-  /** W3C traceparent of the call that started it. */
-  traceparent: string;
+  /** A worker has begun. */
+  begun: boolean;
   cancelRequested: boolean;
-  attempt: number;
-  createTimeMs: number;
-  /** When its worker was last heard; 0 before the first. */
-  heartbeatMs: number;
-  /** The process that does it. */
-  worker: string;
 };
 
-type Stored = Omit<OperationRecord, 'operation' | 'request'> & {
-  operation: string;
-  request: { typeUrl: string; bytes: string };
-};
+const keptMs = 30 * 24 * 60 * 60 * 1000;
 
-const base64 = (bytes: Uint8Array) => Buffer.from(bytes).toString('base64');
-
+/** JSON around the protobuf parts: the record never leaves this library. */
 export const operationCodec: Codec<OperationRecord> = {
-  encode({ operation, request, ...rest }) {
-    const stored: Stored = {
-      ...rest,
-      operation: base64(longrunning.Operation.encode(operation).finish()),
-      request: { typeUrl: request.typeUrl, bytes: base64(request.bytes) },
+  encode: ({ operation, request, ...rest }) =>
+    Buffer.from(
+      JSON.stringify({
+        ...rest,
+        operation: Buffer.from(longrunning.Operation.encode(operation).finish()).toString('base64'),
+        request: { typeUrl: request.typeUrl, bytes: Buffer.from(request.bytes).toString('base64') },
+      }),
+    ),
+  decode: (bytes) => {
+    const { operation, request, ...rest } = JSON.parse(Buffer.from(bytes).toString()) as Omit<
+      OperationRecord,
+      'operation' | 'request'
+    > & {
+      operation: string;
+      request: { typeUrl: string; bytes: string };
     };
-    return Buffer.from(JSON.stringify(stored));
-  },
-  decode(bytes) {
-    const { operation, request, ...rest } = JSON.parse(Buffer.from(bytes).toString()) as Stored;
     return {
       ...rest,
       operation: longrunning.Operation.decode(Buffer.from(operation, 'base64')),
@@ -50,36 +46,17 @@ export const operationCodec: Codec<OperationRecord> = {
   },
 };
 
-const namePattern = /^operations\/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+/** Operations are kept for 30 days after their last change. */
+export const openOperationRecords = (records: Records): Promise<Bucket<OperationRecord>> =>
+  records.bucket('operations', operationCodec, { maxAgeMs: keptMs });
 
-/** Failure `invalid_argument` if the name cannot be an operation's. */
-export function checkOperationName(name: string): void {
-  if (namePattern.test(name)) return;
-  throw new Failure('invalid_argument', 'name: expected operations/{uuid}', {
-    reason: 'FIELD_INVALID',
-    fields: [{ field: 'name', description: 'expected operations/{uuid}' }],
-  });
+export const pack = ({ typeUrl, bytes }: Packed): protobuf.Any =>
+  protobuf.Any.fromPartial({ typeUrl, value: Buffer.from(bytes) });
+
+/** The record's key. Failure `invalid_argument` unless the name is `operations/{operation}`. */
+export function operationKey(name: string): string {
+  parseName('operations/{operation}', name);
+  return keyOf(name);
 }
 
-const any = (packed: Packed): protobuf.Any => ({ typeUrl: packed.typeUrl, value: Buffer.from(packed.bytes) });
-
-/** The operation with its end: a response or an error. */
-export const finished = (
-  operation: longrunning.Operation,
-  result: { response: Packed } | { error: rpc.Status },
-): longrunning.Operation => ({
-  ...operation,
-  done: true,
-  result:
-    'response' in result ? { $case: 'response', value: any(result.response) } : { $case: 'error', value: result.error },
-});
-
-export const withMetadata = (operation: longrunning.Operation, metadata: Packed): longrunning.Operation => ({
-  ...operation,
-  metadata: any(metadata),
-});
-
-export const cancelled = (): Failure =>
-  new Failure('cancelled', 'the operation was cancelled', { reason: 'OPERATION_CANCELLED' });
-
-export const cancelledStatus = (): rpc.Status => toStatus(cancelled());
+export const operationNotFound = (name: string): Failure => notFound(name);

@@ -1,183 +1,175 @@
-import { randomUUID } from 'node:crypto';
-import { hostname } from 'node:os';
-import { Failure, toFailure } from '@medmesh/errors';
-import { consumeWork, Requeue, subjects } from '@medmesh/events';
-import { type Bucket, type Entry, keyOf } from '@medmesh/records';
+import { errorTable, Failure, toFailure } from '@medmesh/errors';
+import { consumeWork, encodeToken, subjects, type WorkConsumer, type WorkMessage } from '@medmesh/events';
+import type { Logger } from '@medmesh/log';
+import type { longrunning } from '@medmesh/proto';
+import type { Bucket } from '@medmesh/records';
 import { toStatus } from '@medmesh/rpc';
-import { withSpan } from '@medmesh/telemetry';
-import { cancelled, cancelledStatus, finished, type OperationRecord, type Packed, withMetadata } from './operation-record.ts';
-import type { ServiceContext } from './service-context.ts';
+import type { NatsConnection } from '@nats-io/transport-node';
+import { type OperationRecord, operationCodec, operationKey, type Packed, pack } from './operation-record.ts';
 
-/** An operation that is being done. */
-export type RunningOperation = {
+/** One run of an operation, as its handler sees it. */
+export type OperationRun = {
   readonly name: string;
+  /** The request's bytes, as they were given to `start`. */
   readonly request: Uint8Array;
-  /** Shows progress. */
+  /** Shows how far it is. */
   update(metadata: Packed): Promise<void>;
-  /** Aborts when the operation is cancelled (its reason: Failure OPERATION_CANCELLED) or the process stops (WORKER_STOPPING). */
+  /** Aborts when the operation is cancelled, and when this process stops; in the second case it is done by another later. */
   readonly signal: AbortSignal;
 };
 
-/** Does an operation and returns its response. May run again after a crash: the second run must end as the first would have. */
-export type OperationHandler = (operation: RunningOperation) => Promise<Packed>;
+export type OperationHandler = (run: OperationRun) => Promise<Packed>;
 
-type RunDeps = Pick<ServiceContext<unknown>, 'nc' | 'log' | 'signal'> & {
-  bucket: Bucket<OperationRecord>;
-  enqueue: (record: OperationRecord) => Promise<void>;
+export type RunOptions = {
+  /** How many at once; 1 without it. */
+  concurrency?: number;
+  /** How long a process may be silent before its operations go to another; 30 s without it. */
+  ackWaitMs?: number;
 };
 
-const heartbeatMs = 5_000;
-/** A worker that is silent for so long has died. */
-const silenceMs = 20_000;
-const maxAttempts = 5;
-const retryMs = 2_000;
-const ackWaitMs = 15_000;
+export type OperationWorker = WorkConsumer;
 
-/** Follows the record of a running operation: beats its heart and hears its cancellation. */
-function attend(deps: RunDeps, key: string, worker: string, cancel: AbortController) {
-  const stop = new AbortController();
-  const beat = setInterval(() => {
-    deps.bucket
-      .modify(key, (record) =>
-        record.worker === worker && !record.operation.done ? { ...record, heartbeatMs: Date.now() } : undefined,
-      )
-      .catch((error: unknown) => deps.log.debug({ err: error }, 'a heartbeat was not recorded'));
-  }, heartbeatMs);
-  const follow = async () => {
-    for await (const change of deps.bucket.watch(key, stop.signal)) {
-      if (!('value' in change) || change.value.cancelRequested) cancel.abort(cancelled());
-    }
-  };
-  const following = follow().catch((error: unknown) => {
-    if (!stop.signal.aborted) deps.log.warn({ err: error }, 'an operation is no longer watched for its cancellation');
+const attempts = 5;
+const backoffMs = [1_000, 5_000, 15_000, 30_000];
+const defaultAckWaitMs = 30_000;
+
+type RunContext = {
+  nc: NatsConnection;
+  log: Logger;
+  bucket: Bucket<OperationRecord>;
+  signal?: AbortSignal;
+};
+
+/** How an operation ends. */
+type Ending = { response: Packed } | { failure: Failure } | { cancelled: true };
+
+/** Takes the operations of one kind from the queue and does them. */
+export function runOperations(
+  context: RunContext,
+  kind: string,
+  handler: OperationHandler,
+  o: RunOptions = {},
+): Promise<OperationWorker> {
+  const { nc, log, bucket, signal } = context;
+  return consumeWork({
+    nc,
+    subject: subjects.operation(kind),
+    durable: `operation-${encodeToken(kind)}`,
+    concurrency: o.concurrency ?? 1,
+    ackWaitMs: o.ackWaitMs ?? defaultAckWaitMs,
+    maxDeliver: attempts,
+    backoffMs,
+    log,
+    signal,
+    handler: (message, stopping) => perform(bucket, log, message, stopping, handler),
+    async onDead(message, failure) {
+      await finishOperation(bucket, operationCodec.decode(message.data).operation.name, { failure });
+    },
   });
-  return async () => {
-    clearInterval(beat);
-    stop.abort();
-    await following;
-  };
 }
 
 async function perform(
-  deps: RunDeps,
-  entry: Entry<OperationRecord>,
-  worker: string,
-  handler: OperationHandler,
+  bucket: Bucket<OperationRecord>,
+  log: Logger,
+  message: WorkMessage,
   stopping: AbortSignal,
+  handler: OperationHandler,
 ): Promise<void> {
-  const { key } = entry;
-  const { name } = entry.value.operation;
-  const end = (result: Parameters<typeof finished>[1]) =>
-    deps.bucket.modify(key, (record) =>
-      record.operation.done ? undefined : { ...record, operation: finished(record.operation, result) },
-    );
-  const cancel = new AbortController();
-  const leave = attend(deps, key, worker, cancel);
+  const record = await begin(bucket, message);
+  if (record === undefined || record.operation.done) return;
+  const { name } = record.operation;
+  const cancelling = new AbortController();
+  const cancelled = new Failure('cancelled', 'the operation was cancelled', { reason: 'OPERATION_CANCELLED' });
+  const watched = new AbortController();
+  const watching = watchForCancel(bucket, name, watched.signal, () => cancelling.abort(cancelled));
   try {
+    if (record.cancelRequested) throw cancelled;
     const response = await handler({
       name,
-      request: entry.value.request.bytes,
-      signal: AbortSignal.any([stopping, cancel.signal]),
-      async update(metadata) {
-        await deps.bucket.modify(key, (record) =>
-          record.operation.done ? undefined : { ...record, operation: withMetadata(record.operation, metadata) },
-        );
-      },
+      request: record.request.bytes,
+      update: (metadata) => showMetadata(bucket, name, metadata),
+      signal: AbortSignal.any([stopping, cancelling.signal]),
     });
-    await leave();
-    await end({ response });
+    await finishOperation(bucket, name, { response });
   } catch (error) {
-    await leave();
-    if (cancel.signal.aborted) {
-      await end({ error: cancelledStatus() });
+    if (cancelling.signal.aborted || error === cancelled) {
+      await finishOperation(bucket, name, { cancelled: true });
       return;
     }
     const failure = toFailure(error);
-    const again = stopping.aborted || (failure.retryable && entry.value.attempt < maxAttempts);
-    deps.log.warn({ err: failure, operation: name, attempt: entry.value.attempt, again }, 'an operation failed');
-    if (again) {
-      await deps.bucket.modify(key, (record) => ({ ...record, worker: '', heartbeatMs: 0 }));
-      throw new Requeue(stopping.aborted ? 0 : retryMs * 2 ** entry.value.attempt);
-    }
-    await end({ error: toStatus(failure) });
+    // May pass, or the process stops: the queue brings it back.
+    if (failure.retryable || stopping.aborted) throw failure;
+    const level = failure.code === 'internal' ? 'error' : 'info';
+    log[level]({ operation: name, err: failure }, 'the operation failed');
+    await finishOperation(bucket, name, { failure });
+  } finally {
+    watched.abort();
+    await watching;
   }
 }
 
-/** Puts operations whose worker died, or whose message was never sent, back on the queue. */
-async function sweep(deps: RunDeps, kind: string): Promise<void> {
-  for (let pageToken = ''; ; ) {
-    const page = await deps.bucket.list(keyOf('operations/'), { pageSize: 1000, pageToken });
-    for (const { value } of page.entries) {
-      const lastSign = Math.max(value.createTimeMs, value.heartbeatMs);
-      if (value.kind === kind && !value.operation.done && Date.now() - lastSign > silenceMs) await deps.enqueue(value);
-    }
-    if (page.nextPageToken === '') return;
-    pageToken = page.nextPageToken;
+/** Notes that a worker has begun. Undefined if the operation was deleted after it had been done. */
+async function begin(bucket: Bucket<OperationRecord>, message: WorkMessage): Promise<OperationRecord | undefined> {
+  const record = operationCodec.decode(message.data);
+  const key = operationKey(record.operation.name);
+  // Whoever started it may not have made the record yet, or may have died before.
+  if (message.deliveryCount === 1) {
+    await bucket.create(key, record).catch((error: unknown) => {
+      if (!(error instanceof Failure && error.code === 'already_exists')) throw error;
+    });
+  }
+  try {
+    return (await bucket.modify(key, (current) => (current.operation.done ? undefined : { ...current, begun: true })))
+      .value;
+  } catch (error) {
+    if (error instanceof Failure && error.code === 'not_found') return undefined;
+    throw error;
   }
 }
 
-/** Consumes the operations of one kind until stopped; what runs then is handed back. */
-export async function runOperations(
-  deps: RunDeps,
-  kind: string,
-  handler: OperationHandler,
-): Promise<{ stop(): Promise<void> }> {
-  const worker = `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`;
-  const stopping = new AbortController();
-  const consumer = await consumeWork({
-    nc: deps.nc,
-    subject: subjects.operation(kind),
-    durable: `operation-${kind.replaceAll('.', '-')}`,
-    concurrency: 1,
-    ackWaitMs,
-    maxDeliver: 1_000,
-    backoffMs: 1_000,
-    log: deps.log,
-    signal: deps.signal,
-    async handler(message) {
-      const key = keyOf(Buffer.from(message.data).toString());
-      const found = await deps.bucket.get(key);
-      if (found === undefined || found.value.operation.done) return;
-      if (
-        found.value.worker !== '' &&
-        found.value.worker !== worker &&
-        Date.now() - found.value.heartbeatMs < silenceMs
-      )
-        throw new Requeue(silenceMs / 2);
-      const claimed = await deps.bucket.modify(key, (record) =>
-        record.operation.done ? undefined : { ...record, worker, heartbeatMs: Date.now(), attempt: record.attempt + 1 },
-      );
-      if (claimed.value.operation.done || claimed.value.worker !== worker) return;
-      if (claimed.value.cancelRequested) {
-        await deps.bucket.modify(key, (record) => ({
-          ...record,
-          operation: finished(record.operation, { error: cancelledStatus() }),
-        }));
-        return;
-      }
-      const parent = claimed.value.traceparent;
-      await withSpan(
-        `operation ${kind}`,
-        {
-          attributes: { 'medmesh.operation.name': claimed.value.operation.name },
-          ...(parent === '' ? {} : { parent }),
-        },
-        () => perform(deps, claimed, worker, handler, stopping.signal),
-      );
-    },
-  });
-  const sweeping = setInterval(() => {
-    sweep(deps, kind).catch((error: unknown) => deps.log.debug({ err: error }, 'operations were not swept'));
-  }, silenceMs);
-  return {
-    async stop() {
-      clearInterval(sweeping);
-      stopping.abort(
-        new Failure('unavailable', 'this worker is stopping; the operation goes on in another', {
-          reason: 'WORKER_STOPPING',
-        }),
-      );
-      await consumer.stop();
-    },
-  };
+async function watchForCancel(
+  bucket: Bucket<OperationRecord>,
+  name: string,
+  signal: AbortSignal,
+  cancel: () => void,
+): Promise<void> {
+  try {
+    for await (const change of bucket.watch(operationKey(name), signal)) {
+      if (!('deleted' in change) && change.value.cancelRequested) cancel();
+    }
+  } catch {
+    // Only the connection's end can be the cause; then the run ends too.
+  }
+}
+
+async function showMetadata(bucket: Bucket<OperationRecord>, name: string, metadata: Packed): Promise<void> {
+  await bucket.modify(operationKey(name), (record) =>
+    record.operation.done ? undefined : { ...record, operation: { ...record.operation, metadata: pack(metadata) } },
+  );
+}
+
+/** Records how an operation ended, unless it had ended already: the first end stays. */
+export async function finishOperation(
+  bucket: Bucket<OperationRecord>,
+  name: string,
+  ending: Ending,
+  o: { unlessBegun?: boolean } = {},
+): Promise<void> {
+  const result = resultOf(ending);
+  try {
+    await bucket.modify(operationKey(name), (record) => {
+      if (record.operation.done || (o.unlessBegun === true && record.begun)) return undefined;
+      return { ...record, operation: { ...record.operation, done: true, result } };
+    });
+  } catch (error) {
+    // Deleted meanwhile: nobody wants to know.
+    if (!(error instanceof Failure && error.code === 'not_found')) throw error;
+  }
+}
+
+function resultOf(ending: Ending): longrunning.Operation['result'] {
+  if ('response' in ending) return { $case: 'response', value: pack(ending.response) };
+  if ('failure' in ending) return { $case: 'error', value: toStatus(ending.failure) };
+  const status = toStatus(new Failure('cancelled', 'the operation was cancelled', { reason: 'OPERATION_CANCELLED' }));
+  return { $case: 'error', value: { ...status, code: errorTable.cancelled.grpc } };
 }

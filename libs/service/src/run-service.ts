@@ -1,242 +1,244 @@
-import { setTimeout as sleep } from 'node:timers/promises';
-import { ConfigError, type commonConfig, describeConfig, loadConfig } from '@medmesh/config';
+import { renameSync, writeFileSync } from 'node:fs';
+import { ConfigError, type Environment, loadConfig } from '@medmesh/config';
 import { Failure, toFailure } from '@medmesh/errors';
-import { connectNats, createPublisher, ensureStreams } from '@medmesh/events';
 import { createLogger, type Logger } from '@medmesh/log';
-import { type ObjectStore, openCache, openObjectStore } from '@medmesh/objects';
-import { openRecords } from '@medmesh/records';
 import { createHealth, startServer } from '@medmesh/rpc';
 import { createMetrics, flushTelemetry } from '@medmesh/telemetry';
 import type { z } from 'zod';
-import { startHttpEndpoint } from './http-endpoint.ts';
-import { removePortFile, writePortFile } from './port-file.ts';
-import type { ServiceContext, Started } from './service-context.ts';
+import { answerArguments } from './command-line.ts';
+import { startMetricsServer } from './metrics-server.ts';
+import { openNats, openStorage } from './open-connections.ts';
+import type { CommonConfig, ServiceContext, Started } from './service-context.ts';
 
-type CommonConfig = z.output<z.ZodObject<typeof commonConfig>>;
-
-export type ServiceOptions<Shape extends z.core.$ZodShape> = {
-  name: string;
-  configSchema: z.ZodObject<Shape>;
-  argv: readonly string[];
-  env: Readonly<Record<string, string | undefined>>;
-  /** What the service connects to. Default: both. Without NATS there are no records and no publisher, without a store no cache. */
-  uses?: { nats?: boolean; store?: boolean };
-  start: (context: ServiceContext<Readonly<z.output<z.ZodObject<Shape>>>>) => Promise<Started>;
+export type ServiceOptions<Schema extends z.ZodObject> = {
+  /** E.g. `trainer`. */
+  readonly name: string;
+  /** The service's variables; it spreads `commonConfig`. */
+  readonly configSchema: Schema;
+  /** Without the program's name. */
+  readonly argv: readonly string[];
+  readonly env: Environment;
+  /** What it connects to. Default: both. Without NATS the context has no nc, records and publisher; without a store, no store and cache. */
+  readonly uses?: { readonly nats?: boolean; readonly store?: boolean };
+  /** Opens what the service needs besides the context, and returns what it serves. */
+  readonly start: (context: ServiceContext<z.output<Schema>>) => Promise<Started>;
 };
 
-const version = '0.1.0';
-const exitConfiguration = 2;
+/** Exit codes of every service; a service may add its own. */
+const exitCodes = { done: 0, failed: 1, misconfigured: 2 } as const;
 
-/** Answers --help, --version and --print-config; an unknown argument is an error. True if the process has nothing else to do. */
-function answersArguments(name: string, schema: z.ZodObject, argv: readonly string[]): boolean {
-  const [first] = argv;
-  if (first === undefined) return false;
-  const help = `medmesh ${name} ${version}\n\nConfigured by environment variables; X_FILE names a file that holds X.\n\n${describeConfig(schema)}\n`;
-  if (first === '--help' || first === '-h' || first === '--print-config') process.stdout.write(help);
-  else if (first === '--version') process.stdout.write(`${version}\n`);
-  else {
-    process.stderr.write(`unknown argument ${first}; there are --help, --version and --print-config\n`);
-    process.exitCode = exitConfiguration;
-  }
-  return true;
-}
+/** After this, a connection is asked to move on, so that clients find the replicas that came since. */
+const maxConnectionAgeMs = 5 * 60 * 1000;
+/** The end of the grace, for connections to close. */
+const closingMs = 1_500;
 
-/** What a failure at start says in one line. */
-function startFault(name: string, error: unknown): string {
-  const system = error as { code?: unknown; port?: unknown; address?: unknown };
-  if (system.code === 'EADDRINUSE')
-    return `${name}: port ${String(system.port)} on ${String(system.address)} is taken; stop what listens there or choose another`;
-  return `${name}: ${toFailure(error).message}`;
-}
+/** What is open, in the order it was opened; closed in reverse. */
+type Closer = { what: string; close: () => Promise<void> };
 
 /**
- * The life of a service process: configuration, metrics, broker, store, the service itself, gRPC, ready; then, on SIGTERM or SIGINT: not ready, stop
- * taking work, drain calls, close in reverse order, exit. A second signal exits at once with 1; so does the end of the grace period.
+ * The life of a process: read the configuration, open the connections (waiting for those that are down), start the service, listen, tell that it is
+ * ready, wait for SIGTERM or for the service to be done, finish, close in reverse order, exit.
+ * A second signal ends it at once with 1; so does a stop that takes longer than SHUTDOWN_GRACE_MS.
  */
-export async function runService<Shape extends z.core.$ZodShape>(o: ServiceOptions<Shape>): Promise<void> {
-  if (answersArguments(o.name, o.configSchema, o.argv)) return;
-  let config: Readonly<z.output<z.ZodObject<Shape>>>;
-  try {
-    config = loadConfig(o.configSchema, o.env);
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    process.stderr.write(`${o.name}: ${error.message}\n`);
-    process.exitCode = exitConfiguration;
+export async function runService<Schema extends z.ZodObject>(o: ServiceOptions<Schema>): Promise<void> {
+  const answer = answerArguments(o.name, o.configSchema, o.argv);
+  if (answer !== undefined) {
+    (answer.exitCode === 0 ? process.stdout : process.stderr).write(answer.text);
+    process.exitCode = answer.exitCode;
     return;
   }
+  let config: z.output<Schema>;
+  try {
+    config = loadConfig(o.configSchema, o.env) as z.output<Schema>;
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    process.stderr.write(`medmesh ${o.name}: ${error.message}\n`);
+    process.exitCode = exitCodes.misconfigured;
+    return;
+  }
+  // Every schema spreads commonConfig; the type of a schema in general cannot say so.
   const common = config as unknown as CommonConfig;
   const log = createLogger({ service: o.name, level: common.LOG_LEVEL });
-  process.exitCode = await live(o, config, common, log).catch((error: unknown) => {
-    log.fatal({ err: error }, startFault(o.name, error));
-    return 1;
-  });
+  watchForDefects(log);
+  const { stopRequest, forget } = watchSignals(log);
+  const code = await live(o, config, common, log, stopRequest);
+  forget();
   await flushTelemetry();
-  // Whatever still holds the event loop (a socket that never answers, a native thread) must not keep the process.
-  process.exit();
+  log.info({ exit_code: code }, 'stopped');
+  process.exit(code);
 }
 
-async function live<Shape extends z.core.$ZodShape>(
-  o: ServiceOptions<Shape>,
-  config: Readonly<z.output<z.ZodObject<Shape>>>,
+async function live<Schema extends z.ZodObject>(
+  o: ServiceOptions<Schema>,
+  config: z.output<Schema>,
   common: CommonConfig,
   log: Logger,
+  stopRequest: AbortSignal,
 ): Promise<number> {
-  const stopping = listenForStop(log);
-  const abort = new AbortController();
-  const closers: (() => Promise<unknown> | undefined)[] = [];
-  const closeAll = async () => {
-    for (const close of closers.reverse()) {
-      await Promise.resolve(close()).catch((error: unknown) => log.warn({ err: error }, 'closing failed'));
-    }
-  };
-  const metrics = createMetrics(o.name);
-  const health = createHealth();
-  // A stop that comes before the process is ready ends the waiting for broker and store.
-  const early = AbortSignal.any([abort.signal, stopping.signal]);
+  const closers: Closer[] = [];
+  const lifetime = new AbortController();
   try {
-    const http = await startHttpEndpoint(common.LISTEN_HOST, common.METRICS_PORT, metrics, health);
-    closers.push(() => http.close());
-    const context = await connectAll(o, config, common, { log, metrics, health, early, signal: abort.signal, closers });
-    const started = await o.start(context);
-    closers.push(() => started.close?.());
+    const metrics = createMetrics(o.name);
+    const health = createHealth();
+    const host = common.LISTEN_HOST;
+    const metricsServer = await startMetricsServer({ host, port: common.METRICS_PORT, metrics, health });
+    closers.push({ what: 'the metrics server', close: () => metricsServer.close() });
+    const nats =
+      o.uses?.nats === false ? unused('nc', 'records', 'publisher') : await openNats(o.name, common, log, stopRequest);
+    if (o.uses?.nats !== false) {
+      closers.push({
+        what: 'the connection to NATS',
+        close: async () => (nats.nc.isClosed() ? undefined : nats.nc.drain()),
+      });
+    }
+    const storage = o.uses?.store === false ? unused('store', 'cache') : await openStorage(common, log, stopRequest);
+    if (o.uses?.store !== false) closers.push({ what: 'the cache', close: () => storage.cache.close() });
+
+    const { signal } = lifetime;
+    const context = { name: o.name, config, log, metrics, health, signal };
+    const started = await o.start(withParts(context, nats, storage));
+    closers.push({ what: 'the service', close: async () => started.close?.() });
     const server = await startServer({
-      host: common.LISTEN_HOST,
+      host,
       port: common.GRPC_PORT,
       services: started.services,
       log,
       metrics,
       health,
+      maxConnectionAgeMs,
+    }).catch(async (error: unknown) => {
+      await started.stop?.();
+      throw error;
     });
+    const ports = { grpc: server.port, metrics: metricsServer.port };
     if (common.PORT_FILE !== undefined) {
-      const path = common.PORT_FILE;
-      await writePortFile(path, { grpc: server.port, metrics: http.port });
-      closers.push(() => removePortFile(path));
+      writeAtOnce(common.PORT_FILE, `${JSON.stringify({ ...ports, pid: process.pid })}\n`);
     }
-    health.set('', true);
-    health.set('ready', true);
-    log.info({ grpc: server.port, metrics: http.port }, `${o.name} is ready`);
+    const ready = (serving: boolean): void => {
+      for (const name of ['', 'ready']) health.set(name, serving);
+    };
+    ready(true);
+    log.info({ ...ports, host }, `${o.name} is ready on ${host}:${server.port}`);
 
-    const ended = await Promise.race([
-      stopping.asked.then(() => undefined),
-      ...(started.done === undefined ? [] : [started.done]),
-    ]);
-    log.info({}, ended === undefined ? 'stopping' : 'done');
-    const hardStop = setTimeout(() => {
-      log.error({}, `still not stopped after ${common.SHUTDOWN_GRACE_MS} ms; exiting`);
-      process.exit(1);
-    }, common.SHUTDOWN_GRACE_MS);
-    hardStop.unref();
-    health.set('', false);
-    health.set('ready', false);
-    await started.stop?.();
-    await server.drain(Math.floor(common.SHUTDOWN_GRACE_MS / 2));
-    abort.abort();
-    await closeAll();
-    clearTimeout(hardStop);
-    log.info({}, `${o.name} has stopped`);
-    return ended ?? started.exitCode?.() ?? 0;
-  } catch (error) {
-    abort.abort();
-    await closeAll();
-    if (stopping.signal.aborted) return 0;
-    throw error;
-  }
-}
-
-type Opened = {
-  log: Logger;
-  metrics: ServiceContext<never>['metrics'];
-  health: ServiceContext<never>['health'];
-  early: AbortSignal;
-  signal: AbortSignal;
-  closers: (() => Promise<unknown> | undefined)[];
-};
-
-/** Broker, records, store and cache, each waited for until it is there. */
-async function connectAll<Shape extends z.core.$ZodShape, C>(
-  o: ServiceOptions<Shape>,
-  config: C,
-  common: CommonConfig,
-  opened: Opened,
-): Promise<ServiceContext<C>> {
-  const { log, metrics, health, early, signal, closers } = opened;
-  const context: Partial<ServiceContext<C>> &
-    Pick<ServiceContext<C>, 'config' | 'log' | 'metrics' | 'health' | 'signal'> = {
-    config,
-    log,
-    metrics,
-    health,
-    signal,
-  };
-  const parts: Partial<{ -readonly [K in keyof ServiceContext<C>]: ServiceContext<C>[K] }> = {};
-  if (o.uses?.nats !== false) {
-    const nc = await connectNats({ url: common.NATS_URL, name: o.name, log, signal: early });
-    closers.push(() => nc.drain());
-    await ensureStreams(nc);
-    parts.nc = nc;
-    parts.records = await openRecords(nc);
-    parts.publisher = createPublisher(nc);
-  }
-  if (o.uses?.store !== false) {
-    parts.store = await waitForStore(common, log, early);
-    parts.cache = openCache({ dir: common.CACHE_DIR, maxBytes: common.CACHE_MAX_BYTES, store: parts.store });
-  }
-  return withoutHoles({ ...context, ...parts });
-}
-
-const firstPauseMs = 500;
-const longestPauseMs = 5_000;
-
-/** Opens the object store; while it is away, says so and tries again until the process is asked to stop. */
-async function waitForStore(common: CommonConfig, log: Logger, signal: AbortSignal): Promise<ObjectStore> {
-  for (let pauseMs = firstPauseMs; ; pauseMs = Math.min(2 * pauseMs, longestPauseMs)) {
-    try {
-      return await openObjectStore({
-        url: common.OBJECT_STORE_URL,
-        accessKey: common.S3_ACCESS_KEY,
-        secretKey: common.S3_SECRET_KEY,
-        uriRoots: common.URI_ROOTS.split(',').filter((root) => root !== ''),
-        patienceMs: 0,
-        signal,
-      });
-    } catch (error) {
-      if (!(error instanceof Failure && error.code === 'unavailable')) throw error;
-      log.warn({ err: error }, `the object store does not answer; trying again in ${pauseMs} ms`);
-      await sleep(pauseMs, undefined, { signal });
-    }
-  }
-}
-
-const parts = ['nc', 'records', 'publisher', 'store', 'cache'] as const;
-
-/** Reading a part that the service said it does not use is a mistake in its code, told at once. */
-function withoutHoles<C>(context: Partial<ServiceContext<C>>): ServiceContext<C> {
-  for (const part of parts) {
-    if (context[part] !== undefined) continue;
-    Object.defineProperty(context, part, {
-      get() {
-        throw new Failure('internal', `the service reads ${part}, which it said it does not use`, {
-          reason: 'CONTEXT_INCOMPLETE',
-        });
-      },
+    const finished = started.done?.catch((error: unknown) => {
+      logFatal(log, error, 'the service ended with an error');
+      return exitCodes.failed;
     });
+    await Promise.race([abortOf(stopRequest), ...(finished === undefined ? [] : [finished])]);
+    const deadline = capShutdown(common.SHUTDOWN_GRACE_MS, log);
+    ready(false);
+    log.info({ grace_ms: common.SHUTDOWN_GRACE_MS }, 'stopping: taking no more work');
+    // At the same time: long work is being handed back while open calls finish.
+    const results = await Promise.allSettled([
+      started.stop?.(),
+      server.drain(Math.max(0, common.SHUTDOWN_GRACE_MS - closingMs)),
+    ]);
+    const failed = results.find((result) => result.status === 'rejected');
+    if (failed !== undefined) log.error({ err: toFailure(failed.reason) }, 'could not stop in order');
+    // A service with an end of its own comes to it now, and names its code.
+    const code = await (finished ?? (typeof started.exitCode === 'function' ? started.exitCode() : started.exitCode));
+    lifetime.abort();
+    await closeAll(closers, log);
+    clearTimeout(deadline);
+    if (failed !== undefined) return exitCodes.failed;
+    return code ?? exitCodes.done;
+  } catch (error) {
+    lifetime.abort();
+    const stopped = stopRequest.aborted;
+    if (stopped) log.info('stopped before it was ready');
+    else logFatal(log, error, 'could not start');
+    const deadline = capShutdown(common.SHUTDOWN_GRACE_MS, log);
+    await closeAll(closers, log);
+    clearTimeout(deadline);
+    return stopped ? exitCodes.done : exitCodes.failed;
   }
-  return context as ServiceContext<C>;
 }
 
-/** SIGTERM and SIGINT ask to stop; a second one ends the process. */
-function listenForStop(log: Logger): { asked: Promise<void>; signal: AbortSignal } {
-  const stop = new AbortController();
-  const { promise: asked, resolve } = Promise.withResolvers<void>();
-  const onSignal = (name: NodeJS.Signals) => {
-    if (stop.signal.aborted) {
-      log.warn({ signal: name }, 'second signal: exiting at once');
-      process.exit(1);
+type Parts = Pick<ServiceContext<unknown>, 'nc' | 'records' | 'publisher' | 'store' | 'cache'>;
+
+/** Parts that the service said it does not use: reading one is a mistake in its code, told at once. */
+function unused<K extends keyof Parts>(...names: K[]): Pick<Parts, K> {
+  const hole = (name: K) => ({
+    enumerable: true,
+    get(): never {
+      throw new Failure('internal', `the service reads ${name}, which it said it does not use`, {
+        reason: 'CONTEXT_INCOMPLETE',
+      });
+    },
+  });
+  return Object.defineProperties({}, Object.fromEntries(names.map((name) => [name, hole(name)]))) as Pick<Parts, K>;
+}
+
+/** Joins objects without reading their parts. */
+const withParts = <A extends object, B extends object, C extends object>(a: A, b: B, c: C): A & B & C =>
+  Object.defineProperties(a, { ...Object.getOwnPropertyDescriptors(b), ...Object.getOwnPropertyDescriptors(c) }) as A &
+    B &
+    C;
+
+const abortOf = (signal: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+
+async function closeAll(closers: Closer[], log: Logger): Promise<void> {
+  for (const { what, close } of closers.toReversed()) {
+    try {
+      await close();
+    } catch (error) {
+      log.warn({ err: toFailure(error) }, `could not close ${what}`);
     }
-    stop.abort();
-    resolve();
+  }
+}
+
+/** Ends the process if stopping hangs. */
+function capShutdown(graceMs: number, log: Logger): NodeJS.Timeout {
+  return setTimeout(() => {
+    log.fatal({ grace_ms: graceMs }, 'stopping took longer than SHUTDOWN_GRACE_MS; ending anyway');
+    process.exit(exitCodes.failed);
+  }, graceMs);
+}
+
+function watchSignals(log: Logger): { stopRequest: AbortSignal; forget: () => void } {
+  const request = new AbortController();
+  const onSignal = (name: NodeJS.Signals): void => {
+    if (request.signal.aborted) {
+      log.warn({ signal: name }, 'a second signal: ending at once');
+      process.exit(exitCodes.failed);
+    }
+    log.info({ signal: name }, 'asked to stop');
+    request.abort(new Failure('cancelled', `the process was asked to stop by ${name}`, { reason: 'PROCESS_STOPPING' }));
   };
   process.on('SIGTERM', onSignal);
   process.on('SIGINT', onSignal);
-  return { asked, signal: stop.signal };
+  return {
+    stopRequest: request.signal,
+    forget: () => {
+      process.off('SIGTERM', onSignal);
+      process.off('SIGINT', onSignal);
+    },
+  };
+}
+
+/** What nobody caught is a defect, and the process's state is unknown: it ends, and whoever runs it starts it anew. */
+function watchForDefects(log: Logger): void {
+  const end = (what: string) => (error: unknown) => {
+    logFatal(log, error, what);
+    process.exit(exitCodes.failed);
+  };
+  process.on('uncaughtException', end('an error was caught by nobody'));
+  process.on('unhandledRejection', end('a rejection was handled by nobody'));
+}
+
+/** One line that tells what to do, where the error is one that does. */
+function logFatal(log: Logger, error: unknown, what: string): void {
+  const failure = toFailure(error);
+  log.fatal({ err: failure }, failure.reason === 'UNFORESEEN' ? what : `${what}: ${failure.message}`);
+}
+
+/** Whoever waits for the file never sees half of it. */
+function writeAtOnce(path: string, text: string): void {
+  const temporary = `${path}.${process.pid}.tmp`;
+  writeFileSync(temporary, text);
+  renameSync(temporary, path);
 }

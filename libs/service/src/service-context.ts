@@ -1,3 +1,4 @@
+import type { commonConfig } from '@medmesh/config';
 import type { Publisher } from '@medmesh/events';
 import type { Logger } from '@medmesh/log';
 import type { Cache, ObjectStore } from '@medmesh/objects';
@@ -5,10 +6,15 @@ import type { Records } from '@medmesh/records';
 import type { Health, ServiceBinding } from '@medmesh/rpc';
 import type { Metrics } from '@medmesh/telemetry';
 import type { NatsConnection } from '@nats-io/transport-node';
+import type { z } from 'zod';
 
-/** What a service is given: its configuration, read and frozen, and everything outside the process, connected. */
+/** What every service reads from its environment. */
+export type CommonConfig = z.output<z.ZodObject<typeof commonConfig>>;
+
+/** What a service is given: its configuration and everything that is open. */
 export type ServiceContext<C> = {
-  readonly config: C;
+  readonly name: string;
+  readonly config: Readonly<C>;
   readonly log: Logger;
   readonly nc: NatsConnection;
   readonly records: Records;
@@ -17,19 +23,19 @@ export type ServiceContext<C> = {
   readonly cache: Cache;
   readonly metrics: Metrics;
   readonly health: Health;
-  /** Aborts when the process has been asked to stop and its grace is over; work in the background should end with it. */
+  /** Aborts when the process has stopped taking and finishing work, just before its connections close. */
   readonly signal: AbortSignal;
 };
 
-/** What a service hands back once it is ready to be called. */
+/** What a service hands over once it has started. */
 export type Started = {
   readonly services: readonly ServiceBinding[];
-  /** Called first when the process stops: take no new work, hand back or finish what runs. */
-  readonly stop?: () => Promise<void>;
-  /** Called when the last call has ended: let go of memory and connections. */
-  readonly close?: () => Promise<void>;
-  /** The process ends by itself with this code when it settles. */
+  /** Takes no more work, and finishes or hands back what it has. Called while open calls still finish. */
+  stop?(): Promise<void>;
+  /** Releases the rest, after the last call. */
+  close?(): Promise<void>;
+  /** For a process that ends by itself: resolves with its exit code. */
   readonly done?: Promise<number>;
-  /** The exit code of a clean stop. Default 0. */
-  readonly exitCode?: () => number;
+  /** The exit code of a stop in order; 0 without it. */
+  readonly exitCode?: number | (() => number);
 };
