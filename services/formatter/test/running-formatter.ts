@@ -1,4 +1,4 @@
-import { readdirSync } from 'node:fs';
+import { mkdirSync, readdirSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { artifactFiles, type Catalog, openCatalog } from '@medmesh/catalog';
@@ -24,6 +24,8 @@ export type RunningFormatter = {
   readonly store: ObjectStore;
   readonly process: RunningProcess;
   readonly nats: NatsServer;
+  /** A folder whose files may be named as `file://` sources. */
+  readonly importsDir: string;
   /** Every message that the broker keeps, as text. */
   brokerContent(): Promise<string>;
   /** Waits for an operation and decodes its response; a failed one is returned as its status. */
@@ -38,7 +40,8 @@ export async function startFormatterProcess(env: Record<string, string> = {}): P
   const folder = tempDir('formatter');
   const nats = await startNats();
   const storeUrl = `file://${join(folder, 'store')}`;
-  const roots = join(folder, 'imports');
+  const importsDir = join(folder, 'imports');
+  mkdirSync(importsDir);
   const portFile = join(folder, 'ports.json');
   const child = await spawnProcess({
     command: process.execPath,
@@ -47,7 +50,7 @@ export async function startFormatterProcess(env: Record<string, string> = {}): P
     env: {
       NATS_URL: nats.url,
       OBJECT_STORE_URL: storeUrl,
-      URI_ROOTS: roots,
+      URI_ROOTS: importsDir,
       CACHE_DIR: join(folder, 'cache'),
       PORT_FILE: portFile,
       LOG_LEVEL: 'trace',
@@ -81,6 +84,7 @@ export async function startFormatterProcess(env: Record<string, string> = {}): P
     store,
     process: child,
     nats,
+    importsDir,
     async brokerContent() {
       await nats.stop();
       const files = readdirSync(nats.storeDir, { recursive: true, withFileTypes: true }).filter((f) => f.isFile());

@@ -1,4 +1,7 @@
 import { createHash } from 'node:crypto';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { zstdCompressSync } from 'node:zlib';
 import { parseDatasetMetadata } from '@medmesh/catalog';
 import { Failure } from '@medmesh/errors';
 import { dataset } from '@medmesh/proto';
@@ -187,6 +190,17 @@ describe('a version', () => {
     expect(await failureOf(formatter.datasets.listDatasetVersions({ parent, pageToken: 'bogus' }))).toMatchObject({
       reason: 'PAGE_TOKEN_MISMATCH',
     });
+  });
+
+  test('is built from compressed files in a folder that may be read', async () => {
+    const path = join(formatter.importsDir, 'rows.jsonl.zst');
+    await writeFile(path, zstdCompressSync(rows(20)));
+    const spec = { ...specOf(''), sources: [{ uri: `file://${path}` }] };
+    const version = await formatter.finish(
+      await formatter.datasets.createDatasetVersion({ parent, spec }),
+      dataset.DatasetVersion,
+    );
+    expect(version.stats).toMatchObject({ rowCount: 20, usedRowCount: 20 });
   });
 
   test('of a repeated request_id is one operation', async () => {

@@ -1,18 +1,20 @@
-import { existsSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { DuckDBInstance } from '@duckdb/node-api';
 import { Tokenizer as Judge } from '@huggingface/tokenizers';
 import { dataset } from '@medmesh/proto';
+import { sharedInputs, sharedInputsMissing } from '@medmesh/testkit';
 import { loadTokenizer, type TextTokenizer } from '@medmesh/text';
 import iconv from 'iconv-lite';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { droppedRows, formatFiles, rowsOf, type TestFile } from '../../test/format-fixture.ts';
 
-const data = join(process.env['MEDMESH_SHARED'] ?? resolve(import.meta.dirname, '../../../../../shared'), 'data');
-const present = existsSync(join(data, 'medical')) && existsSync(join(data, 'tokenizers'));
-if (!present) console.info(`real rows skipped: ${data} is not there (set MEDMESH_SHARED)`);
+const shared = sharedInputs();
+const data = join(shared ?? '', 'data');
+const present = shared !== null;
+if (!present) console.info(`real rows skipped: ${sharedInputsMissing}`);
 
 const medical = (name: string): TestFile => ({ name, bytes: readFileSync(join(data, 'medical', name)) });
 const { LossMask } = dataset;
