@@ -48,8 +48,6 @@ export async function* fileRange(
   }
 }
 
-const aborted = Symbol('aborted');
-
 /** The iterable's values until it ends or the signal aborts; then its reason is thrown and the iterable is told to clean up. */
 export async function* untilAborted<T>(source: AsyncIterable<T>, signal: AbortSignal | undefined): AsyncGenerator<T> {
   if (signal === undefined) {
@@ -57,20 +55,22 @@ export async function* untilAborted<T>(source: AsyncIterable<T>, signal: AbortSi
     return;
   }
   signal.throwIfAborted();
-  let onAbort = (): void => undefined;
-  const abort = new Promise<typeof aborted>((resolve) => {
-    onAbort = () => resolve(aborted);
-    signal.addEventListener('abort', onAbort, { once: true });
-  });
-  const iterator = source[Symbol.asyncIterator]();
+  // Not Promise.race: against one promise for the whole stream, every value would stay in memory until the stream ends.
+  let abort = (_reason: unknown): void => undefined;
   let hanging = false;
+  const onAbort = (): void => {
+    hanging = true;
+    abort(signal.reason);
+  };
+  signal.addEventListener('abort', onAbort, { once: true });
+  const iterator = source[Symbol.asyncIterator]();
   try {
     for (;;) {
-      const next = await Promise.race([iterator.next(), abort]);
-      if (next === aborted) {
-        hanging = true;
-        throw signal.reason;
-      }
+      signal.throwIfAborted();
+      const next = await new Promise<IteratorResult<T>>((resolve, reject) => {
+        abort = reject;
+        iterator.next().then(resolve, reject);
+      });
       if (next.done === true) return;
       yield next.value;
     }
