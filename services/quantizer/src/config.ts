@@ -35,6 +35,12 @@ export const configSchema = z.object({
     .min(1)
     .default('/tmp/medmesh-staging')
     .describe('where downloads and new models lie until they are stored; as large as the largest model'),
+  OPERATION_SILENCE_MS: z.coerce
+    .number()
+    .int()
+    .min(1_000)
+    .default(30_000)
+    .describe('how long a process may be silent before its operations go to another'),
 });
 
 export type QuantizerConfig = z.infer<typeof configSchema>;

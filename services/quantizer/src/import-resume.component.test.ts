@@ -19,7 +19,9 @@ beforeEach(async () => {
   const files = filesOf(await writeModelFolder(undefined, { hidden: 256, intermediate: 1024, layers: 4 }));
   weightBytes = files['model.safetensors']!.length;
   hub.publish('acme/tiny', files);
-  quantizer = await startQuantizerProcess({ env: { HUGGING_FACE_URL: hub.url, MODELSCOPE_URL: hub.url } });
+  quantizer = await startQuantizerProcess({
+    env: { HUGGING_FACE_URL: hub.url, MODELSCOPE_URL: hub.url, OPERATION_SILENCE_MS: '3000' },
+  });
 });
 afterEach(async () => {
   await quantizer.stop();
@@ -50,7 +52,7 @@ async function expectContinued(operation: longrunning.Operation): Promise<void> 
   expect(quantizer.staged()).toEqual([]);
 }
 
-test('an import whose process is killed goes on where it was in the next process', { timeout: 120_000 }, async () => {
+test('an import whose process is killed goes on where it was in the next process', async () => {
   const operation = await importHalf();
   await quantizer.process().kill();
   hub.heal();
@@ -70,7 +72,7 @@ test('an import whose process is stopped keeps its id and goes on in the next pr
   expect(performance.now() - stopped).toBeLessThan(20_000);
 });
 
-test('an import that is cancelled while its process is dead does not keep its id', { timeout: 120_000 }, async () => {
+test('an import that is cancelled while its process is dead does not keep its id', async () => {
   const operation = await importHalf();
   await quantizer.process().kill();
   hub.heal();

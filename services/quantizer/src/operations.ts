@@ -1,6 +1,6 @@
 import type { Logger } from '@medmesh/log';
 import { type longrunning, model } from '@medmesh/proto';
-import type { Operations } from '@medmesh/service';
+import type { OperationRun, Operations } from '@medmesh/service';
 import { traceId } from '@medmesh/telemetry';
 import type { Run } from './deps.ts';
 import { createProgressReporter } from './progress-reporter.ts';
@@ -43,14 +43,15 @@ export function startVerb<Q extends { requestId: string }, R>(
 
 const reportIntervalMs = 250;
 
-/** Does a verb's operations, one after the other, until stopped. */
+/** Does a verb's operations until stopped. */
 export function workOn<Q, R>(
   operations: Operations,
   log: Logger,
   verb: Verb<Q, R>,
   perform: (request: Q, run: Run) => Promise<R>,
+  o: { concurrency: number; ackWaitMs: number },
 ): Promise<{ stop(): Promise<void> }> {
-  return operations.run(verb.kind, async (operation) => {
+  const handler = async (operation: OperationRun) => {
     const request = verb.request.decode(operation.request);
     const base = { model: verb.modelOf(request), createTime: new Date(), traceId: traceId() ?? '' };
     const progress = createProgressReporter(
@@ -72,5 +73,6 @@ export function workOn<Q, R>(
     } finally {
       await progress.close();
     }
-  });
+  };
+  return operations.run(verb.kind, handler, o);
 }

@@ -100,11 +100,15 @@ export async function startQuantizer(context: ServiceContext<QuantizerConfig>): 
   const catalog = await openCatalog(records);
   const deps: QuantizerDeps = { catalog, store, cache, log, config, hasEnded: (name) => hasEnded(operations, name) };
   await sweepStaging(config.STAGING_DIR);
+  const ackWaitMs = config.OPERATION_SILENCE_MS;
+  // Copying waits for networks and disks; the engine's work takes all cores.
+  const copying = { concurrency: 4, ackWaitMs };
+  const computing = { concurrency: 1, ackWaitMs };
   const workers = await Promise.all([
-    workOn(operations, log, verbs.import, (request, run) => importModel(deps, request, run)),
-    workOn(operations, log, verbs.quantize, (request, run) => quantizeModel(deps, request, run)),
-    workOn(operations, log, verbs.merge, (request, run) => mergeAdapter(deps, request, run)),
-    workOn(operations, log, verbs.export, (request, run) => exportModel(deps, request, run)),
+    workOn(operations, log, verbs.import, (request, run) => importModel(deps, request, run), copying),
+    workOn(operations, log, verbs.quantize, (request, run) => quantizeModel(deps, request, run), computing),
+    workOn(operations, log, verbs.merge, (request, run) => mergeAdapter(deps, request, run), computing),
+    workOn(operations, log, verbs.export, (request, run) => exportModel(deps, request, run), copying),
   ]);
   return {
     services: [modelService(deps, operations)],
