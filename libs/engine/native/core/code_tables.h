@@ -4,8 +4,12 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 
 namespace engine {
+
+// Values that share one NF4 scale.
+inline constexpr std::int64_t kNf4Block = 64;
 
 // NF4: the value of each 4-bit code, ascending; kNf4[7] is 0.
 extern const std::array<float, 16> kNf4;

@@ -78,6 +78,16 @@ const LoraPair* LoraAdapter::pair(std::int64_t layer, Projection projection) con
   return at.inputs == 0 ? nullptr : &at;
 }
 
+bool LoraAdapter::fits(const ModelSpec& model) const noexcept {
+  if (model.layers != layers_) return false;
+  for (int p = 0; p < kProjections; ++p) {
+    const auto projection = static_cast<Projection>(p);
+    const LoraPair* at = pair(0, projection);
+    if (at != nullptr && (at->inputs != model.columns(projection) || at->outputs != model.rows(projection))) return false;
+  }
+  return true;
+}
+
 void LoraAdapter::initialize(std::uint64_t seed) {
   std::ranges::fill(values_, 0.0f);
   for (std::size_t i = 0; i < pairs_.size(); ++i) {

@@ -39,6 +39,7 @@ class LoraAdapter {
   float* data() noexcept { return values_.data(); }
   const float* data() const noexcept { return values_.data(); }
   float scale() const noexcept { return scale_; }
+  bool fits(const ModelSpec& model) const noexcept;  // as many layers, and matrices of these shapes
   // nullptr when the projection is not adapted.
   const LoraPair* pair(std::int64_t layer, Projection projection) const noexcept;
 

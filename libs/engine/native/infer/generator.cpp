@@ -1,0 +1,224 @@
+#include "infer/generator.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <new>
+
+#include "core/cpu_info.h"
+#include "ops/cross_entropy.h"
+
+namespace engine {
+namespace {
+
+std::int64_t cache_bytes(const Model& model, const GeneratorOptions& options) {
+  if (options.kv_bytes > 0) return options.kv_bytes;
+  const std::int64_t block = KvCache::block_bytes(model.spec(), model.exec().compute);
+  const std::int64_t full = options.max_running * blocks_for(model.spec().context);
+  const std::int64_t affordable = available_memory_bytes() / 8 / block;
+  return std::max<std::int64_t>(1, std::min(full, affordable)) * block;
+}
+
+const Error& cancelled_error() {
+  static const Error error(Code::cancelled, "the generation was cancelled");
+  return error;
+}
+
+}  // namespace
+
+Generator::Generator(std::shared_ptr<Model> model, const GeneratorOptions& options)
+    : model_(std::move(model)), options_(options), cache_(model_->spec(), model_->exec().compute, cache_bytes(*model_, options)),
+      scheduler_({options.max_running, options.prefill_tokens},
+                 {[this](std::uint64_t id, std::int64_t tokens) { return cache_.grow(sequences_.at(id)->blocks, tokens); },
+                  [this](std::uint64_t id) { cache_.release(sequences_.at(id)->blocks); }}),
+      ropes_(model_->spec().ropes) {
+  require(options.max_running >= 1, "max_running is ", options.max_running, "; use 1 or more");
+  require(options.prefill_tokens >= 1, "prefill_tokens is ", options.prefill_tokens, "; use 1 or more");
+  load_.total_blocks = cache_.total_blocks();
+  thread_ = std::thread([this] { run(); });
+}
+
+Generator::~Generator() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+void Generator::check_request(const GenerateRequest& request) const {
+  const ModelSpec& spec = model_->spec();
+  const auto prompt = static_cast<std::int64_t>(request.tokens.size());
+  require(prompt >= 1, "the prompt is empty; generation needs at least one token");
+  require(prompt < spec.context, "the prompt has ", prompt, " tokens; this model's context of ", spec.context, " leaves no room for an answer");
+  for (std::size_t i = 0; i < request.tokens.size(); ++i)
+    require(request.tokens[i] < spec.vocab, "the token id at position ", i, " is outside the vocabulary of ", spec.vocab);
+  check_sampling(request.sampling, spec.vocab);
+  const std::int64_t longest = std::min(spec.context, prompt + request.sampling.max_tokens);
+  require(blocks_for(longest) <= cache_.total_blocks(), "the prompt and its ", request.sampling.max_tokens, " tokens need ", blocks_for(longest),
+          " cache blocks; the cache has ", cache_.total_blocks());
+  require(request.adapter == nullptr || request.adapter->fits(spec), "the adapter was made for another model");
+}
+
+Generator::RequestId Generator::submit(GenerateRequest request, GenerateListener listener) {
+  check_request(request);
+  auto sequence = std::make_unique<Sequence>(Sequence{0, std::move(listener), std::move(request.adapter), TokenSampler(std::move(request.sampling), request.tokens),
+                                                      std::move(request.tokens), 0, {}});
+  sequence->prompt = static_cast<std::int64_t>(sequence->tokens.size());
+  const std::lock_guard lock(mutex_);
+  require(!stopping_, "the generator is closed");
+  const RequestId id = sequence->id = next_id_++;
+  submitted_.push_back(std::move(sequence));
+  load_.waiting += 1;
+  wake_.notify_one();
+  return id;
+}
+
+void Generator::cancel(RequestId id) {
+  const std::lock_guard lock(mutex_);
+  cancelled_.push_back(id);
+  wake_.notify_one();
+}
+
+GeneratorLoad Generator::load() const {
+  const std::lock_guard lock(mutex_);
+  return load_;
+}
+
+void Generator::run() {
+  while (take_commands()) {
+    try {
+      step();
+    } catch (const Error& error) {
+      // What failed is the step, so everything in it; the engine itself stays usable.
+      while (!sequences_.empty()) end(sequences_.begin()->first, &error);
+    } catch (const std::bad_alloc&) {
+      const Error error(Code::oom, "out of memory while generating");
+      while (!sequences_.empty()) end(sequences_.begin()->first, &error);
+    }
+    publish_load();
+  }
+  while (!sequences_.empty()) end(sequences_.begin()->first, &cancelled_error());
+}
+
+bool Generator::take_commands() {
+  std::deque<std::unique_ptr<Sequence>> submitted;
+  std::vector<RequestId> cancelled;
+  bool stopping = false;
+  {
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [&] { return stopping_ || !submitted_.empty() || !cancelled_.empty() || !scheduler_.idle(); });
+    submitted.swap(submitted_);
+    cancelled.swap(cancelled_);
+    stopping = stopping_;
+  }
+  for (std::unique_ptr<Sequence>& sequence : submitted) {
+    const RequestId id = sequence->id;
+    const auto prompt = sequence->prompt;
+    sequences_.emplace(id, std::move(sequence));
+    scheduler_.add(id, prompt);
+  }
+  for (const RequestId id : cancelled)
+    if (sequences_.contains(id)) end(id, &cancelled_error());
+  return !stopping;
+}
+
+void Generator::step() {
+  StepPlan plan = scheduler_.plan();
+  if (plan.parts.empty()) return;
+  // Rows of one adapter lie together, so each adapter's products are as wide as they can be.
+  std::ranges::stable_sort(plan.parts, std::less<>{}, [this](const StepPart& part) { return sequences_.at(part.sequence)->adapter.get(); });
+  const Model::Turn turn(*model_);
+  deliver(plan, forward(plan));
+}
+
+Rows Generator::forward(const StepPlan& plan) {
+  ids_.clear();
+  positions_.clear();
+  lengths_.clear();
+  rows_.clear();
+  kv_sequences_.clear();
+  segments_.clear();
+  sampled_rows_.clear();
+  for (const StepPart& part : plan.parts) {
+    const Sequence& sequence = *sequences_.at(part.sequence);
+    const auto index = static_cast<std::int32_t>(kv_sequences_.size());
+    kv_sequences_.push_back({sequence.blocks});
+    if (segments_.empty() || segments_.back().adapter != sequence.adapter.get())
+      segments_.push_back({static_cast<std::int64_t>(ids_.size()), 0, sequence.adapter.get()});
+    segments_.back().count += part.count;
+    for (std::int64_t position = part.first; position < part.first + part.count; ++position) {
+      ids_.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
+      positions_.push_back(static_cast<std::int32_t>(position));
+      lengths_.push_back(static_cast<std::int32_t>(std::max(sequence.prompt, position + 1)));
+      rows_.push_back({index, static_cast<std::int32_t>(position)});
+    }
+    if (part.samples) sampled_rows_.push_back(static_cast<std::int64_t>(ids_.size()) - 1);
+  }
+
+  arena_.reset();
+  const ModelSpec& spec = model_->spec();
+  const Pass pass{.ex = model_->exec(), .spec = spec, .weights = model_->weights(), .ropes = ropes_, .arena = arena_, .adapters = segments_};
+  ropes_.prepare(positions_, lengths_);
+  CachedAttention attention(cache_, kv_sequences_, rows_);
+  const Rows hidden = hidden_states(pass, ids_, attention);                     // [rows, hidden]
+  const auto sampled = static_cast<std::int64_t>(sampled_rows_.size());
+  if (sampled == 0) return {};
+  const Rows last = arena_.rows(sampled, spec.hidden), logits = arena_.rows(sampled, spec.vocab);
+  for (std::int64_t i = 0; i < sampled; ++i)
+    std::memcpy(last.row(i), hidden.row(sampled_rows_[static_cast<std::size_t>(i)]), static_cast<std::size_t>(spec.hidden) * sizeof(float));
+  head_logits(pass, last, arena_.rows(sampled, spec.hidden), logits);           // [sampled, vocab]
+  return logits;
+}
+
+void Generator::deliver(const StepPlan& plan, Rows logits) {
+  if (logits.rows == 0) return;
+  const auto width = static_cast<std::size_t>(logits.cols), sampled = static_cast<std::size_t>(logits.rows);
+  const auto row = [&](std::size_t i) { return std::span<const float>(logits.row(static_cast<std::int64_t>(i)), width); };
+  chosen_.clear();
+  for (const StepPart& part : plan.parts)
+    if (part.samples) {
+      Sequence& sequence = *sequences_.at(part.sequence);
+      chosen_.push_back(sequence.sampler.choose(row(chosen_.size()), static_cast<std::int64_t>(sequence.tokens.size())));
+    }
+  ones_.resize(sampled, 1.0f);
+  losses_.resize(sampled);
+  cross_entropy(model_->exec(), logits, chosen_, std::span(ones_).first(sampled), 0.0f, LogitGradient::none, losses_.data());  // −log p of each choice
+
+  std::size_t i = 0;
+  for (const StepPart& part : plan.parts) {
+    if (!part.samples) continue;
+    Sequence& sequence = *sequences_.at(part.sequence);
+    const std::size_t at = i++;
+    if (!std::isfinite(losses_[at])) {
+      const Error error(Code::internal, "the model's logits are not finite; the weights or the adapter are broken");
+      end(part.sequence, &error);
+      continue;
+    }
+    GeneratedToken token{chosen_[at], -losses_[at], {}, sequence.sampler.accept(chosen_[at])};
+    const std::int64_t wanted = sequence.sampler.sampling().top_logprobs;
+    if (wanted > 0) token.top = top_logprobs(row(at), wanted, static_cast<double>(row(at)[token.token]) + losses_[at]);
+    sequence.tokens.push_back(token.token);
+    scheduler_.append(part.sequence);
+    if (token.finish == Finish::none && static_cast<std::int64_t>(sequence.tokens.size()) >= model_->spec().context) token.finish = Finish::length;
+    sequence.listener.on_token(token);
+    if (token.finish != Finish::none) end(part.sequence, nullptr);
+  }
+}
+
+void Generator::end(RequestId id, const Error* error) {
+  scheduler_.remove(id);
+  const std::unique_ptr<Sequence> sequence = std::move(sequences_.at(id));
+  sequences_.erase(id);
+  publish_load();  // whoever hears of the end sees its blocks free
+  sequence->listener.on_end(error);
+}
+
+void Generator::publish_load() {
+  const std::lock_guard lock(mutex_);
+  load_ = {scheduler_.running(), scheduler_.waiting() + static_cast<std::int64_t>(submitted_.size()), cache_.total_blocks() - cache_.free_blocks(),
+           cache_.total_blocks()};
+}
+
+}  // namespace engine

@@ -1,0 +1,121 @@
+// generator.h: continuous batching: any number of requests share one engine thread, one base and one paged key/value cache.
+//   At every step each running sequence advances by one token, and waiting prompts are read in chunks beside them.
+//   A sequence's tokens do not depend on what runs beside it, except that a matrix product of at most kVectorRows rows sums in another order than
+//   a wider one (ops/linear.h): its last bits may differ between a lone and a busy engine, and with them a choice between near-equal tokens.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "core/error.h"
+#include "infer/kv_cache.h"
+#include "infer/sampler.h"
+#include "infer/scheduler.h"
+#include "model/arena.h"
+#include "model/forward.h"
+#include "model/model.h"
+
+namespace engine {
+
+struct GenerateRequest {
+  std::vector<std::uint32_t> tokens;             // the prompt, at least one
+  std::shared_ptr<const LoraAdapter> adapter;    // null: the base alone
+  Sampling sampling;
+};
+
+struct GeneratedToken {
+  std::uint32_t token = 0;
+  float logprob = 0;              // of the model's own distribution, before any sampling setting
+  std::vector<TokenLogprob> top;  // sampling.top_logprobs of them
+  Finish finish = Finish::none;
+};
+
+// Called on the engine thread, in order; both must return soon and not throw. After on_end nothing more is called.
+struct GenerateListener {
+  std::function<void(const GeneratedToken&)> on_token;  // the last one carries the reason to finish
+  std::function<void(const Error*)> on_end;             // null after a finish; else cancelled, oom, internal, …
+};
+
+struct GeneratorOptions {
+  std::int64_t max_running = 64;        // sequences in the cache at once
+  std::int64_t prefill_tokens = 256;    // prompt tokens read in one step
+  std::int64_t kv_bytes = 0;            // cache size; 0: an eighth of the memory this process may use, at most what max_running full contexts need
+};
+
+struct GeneratorLoad {
+  std::int64_t running = 0, waiting = 0;
+  std::int64_t used_blocks = 0, total_blocks = 0;
+};
+
+class Generator {
+ public:
+  using RequestId = std::uint64_t;
+
+  Generator(std::shared_ptr<Model> model, const GeneratorOptions& options);
+  ~Generator();  // ends every request as cancelled, then joins the thread
+  Generator(const Generator&) = delete;
+  Generator& operator=(const Generator&) = delete;
+
+  // From any thread. Throws invalid at once for a request that can never run: no tokens, an id outside the vocabulary, a prompt longer than the
+  // context or the cache, sampling settings out of range, an adapter for another model.
+  RequestId submit(GenerateRequest request, GenerateListener listener);
+  // From any thread; takes effect before the request's next token. Unknown and finished ids are ignored.
+  void cancel(RequestId id);
+  GeneratorLoad load() const;
+
+ private:
+  struct Sequence {
+    RequestId id = 0;
+    GenerateListener listener;
+    std::shared_ptr<const LoraAdapter> adapter;
+    TokenSampler sampler;
+    std::vector<std::uint32_t> tokens;  // prompt and generated
+    std::int64_t prompt = 0;
+    std::vector<std::int32_t> blocks;
+  };
+
+  void check_request(const GenerateRequest& request) const;
+  void run();
+  bool take_commands();  // false when the generator is to stop
+  void step();
+  Rows forward(const StepPlan& plan);  // logits of the sampling parts, in their order
+  void deliver(const StepPlan& plan, Rows logits);
+  void end(RequestId id, const Error* error);
+  void publish_load();
+
+  std::shared_ptr<Model> model_;
+  GeneratorOptions options_;
+  KvCache cache_;
+
+  // The engine thread's own. Vectors keep their memory from step to step.
+  std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
+  Scheduler scheduler_;
+  Arena arena_;
+  RopeCache ropes_;
+  std::vector<std::uint32_t> ids_, chosen_;
+  std::vector<std::int32_t> positions_, lengths_;
+  std::vector<KvRow> rows_;
+  std::vector<KvSequence> kv_sequences_;
+  std::vector<LoraSegment> segments_;
+  std::vector<std::int64_t> sampled_rows_;
+  std::vector<float> ones_, losses_;
+
+  // Shared with callers.
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::unique_ptr<Sequence>> submitted_;
+  std::vector<RequestId> cancelled_;
+  RequestId next_id_ = 1;
+  bool stopping_ = false;
+  GeneratorLoad load_;
+  std::thread thread_;
+};
+
+}  // namespace engine

@@ -1,0 +1,147 @@
+#include "infer/scheduler.h"
+
+#include <algorithm>
+#include <map>
+
+#include "core/rng.h"
+#include "core/test.h"
+
+using namespace engine;
+
+namespace {
+
+// A cache of `total` blocks of 4 tokens.
+struct Blocks {
+  std::int64_t total, used = 0;
+  std::map<std::uint64_t, std::int64_t> held;
+
+  BlockStore store() {
+    return {[this](std::uint64_t id, std::int64_t tokens) {
+              const std::int64_t more = (tokens + 3) / 4 - held[id];
+              if (more > total - used) return false;
+              held[id] += std::max<std::int64_t>(more, 0);
+              used += std::max<std::int64_t>(more, 0);
+              return true;
+            },
+            [this](std::uint64_t id) {
+              used -= held[id];
+              held.erase(id);
+            }};
+  }
+};
+
+const StepPart* part_of(const StepPlan& plan, std::uint64_t id) {
+  const auto found = std::ranges::find(plan.parts, id, &StepPart::sequence);
+  return found == plan.parts.end() ? nullptr : &*found;
+}
+
+}  // namespace
+
+TEST("a prompt is read in chunks and samples with its last one, then advances by one token") {
+  Blocks blocks{100};
+  Scheduler scheduler({8, 10}, blocks.store());
+  scheduler.add(1, 25);
+  StepPlan plan = scheduler.plan();
+  CHECK(plan.parts.size() == 1 && plan.parts[0].first == 0 && plan.parts[0].count == 10 && !plan.parts[0].samples);
+  scheduler.plan();
+  plan = scheduler.plan();
+  CHECK(plan.parts[0].first == 20 && plan.parts[0].count == 5 && plan.parts[0].samples);
+  scheduler.append(1);
+  plan = scheduler.plan();
+  CHECK(plan.parts[0].first == 25 && plan.parts[0].count == 1 && plan.parts[0].samples);
+  scheduler.remove(1);
+  CHECK(scheduler.idle());
+  CHECK_EQ(blocks.used, 0);
+}
+
+TEST("running sequences advance at every step while two waiting prompts share what is left") {
+  Blocks blocks{100};
+  Scheduler scheduler({8, 10}, blocks.store());
+  scheduler.add(1, 3);
+  scheduler.plan();
+  scheduler.append(1);
+  scheduler.add(2, 100);
+  scheduler.add(3, 100);
+  const StepPlan plan = scheduler.plan();
+  CHECK_EQ(plan.parts.size(), 3u);
+  CHECK_EQ(part_of(plan, 1)->count, 1);
+  CHECK_EQ(part_of(plan, 2)->count, 5);
+  CHECK_EQ(part_of(plan, 3)->count, 5);
+}
+
+TEST("no more than max_running sequences run, the rest wait their turn") {
+  Blocks blocks{100};
+  Scheduler scheduler({2, 100}, blocks.store());
+  for (std::uint64_t id = 1; id <= 3; ++id) scheduler.add(id, 4);
+  StepPlan plan = scheduler.plan();
+  CHECK(part_of(plan, 1) && part_of(plan, 2) && !part_of(plan, 3));
+  CHECK_EQ(scheduler.waiting(), 1);
+  scheduler.append(1);
+  scheduler.append(2);
+  scheduler.remove(1);
+  plan = scheduler.plan();
+  CHECK(part_of(plan, 2) && part_of(plan, 3));
+}
+
+TEST("a full cache takes the blocks of the sequence admitted last, which is read again later") {
+  Blocks blocks{4};  // 16 tokens
+  Scheduler scheduler({8, 100}, blocks.store());
+  scheduler.add(1, 8);
+  scheduler.add(2, 8);
+  scheduler.plan();
+  scheduler.append(1);
+  scheduler.append(2);
+  StepPlan plan = scheduler.plan();
+  CHECK(plan.preempted == std::vector<std::uint64_t>{2});
+  CHECK(part_of(plan, 1) && !part_of(plan, 2));
+  scheduler.remove(1);
+  plan = scheduler.plan();
+  const StepPart* again = part_of(plan, 2);
+  CHECK(again != nullptr && again->first == 0 && again->count == 9 && again->samples);
+}
+
+TEST("under random arrivals, lengths, cancellations and a small cache every sequence finishes and every block comes back") {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    const Philox random{seed, 0};
+    std::uint64_t draws = 0;
+    const auto below = [&](std::uint32_t n) { return random.word(draws++) % n; };
+    Blocks blocks{12};
+    Scheduler scheduler({4, 8}, blocks.store());
+    std::map<std::uint64_t, std::int64_t> left, tokens, computed;
+    std::uint64_t next = 1;
+    int finished = 0;
+    for (int step = 0; step < 3000 && finished < 60; ++step) {
+      if (next <= 60 && below(3) == 0) {
+        tokens[next] = 1 + below(20);
+        left[next] = 1 + below(20);  // at most 40 tokens of the 48 that fit
+        computed[next] = 0;
+        scheduler.add(next++, tokens[next]);
+      }
+      if (below(20) == 0 && !left.empty()) {
+        const std::uint64_t victim = left.begin()->first;
+        scheduler.remove(victim);
+        left.erase(victim);
+        ++finished;
+      }
+      const StepPlan plan = scheduler.plan();
+      for (const std::uint64_t id : plan.preempted) computed[id] = 0;
+      for (const StepPart& part : plan.parts) {
+        CHECK_EQ(part.first, computed[part.sequence]);
+        computed[part.sequence] += part.count;
+        CHECK(computed[part.sequence] <= tokens[part.sequence]);
+        CHECK_EQ(part.samples, computed[part.sequence] == tokens[part.sequence]);
+        CHECK(blocks.held[part.sequence] * 4 >= computed[part.sequence]);
+        if (!part.samples) continue;
+        scheduler.append(part.sequence);
+        ++tokens[part.sequence];
+        if (--left[part.sequence] > 0) continue;
+        scheduler.remove(part.sequence);
+        left.erase(part.sequence);
+        ++finished;
+      }
+    }
+    CHECK_EQ(finished, 60);
+    CHECK_EQ(blocks.used, 0);
+    CHECK(scheduler.idle());
+  }
+}
