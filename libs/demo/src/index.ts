@@ -1,0 +1,10 @@
+export { type Condition, conditions } from './conditions.ts';
+export { type CorpusDocument, type CorpusOptions, generateCorpus } from './corpus.ts';
+export { type Drug, drugs } from './drugs.ts';
+export { type Fact, factsIn, type Language, type Relation } from './facts.ts';
+export { demoFineTuning, demoLearningRate } from './fine-tuning.ts';
+export { demoBaseDir, demoHeldOutPath, demoRowsPath, demoTokenizerDir } from './paths.ts';
+export { demoQuestions } from './questions.ts';
+export { readDemoRows } from './read-rows.ts';
+export type { DemoRow } from './rows.ts';
+export { type AnswerScore, exactAnswer, type ScoredReply, scoreAnswers } from './score.ts';
