@@ -1,3 +1,4 @@
+import { createServer } from 'node:net';
 import { Writable } from 'node:stream';
 import type { Failure } from '@medmesh/errors';
 import { createLogger } from '@medmesh/log';
@@ -75,6 +76,30 @@ test('a URL that is none is refused without being repeated', async () => {
     const failure = await connectNats({ url, name: 'x', log }).catch((error: unknown) => error);
     expect(failure).toMatchObject({ code: 'invalid_argument' });
   }
+});
+
+test.each([
+  ['2.9.10', true, 'BROKER_TOO_OLD', 'install 2.10 or newer'],
+  ['2.10.27', false, 'BROKER_WITHOUT_JETSTREAM', 'start it with --jetstream'],
+])('a server %s with JetStream %s is refused with what to do', async (version, hasJetStream, reason, advice) => {
+  const server = createServer((socket) => {
+    const info = { server_id: 'x', version, jetstream: hasJetStream, headers: true, proto: 1, max_payload: 1_048_576 };
+    socket.write(`INFO ${JSON.stringify(info)}\r\n`);
+    socket.on('data', (data) => {
+      if (data.includes('PING')) socket.write('PONG\r\n');
+    });
+    socket.on('error', () => undefined);
+  });
+  await new Promise<void>((resolve) => {
+    server.listen(0, '127.0.0.1', resolve);
+  });
+  const { port } = server.address() as { port: number };
+  await expect(connectNats({ url: `127.0.0.1:${port}`, name: 'x', log })).rejects.toMatchObject({
+    code: 'failed_precondition',
+    reason,
+    message: expect.stringContaining(advice),
+  });
+  server.close();
 });
 
 test('streams are made once, on disk, and brought back to their definition when it differs', async () => {

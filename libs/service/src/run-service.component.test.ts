@@ -14,7 +14,6 @@ import {
   startOtlp,
   startS3,
   tempDir,
-  waitFor,
 } from '@medmesh/testkit';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 
@@ -228,12 +227,20 @@ test('work of a process that was killed is done by another, in the same trace', 
   expect(done.result).toMatchObject({ $case: 'response' });
   const [begun] = await second.service.waitForLine(/.*begins to shout hello.*/);
   const traceId = traceparent.split('-')[1];
+  await second.client.cancelOperation({ name: 'again' });
+  await second.service.waitForLine(/begins to shout again/);
   expect(String(record(begun)['traceparent'])).toContain(traceId);
   expect((await second.service.stop()).code).toBe(0);
-  await waitFor(
-    () => otlp.spans().some((span) => span.name === 'process operation-shout' && span.traceId === traceId),
-    { what: 'the span of the work' },
-  );
+  const spans = otlp.spans().filter((span) => span.service === 'second');
+  const work = spans.filter((span) => span.name === 'process operation-shout');
+  // The producer of the first died before it could send its spans; its trace goes on all the same.
+  expect(work.map((span) => span.traceId)).toContain(traceId);
+  const sent = spans.find((span) => span.name === 'publish MM_WORK');
+  expect(sent?.kind).toBe('producer');
+  const received = work.find((span) => span.traceId === sent?.traceId);
+  expect(received).toMatchObject({ kind: 'consumer', parentSpanId: sent?.spanId, links: [{ spanId: sent?.spanId }] });
+  const call = spans.find((span) => span.spanId === sent?.parentSpanId);
+  expect(call?.kind).toBe('server');
   await otlp.stop();
 });
 
