@@ -1,9 +1,9 @@
 #include "support/bench.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 
 #include "core/rng.h"
 
@@ -14,7 +14,12 @@
 namespace engine::bench {
 namespace {
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+// Wall time; with one thread its CPU time, which a busy machine disturbs less.
+double now() {
+  timespec t{};
+  ::clock_gettime(thread_count() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
 
 // Independent chains of multiply-adds, enough to hide their latency. Returns what they sum to, so that they are not removed.
 #ifdef ENGINE_X86
@@ -115,8 +120,11 @@ std::vector<float> values(std::int64_t n, std::uint64_t stream) {
 }
 
 int thread_count() {
-  const char* word = std::getenv("MEDMESH_ENGINE_THREADS");
-  return word != nullptr ? std::max(1, std::atoi(word)) : available_threads();
+  static const int count = [] {
+    const char* word = std::getenv("MEDMESH_ENGINE_THREADS");
+    return word != nullptr ? std::max(1, std::atoi(word)) : available_threads();
+  }();
+  return count;
 }
 
 }  // namespace engine::bench

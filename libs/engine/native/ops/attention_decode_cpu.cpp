@@ -97,8 +97,8 @@ void attention_decode(const Exec& ex, const AttentionShape& shape, const KvPool&
     const auto table = sequences[static_cast<std::size_t>(row.sequence)].block_table;
     const std::int64_t start = shape.window > 0 ? std::max<std::int64_t>(0, row.position - shape.window + 1) : 0;
     const std::int64_t keys = row.position - start + 1;
-    auto* scratch = static_cast<float*>(ex.pool.workspace(worker, static_cast<std::size_t>((keys + d) * 4)));
-    float* query = scratch + keys;
+    auto* scores = static_cast<float*>(ex.pool.workspace(worker, static_cast<std::size_t>(group * (keys + d) * 4)));  // [group, keys]
+    float* queries = scores + group * keys;                                                                          // [group, d]
     // body(offset of the run among the keys, its length, pool block, first slot)
     const auto for_runs = [&](auto body) {
       for (std::int64_t at = start; at <= row.position;) {
@@ -107,25 +107,29 @@ void attention_decode(const Exec& ex, const AttentionShape& shape, const KvPool&
         at += n;
       }
     };
-    for (std::int64_t h = kv * group; h < (kv + 1) * group; ++h) {
-      const float* source = q.row(r) + h * d;
-      if (ex.compute == Compute::bf16)
-        convert.round_bf16(source, d, query);
-      else
-        std::copy_n(source, d, query);
-      for_runs([&](std::int64_t at, std::int64_t n, std::int64_t block, std::int64_t slot) {
-        kernel.scores(query, pool.dtype, address(pool, pool.element(block, kv, 0, slot)), n, d, shape.scale, scratch + at);
-      });
-      if (shape.softcap > 0) kernel.softcap(scratch, keys, shape.softcap);
-      const float inverse = 1.0f / kernel.softmax(scratch, keys);
-      if (ex.compute == Compute::bf16) convert.round_bf16(scratch, keys, scratch);
-      float* result = out.row(r) + h * d;
-      std::fill_n(result, d, 0.0f);
-      for_runs([&](std::int64_t at, std::int64_t n, std::int64_t block, std::int64_t slot) {
-        kernel.add_values(scratch + at, pool.dtype, address(pool, pool.element(block, kv, 1, slot)), n, d, result);
-      });
-      for (std::int64_t c = 0; c < d; ++c) result[c] *= inverse;
+    const float* source = q.row(r) + kv * group * d;
+    if (ex.compute == Compute::bf16)
+      convert.round_bf16(source, group * d, queries);
+    else
+      std::copy_n(source, group * d, queries);
+    for_runs([&](std::int64_t at, std::int64_t n, std::int64_t block, std::int64_t slot) {
+      const void* run = address(pool, pool.element(block, kv, 0, slot));
+      for (std::int64_t h = 0; h < group; ++h) kernel.scores(queries + h * d, pool.dtype, run, n, d, shape.scale, scores + h * keys + at);
+    });
+    float* results = out.row(r) + kv * group * d;
+    std::fill_n(results, group * d, 0.0f);
+    for (std::int64_t h = 0; h < group; ++h) {
+      float* s = scores + h * keys;
+      if (shape.softcap > 0) kernel.softcap(s, keys, shape.softcap);
+      queries[h] = 1.0f / kernel.softmax(s, keys);  // the queries are done with: their place keeps what normalizes each head
+      if (ex.compute == Compute::bf16) convert.round_bf16(s, keys, s);
     }
+    for_runs([&](std::int64_t at, std::int64_t n, std::int64_t block, std::int64_t slot) {
+      const void* run = address(pool, pool.element(block, kv, 1, slot));
+      for (std::int64_t h = 0; h < group; ++h) kernel.add_values(scores + h * keys + at, pool.dtype, run, n, d, results + h * d);
+    });
+    for (std::int64_t h = 0; h < group; ++h)
+      for (std::int64_t c = 0; c < d; ++c) results[h * d + c] *= queries[h];
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include "ops/attention_decode_rows.h"
 #include "ops/simd.h"
+#include "ops/transpose_simd.h"
 
 namespace engine {
 namespace {
@@ -21,20 +22,34 @@ inline Vec load_cached(const void* data, std::int64_t i, std::int64_t n) {
   }
 }
 
+// The products of q with one key, in lanes still to be summed.
+template <Dtype dtype>
+inline Vec key_lanes(const float* q, const void* key, std::int64_t d) {
+  Vec even = broadcast(0), odd = broadcast(0);
+  std::int64_t c = 0;
+  for (; c + kLanes < d; c += 2 * kLanes) {
+    even = fma(load_up_to(q, c, d), load_cached<dtype>(key, c, d), even);
+    odd = fma(load_up_to(q, c + kLanes, d), load_cached<dtype>(key, c + kLanes, d), odd);
+  }
+  if (c < d) even = fma(load_up_to(q, c, d), load_cached<dtype>(key, c, d), even);
+  return even + odd;
+}
+
+// A vector's worth of keys shares one transpose to sum their lanes; the rest are summed one by one.
 template <Dtype dtype>
 void scores_of(const float* q, const void* keys, std::int64_t count, std::int64_t d, float scale, float* s) {
   constexpr std::int64_t kBytes = dtype == Dtype::f32 ? 4 : 2;
-  for (std::int64_t j = 0; j < count; ++j) {
-    const void* key = static_cast<const std::uint8_t*>(keys) + j * d * kBytes;
-    Vec even = broadcast(0), odd = broadcast(0);
-    std::int64_t c = 0;
-    for (; c + kLanes < d; c += 2 * kLanes) {
-      even = fma(load_up_to(q, c, d), load_cached<dtype>(key, c, d), even);
-      odd = fma(load_up_to(q, c + kLanes, d), load_cached<dtype>(key, c + kLanes, d), odd);
-    }
-    if (c < d) even = fma(load_up_to(q, c, d), load_cached<dtype>(key, c, d), even);
-    s[j] = scale * sum(even + odd);
+  const auto* bytes = static_cast<const std::uint8_t*>(keys);
+  std::int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    Register lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = key_lanes<dtype>(q, bytes + (j + i) * d * kBytes, d).v;
+    transpose(lanes);
+    for (int width = static_cast<int>(kLanes) / 2; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) lanes[i] = (Vec{lanes[i]} + Vec{lanes[i + width]}).v;
+    store(s + j, broadcast(scale) * Vec{lanes[0]});
   }
+  for (; j < count; ++j) s[j] = scale * sum(key_lanes<dtype>(q, bytes + j * d * kBytes, d));
 }
 
 void decode_scores(const float* q, Dtype dtype, const void* keys, std::int64_t count, std::int64_t d, float scale, float* s) {

@@ -42,12 +42,7 @@ void tile_rows(std::int64_t depth, const std::int32_t* a, const std::int32_t* b,
     a += kLeftWidth;
     b += kTileCols;
   }
-  const Vec scale = broadcast(alpha);
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-    finish({left[r]}, c + r * stride, cols, scale, bias, accumulate);
-    finish({right[r]}, c + r * stride + 16, cols - 16, scale, bias != nullptr ? bias + 16 : nullptr, accumulate);
-  }
+  write_tile<rows>(left, right, c, stride, cols, alpha, bias, accumulate);
 }
 
 template <int most>

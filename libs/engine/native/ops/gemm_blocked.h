@@ -1,5 +1,5 @@
 // gemm_blocked.h: a matrix product in tiles, over any GemmKernel.
-//   c[m,n] (+)= alpha · Σ_k a(m,k) · b(n,k) + bias[n]
+//   c[m,n] (+)= alpha · Σ_k a(m,k) · b(n,k) + bias[n] + extra.alpha · Σ_k extra.a(m,k) · extra.b(n,k)
 //   Every output is summed in the order of k, in passes of kernel.depth_block, by one thread: its bits depend on neither the number of
 //   threads nor the other rows and columns.
 #pragma once
@@ -18,7 +18,14 @@ struct RightOperand {
   bool transposed = false;
 };
 
+// A second, usually shallow product for the same result: added while the result's tiles are still in cache. depth 0: none.
+struct ExtraProduct {
+  std::int64_t depth = 0;
+  float alpha = 1.0f;
+  Operand a{}, b{};
+};
+
 void gemm_blocked(const Exec& ex, const GemmKernel& kernel, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, Operand a, RightOperand b,
-                  const float* bias, Rows c, bool accumulate);
+                  const float* bias, Rows c, bool accumulate, ExtraProduct extra = {});
 
 }  // namespace engine

@@ -9,9 +9,11 @@ namespace {
 
 constexpr std::int64_t kCacheLine = 64;
 constexpr std::int64_t kRowChunk = 1024;          // rows of a packed at a time: bounds the scratch memory
-constexpr std::int64_t kMaxPanelsPerPart = 8;     // columns of c that stay in the second-level cache while the depth goes by
+constexpr std::int64_t kMaxPanelsPerPart = 8;     // panels of b packed side by side: they and a block of a share the second-level cache
+constexpr std::int64_t kLeftBlockBytes = 320 << 10;
 constexpr std::int64_t kSmallWork = 1 << 17;      // multiply-adds that one thread does sooner than two agree to share them
 constexpr std::int64_t kSmallPack = 1 << 14;      // and values to pack
+constexpr std::int64_t kPrefetchBytes = 1 << 20;  // a result beyond this is not in the caches when its tiles are written
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -41,100 +43,159 @@ Blocking make_blocking(const GemmKernel& kernel, std::int64_t rows, std::int64_t
 // The panels of b that one part uses, for one pass over the depth.
 class RightPanels {
  public:
-  RightPanels(const Exec& ex, const GemmKernel& kernel, const RightOperand& b, int worker, std::int64_t max_cols, std::int64_t depth)
+  RightPanels(const Exec& ex, const GemmKernel& kernel, const RightOperand& b, int worker, std::int64_t max_cols, std::int64_t max_depth)
       : ex_(ex), kernel_(kernel), b_(b), decode_(b.weight != nullptr && !readable_in_place(*b.weight)) {
-    const std::int64_t panel_bytes = kernel.padded(depth) * kernel.cols * kernel.element_bytes;
-    const std::int64_t decoded_bytes = decode_ ? max_cols * depth * 4 : 0;
-    auto* memory = static_cast<std::byte*>(ex.pool.workspace(worker, static_cast<std::size_t>(panel_bytes + kCacheLine + decoded_bytes)));
-    panel_ = memory;
-    decoded_ = reinterpret_cast<float*>(memory + ceil_div(panel_bytes, kCacheLine) * kCacheLine);
+    const std::int64_t panels = ceil_div(max_cols, kernel.cols);
+    panel_bytes_ = kernel.padded(max_depth) * kernel.cols * kernel.element_bytes;
+    const std::int64_t decoded_bytes = decode_ ? max_cols * max_depth * 4 : 0;
+    auto* memory = static_cast<std::byte*>(ex.pool.workspace(worker, static_cast<std::size_t>(panels * panel_bytes_ + kCacheLine + decoded_bytes)));
+    panels_ = memory;
+    decoded_ = reinterpret_cast<float*>(memory + ceil_div(panels * panel_bytes_, kCacheLine) * kCacheLine);
   }
 
-  // Reads columns [first, first + cols) at depths [at, at + depth): a stored weight is decoded here, once for all their panels.
-  void begin(std::int64_t first, std::int64_t cols, std::int64_t at, std::int64_t depth) {
-    if (b_.weight == nullptr) {
-      source_ = {b_.values.data + first * b_.values.row_stride + at * b_.values.col_stride, b_.values.row_stride, b_.values.col_stride};
-    } else if (!decode_) {
-      const auto* w = static_cast<const float*>(b_.weight->data);
-      const std::int64_t width = b_.weight->cols;
-      source_ = b_.transposed ? Operand{w + at * width + first, 1, width} : Operand{w + first * width + at, width, 1};
-    } else if (b_.transposed) {
-      for (std::int64_t d = 0; d < depth; ++d) decode_weight(ex_.isa, *b_.weight, (at + d) * b_.weight->cols + first, cols, decoded_ + d * cols);
-      source_ = {decoded_, 1, cols};
-    } else {
-      for (std::int64_t i = 0; i < cols; ++i) decode_weight(ex_.isa, *b_.weight, (first + i) * b_.weight->cols + at, depth, decoded_ + i * depth);
-      source_ = {decoded_, depth, 1};
-    }
-    first_ = first;
-    depth_ = depth;
+  // Packs columns [first, first + cols) at depths [at, at + depth). A stored weight is decoded here, once for all its panels.
+  void pack(std::int64_t first, std::int64_t cols, std::int64_t at, std::int64_t depth) {
+    const Operand source = read(first, cols, at, depth);
+    for (std::int64_t col = 0; col < cols; col += kernel_.cols)
+      kernel_.pack_b(source.data + col * source.row_stride, source.row_stride, source.col_stride,
+                     static_cast<int>(std::min<std::int64_t>(kernel_.cols, cols - col)), depth, ex_.compute == Compute::bf16,
+                     panels_ + col / kernel_.cols * panel_bytes_);
   }
-
-  const void* pack(std::int64_t col, int cols) {
-    kernel_.pack_b(source_.data + (col - first_) * source_.row_stride, source_.row_stride, source_.col_stride, cols, depth_, ex_.compute == Compute::bf16,
-                   panel_);
-    return panel_;
-  }
+  const void* panel(std::int64_t i) const { return panels_ + i * panel_bytes_; }
 
  private:
+  Operand read(std::int64_t first, std::int64_t cols, std::int64_t at, std::int64_t depth) const {
+    if (b_.weight == nullptr)
+      return {b_.values.data + first * b_.values.row_stride + at * b_.values.col_stride, b_.values.row_stride, b_.values.col_stride};
+    const Matrix& w = *b_.weight;
+    if (!decode_) {
+      const auto* data = static_cast<const float*>(w.data);
+      return b_.transposed ? Operand{data + at * w.cols + first, 1, w.cols} : Operand{data + first * w.cols + at, w.cols, 1};
+    }
+    if (b_.transposed) {
+      for (std::int64_t d = 0; d < depth; ++d) decode_weight(ex_.isa, w, (at + d) * w.cols + first, cols, decoded_ + d * cols);
+      return {decoded_, 1, cols};
+    }
+    for (std::int64_t i = 0; i < cols; ++i) decode_weight(ex_.isa, w, (first + i) * w.cols + at, depth, decoded_ + i * depth);
+    return {decoded_, depth, 1};
+  }
+
   const Exec& ex_;
   const GemmKernel& kernel_;
   const RightOperand& b_;
   bool decode_;
-  std::byte* panel_;
+  std::int64_t panel_bytes_;
+  std::byte* panels_;
   float* decoded_;
-  Operand source_{};
-  std::int64_t first_ = 0, depth_ = 0;
 };
+
+// The lines a tile will write come while its sums are made.
+void prefetch_rows(const float* c, std::int64_t stride, std::int64_t rows, int cols) {
+  constexpr int kLineFloats = kCacheLine / 4;
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (int i = 0; i < cols; i += kLineFloats) __builtin_prefetch(c + r * stride + i, 1);
+}
 
 void empty_sum(std::int64_t m, std::int64_t n, const float* bias, Rows c, bool accumulate) {
   for (std::int64_t r = 0; r < m; ++r)
     for (std::int64_t i = 0; i < n; ++i) c.row(r)[i] = (accumulate ? c.row(r)[i] : 0.0f) + (bias != nullptr ? bias[i] : 0.0f);
 }
 
-// Rows [first, first + rows) of the product; rows <= kRowChunk.
-void row_chunk(const Exec& ex, const GemmKernel& kernel, std::int64_t first, std::int64_t rows, std::int64_t n, std::int64_t k, float alpha, Operand a,
-               const RightOperand& b, const float* bias, Rows c, bool accumulate) {
-  const Blocking blocking = make_blocking(kernel, rows, n, k, ex.pool.threads());
-  const std::int64_t panel_bytes = kernel.a_width * kernel.element_bytes;  // per depth
-  const bool round = ex.compute == Compute::bf16;
+// One term of the result: alpha · Σ_k a(m,k) · b(n,k).
+struct Product {
+  std::int64_t depth;
+  float alpha;
+  Operand a;
+  RightOperand b;
+};
 
-  // a, packed: passes over the depth one after another, in each the row panels one after another.
-  auto* packed = static_cast<std::byte*>(ex.pool.shared_workspace(static_cast<std::size_t>(kernel.padded(k) * blocking.row_panels * panel_bytes)));
-  const auto packed_panel = [&](std::int64_t panel, std::int64_t at, std::int64_t depth) {
-    return packed + (at * blocking.row_panels + panel * kernel.padded(depth)) * panel_bytes;
-  };
-  const auto pack_row_panel = [&](std::int64_t panel, std::int64_t at, std::int64_t depth) {
-    const std::int64_t row = panel * kernel.rows;
-    const int count = static_cast<int>(std::min<std::int64_t>(kernel.rows, rows - row));
-    kernel.pack_a(a.data + (first + row) * a.row_stride + at * a.col_stride, a.row_stride, a.col_stride, count, depth, round,
-                  packed_panel(panel, at, depth));
-  };
-  ex.pool.for_ranges(blocking.row_panels, kSmallPack / (kernel.rows * k) + 1, [&](std::int64_t first_panel, std::int64_t last_panel) {
-    for (std::int64_t at = 0; at < k; at += kernel.depth_block)
-      for (std::int64_t panel = first_panel; panel < last_panel; ++panel) pack_row_panel(panel, at, std::min(kernel.depth_block, k - at));
-  });
+// Rows [first, first + rows) of a product's left operand in panels: passes over the depth one after another, in each the row panels.
+class LeftPanels {
+ public:
+  LeftPanels(const GemmKernel& kernel, const Product& product, std::int64_t first, std::int64_t rows, std::byte* memory)
+      : kernel_(kernel), product_(product), first_(first), rows_(rows), panels_(ceil_div(rows, kernel.rows)), memory_(memory) {}
 
-  ex.pool.parallel(blocking.col_parts * blocking.row_parts, [&](std::int64_t part, int worker) {
-    const std::int64_t col_part = part / blocking.row_parts, row_part = part % blocking.row_parts;
-    const std::int64_t first_col = col_part * blocking.panels_per_part * kernel.cols;
-    const std::int64_t cols = std::min(blocking.panels_per_part * kernel.cols, n - first_col);
-    const std::int64_t first_panel = row_part * blocking.row_panels_per_part;
-    const std::int64_t last_panel = std::min(first_panel + blocking.row_panels_per_part, blocking.row_panels);
-    RightPanels right(ex, kernel, b, worker, cols, std::min(k, kernel.depth_block));
-    for (std::int64_t at = 0; at < k; at += kernel.depth_block) {
-      const std::int64_t depth = std::min(kernel.depth_block, k - at);
-      right.begin(first_col, cols, at, depth);
-      for (std::int64_t col = first_col; col < first_col + cols; col += kernel.cols) {
-        const int width = static_cast<int>(std::min<std::int64_t>(kernel.cols, first_col + cols - col));
-        const void* b_panel = right.pack(col, width);
-        for (std::int64_t panel = first_panel; panel < last_panel; ++panel) {
-          const std::int64_t row = panel * kernel.rows;
-          kernel.tile(kernel.padded(depth), packed_panel(panel, at, depth), b_panel, c.row(first + row) + col, c.stride,
-                      static_cast<int>(std::min<std::int64_t>(kernel.rows, rows - row)), width, alpha,
-                      bias != nullptr && at == 0 ? bias + col : nullptr, accumulate || at > 0);
+  static std::int64_t bytes(const GemmKernel& kernel, std::int64_t rows, std::int64_t depth) {
+    return kernel.padded(depth) * ceil_div(rows, kernel.rows) * kernel.a_width * kernel.element_bytes;
+  }
+  const std::byte* panel(std::int64_t i, std::int64_t at, std::int64_t depth) const { return place(i, at, depth); }
+
+  void pack(const Exec& ex) const {
+    if (product_.depth == 0) return;
+    ex.pool.for_ranges(panels_, kSmallPack / (kernel_.rows * product_.depth) + 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t at = 0; at < product_.depth; at += kernel_.depth_block)
+        for (std::int64_t i = begin; i < end; ++i) {
+          const std::int64_t row = i * kernel_.rows, depth = std::min(kernel_.depth_block, product_.depth - at);
+          const Operand& a = product_.a;
+          kernel_.pack_a(a.data + (first_ + row) * a.row_stride + at * a.col_stride, a.row_stride, a.col_stride,
+                         static_cast<int>(std::min<std::int64_t>(kernel_.rows, rows_ - row)), depth, ex.compute == Compute::bf16, place(i, at, depth));
         }
-      }
-    }
+    });
+  }
+
+ private:
+  std::byte* place(std::int64_t i, std::int64_t at, std::int64_t depth) const {
+    return memory_ + (at * panels_ + i * kernel_.padded(depth)) * kernel_.a_width * kernel_.element_bytes;
+  }
+
+  const GemmKernel& kernel_;
+  const Product& product_;
+  std::int64_t first_, rows_, panels_;
+  std::byte* memory_;
+};
+
+// The part of the result that one thread makes: some columns of some rows.
+struct Part {
+  std::int64_t first_row, rows;      // of the chunk, in the result
+  std::int64_t first_panel, last_panel;
+  std::int64_t first_col, cols;
+  bool prefetch;
+};
+
+void add_product(const Exec& ex, const GemmKernel& kernel, const Product& product, const LeftPanels& left, const Part& part, int worker, const float* bias,
+                 Rows c, bool accumulate) {
+  RightPanels right(ex, kernel, product.b, worker, part.cols, std::min(product.depth, kernel.depth_block));
+  for (std::int64_t at = 0; at < product.depth; at += kernel.depth_block) {
+    const std::int64_t depth = std::min(kernel.depth_block, product.depth - at);
+    right.pack(part.first_col, part.cols, at, depth);
+    // A block of a stays in the second-level cache while every panel of b, one after another in the first, goes over it.
+    const std::int64_t block = std::max<std::int64_t>(1, kLeftBlockBytes / (kernel.padded(depth) * kernel.a_width * kernel.element_bytes));
+    for (std::int64_t begin = part.first_panel; begin < part.last_panel; begin += block)
+      for (std::int64_t col = 0; col < part.cols; col += kernel.cols)
+        for (std::int64_t i = begin; i < std::min(begin + block, part.last_panel); ++i) {
+          const std::int64_t row = i * kernel.rows, out_col = part.first_col + col;
+          const std::int64_t height = std::min<std::int64_t>(kernel.rows, part.rows - row), width = std::min<std::int64_t>(kernel.cols, part.cols - col);
+          float* out = c.row(part.first_row + row) + out_col;
+          if (part.prefetch) prefetch_rows(out, c.stride, height, kernel.cols);
+          kernel.tile(kernel.padded(depth), left.panel(i, at, depth), right.panel(col / kernel.cols), out, c.stride, static_cast<int>(height),
+                      static_cast<int>(width), product.alpha, bias != nullptr && at == 0 ? bias + out_col : nullptr, accumulate || at > 0);
+        }
+  }
+}
+
+// Rows [first, first + rows) of the result; rows <= kRowChunk.
+void row_chunk(const Exec& ex, const GemmKernel& kernel, std::int64_t first, std::int64_t rows, std::int64_t n, const Product& main, const Product& extra,
+               const float* bias, Rows c, bool accumulate) {
+  const Blocking blocking = make_blocking(kernel, rows, n, main.depth, ex.pool.threads());
+  const std::int64_t main_bytes = ceil_div(LeftPanels::bytes(kernel, rows, main.depth), kCacheLine) * kCacheLine;
+  auto* packed = static_cast<std::byte*>(
+      ex.pool.shared_workspace(static_cast<std::size_t>(main_bytes + LeftPanels::bytes(kernel, rows, extra.depth))));
+  const LeftPanels left(kernel, main, first, rows, packed), extra_left(kernel, extra, first, rows, packed + main_bytes);
+  left.pack(ex);
+  extra_left.pack(ex);
+  const bool prefetch = rows * n * 4 > kPrefetchBytes;
+  ex.pool.parallel(blocking.col_parts * blocking.row_parts, [&](std::int64_t index, int worker) {
+    const std::int64_t col_part = index / blocking.row_parts, row_part = index % blocking.row_parts;
+    const std::int64_t first_col = col_part * blocking.panels_per_part * kernel.cols, first_panel = row_part * blocking.row_panels_per_part;
+    const Part part{first,
+                    rows,
+                    first_panel,
+                    std::min(first_panel + blocking.row_panels_per_part, blocking.row_panels),
+                    first_col,
+                    std::min(blocking.panels_per_part * kernel.cols, n - first_col),
+                    prefetch};
+    add_product(ex, kernel, main, left, part, worker, bias, c, accumulate);
+    if (extra.depth > 0) add_product(ex, kernel, extra, extra_left, part, worker, nullptr, c, true);
   });
 }
 
@@ -151,10 +212,15 @@ const GemmKernel* gemm_kernel(Isa isa, Compute compute) noexcept {
 }
 
 void gemm_blocked(const Exec& ex, const GemmKernel& kernel, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, Operand a, RightOperand b,
-                  const float* bias, Rows c, bool accumulate) {
-  if (k == 0) return empty_sum(m, n, bias, c, accumulate);
+                  const float* bias, Rows c, bool accumulate, ExtraProduct extra) {
+  const Product product{k, alpha, a, b}, second{extra.depth, extra.alpha, extra.a, {extra.b, nullptr, false}};
+  if (k == 0) {
+    empty_sum(m, n, bias, c, accumulate);
+    if (extra.depth > 0) gemm_blocked(ex, kernel, m, n, extra.depth, extra.alpha, extra.a, second.b, nullptr, c, true);
+    return;
+  }
   const std::int64_t chunk = kRowChunk / kernel.rows * kernel.rows;
-  for (std::int64_t row = 0; row < m; row += chunk) row_chunk(ex, kernel, row, std::min(chunk, m - row), n, k, alpha, a, b, bias, c, accumulate);
+  for (std::int64_t row = 0; row < m; row += chunk) row_chunk(ex, kernel, row, std::min(chunk, m - row), n, product, second, bias, c, accumulate);
 }
 
 }  // namespace engine

@@ -12,12 +12,8 @@ namespace {
 
 #if defined(__AVX512F__)
 inline constexpr int kTileRows = 14, kLeftWidth = 16;
-inline Vec vec_of(__m512 v) { return {v}; }
-using Register = __m512;
 #else
 inline constexpr int kTileRows = 6, kLeftWidth = 8;
-inline Vec vec_of(__m256 v) { return {v}; }
-using Register = __m256;
 #endif
 inline constexpr int kTileCols = 2 * static_cast<int>(kLanes);
 
@@ -34,6 +30,8 @@ void pack_transposing(const float* source, std::int64_t stride, int count, std::
     const int rows = count - first < kLanes ? (count > first ? count - first : 0) : static_cast<int>(kLanes);
     for (std::int64_t d = 0; d < depth; d += kLanes) {
       const std::int64_t columns = depth - d < kLanes ? depth - d : kLanes;
+      // The rows lie too far apart for the CPU to see one stream in them.
+      for (int i = 0; i < rows; ++i) __builtin_prefetch(source + (first + i) * stride + d + 8 * kLanes);
       Register block[kLanes];
       for (int i = 0; i < kLanes; ++i)
         block[i] = i < rows ? operand<round>(columns == kLanes ? load(source + (first + i) * stride + d)
@@ -42,7 +40,7 @@ void pack_transposing(const float* source, std::int64_t stride, int count, std::
                             : broadcast(0).v;
       transpose(block);
       float* out = panel + d * width + first;
-      for (std::int64_t j = 0; j < columns; ++j) store(out + j * width, vec_of(block[j]));
+      for (std::int64_t j = 0; j < columns; ++j) store(out + j * width, Vec{block[j]});
     }
   }
 }
@@ -52,6 +50,7 @@ template <int width, bool round>
 void pack_copying(const float* source, std::int64_t depth_stride, int count, std::int64_t depth, float* panel) {
   for (std::int64_t d = 0; d < depth; ++d)
     for (int first = 0; first < width; first += static_cast<int>(kLanes)) {
+      __builtin_prefetch(source + (d + 8) * depth_stride + first);
       const float* in = source + d * depth_stride + first;
       const int rows = count - first;
       const Vec x = rows >= kLanes ? load(in) : (rows > 0 ? load_first(in, rows) : broadcast(0));
@@ -80,28 +79,19 @@ void fma_tile_rows(std::int64_t depth, const float* a, const float* b, float* c,
                    bool accumulate) {
   Register left[rows], right[rows];
 #pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-    left[r] = right[r] = broadcast(0).v;
-    __builtin_prefetch(c + r * stride, 1);  // the result's lines arrive while the sums are made
-    __builtin_prefetch(c + r * stride + cols - 1, 1);
-  }
+  for (int r = 0; r < rows; ++r) left[r] = right[r] = broadcast(0).v;
   for (std::int64_t d = 0; d < depth; ++d) {
     const Vec b0 = load(b), b1 = load(b + kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const Vec x = broadcast(a[r]);
-      left[r] = fma(x, b0, vec_of(left[r])).v;
-      right[r] = fma(x, b1, vec_of(right[r])).v;
+      left[r] = fma(x, b0, Vec{left[r]}).v;
+      right[r] = fma(x, b1, Vec{right[r]}).v;
     }
     a += kLeftWidth;
     b += kTileCols;
   }
-  const Vec scale = broadcast(alpha);
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-    finish(vec_of(left[r]), c + r * stride, cols, scale, bias, accumulate);
-    finish(vec_of(right[r]), c + r * stride + kLanes, cols - kLanes, scale, bias != nullptr ? bias + kLanes : nullptr, accumulate);
-  }
+  write_tile<rows>(left, right, c, stride, cols, alpha, bias, accumulate);
 }
 
 // The tile of `rows` rows: each count has its own code, so that a short tile costs what it does.

@@ -13,12 +13,20 @@ namespace engine {
 
 inline constexpr std::int64_t kVectorRows = 4;
 
-// y[T,N] = x[T,K]·wᵀ + bias      (accumulate: y += x·wᵀ + bias)      w [N,K]; bias fp32 [N] or null.
-// y must not overlap x. Throws invalid when shapes disagree, unsupported for another weight type.
-void linear(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Rows y, bool accumulate = false);
+// A low-rank term of the same result, LoRA's: added while the result is still in cache, which a product of its own would have to
+// read and write again. scale · left[T,r] · right, where right is
+//   linear: B [N,r], used transposed, and left = x·Aᵀ        linear_backward_input: A [r,K], and left = dy·B
+struct LowRank {
+  ConstRows left, right;
+  float scale = 1.0f;
+};
 
-// dx[T,K] = dy[T,N]·w      (accumulate: dx += dy·w)      The gradient of linear with respect to x. dx must not overlap dy.
-void linear_backward_input(const Exec& ex, ConstRows dy, const Matrix& w, Rows dx, bool accumulate = false);
+// y[T,N] = x[T,K]·wᵀ + bias (+ low rank)      (accumulate: y += …)      w [N,K]; bias fp32 [N] or null.
+// y must not overlap x. Throws invalid when shapes disagree, unsupported for another weight type.
+void linear(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Rows y, bool accumulate = false, const LowRank* low_rank = nullptr);
+
+// dx[T,K] = dy[T,N]·w (+ low rank)      (accumulate: dx += …)      The gradient of linear with respect to x. dx must not overlap dy.
+void linear_backward_input(const Exec& ex, ConstRows dy, const Matrix& w, Rows dx, bool accumulate = false, const LowRank* low_rank = nullptr);
 
 // out = rows first_row … first_row + row_count - 1 of a weight as fp32, dense, not rounded to bf16. For merging and for
 // full-parameter training's master copy; decode.h has the form for any run of elements.

@@ -1,31 +1,60 @@
 #include "core/error.h"
 #include "ops/decode.h"
+#include "ops/gemm.h"
 #include "ops/gemm_blocked.h"
 #include "ops/gemm_scalar.h"
 #include "ops/linear.h"
 #include "ops/linear_vector.h"
 
 namespace engine {
+namespace {
 
-void linear(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Rows y, bool accumulate) {
+// The low-rank term as the blocked product's second one; its right operand is read along rows (B) or columns (A).
+ExtraProduct extra_product(const LowRank* low_rank, bool transposed) {
+  if (low_rank == nullptr) return {};
+  const ConstRows &left = low_rank->left, &right = low_rank->right;
+  const Operand b = transposed ? Operand{right.data, 1, right.stride} : Operand{right.data, right.stride, 1};
+  return {left.cols, low_rank->scale, {left.data, left.stride, 1}, b};
+}
+
+void require_low_rank(const LowRank* low_rank, std::int64_t tokens, std::int64_t rows, std::int64_t cols) {
+  if (low_rank == nullptr) return;
+  const ConstRows &left = low_rank->left, &right = low_rank->right;
+  require(left.rows == tokens && right.rows == rows && right.cols == cols, "low-rank term: left ", left.rows, "x", left.cols, " and right ", right.rows,
+          "x", right.cols, " do not fit ", tokens, " tokens and ", rows, "x", cols);
+}
+
+}  // namespace
+
+void linear(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Rows y, bool accumulate, const LowRank* low_rank) {
   require_weight(w);
   require(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows, "linear: x ", x.rows, "x", x.cols, ", w ", w.rows, "x", w.cols, ", y ", y.rows,
           "x", y.cols, " do not fit");
+  require_low_rank(low_rank, x.rows, w.rows, low_rank != nullptr ? low_rank->left.cols : 0);
   if (y.rows == 0 || y.cols == 0) return;
   const GemmKernel* kernel = gemm_kernel(ex.isa, ex.compute);
-  if (kernel == nullptr) return linear_scalar(ex, x, w, bias, y, accumulate);
-  if (x.rows <= kVectorRows) return linear_vector(ex, x, w, bias, y, accumulate);
-  gemm_blocked(ex, *kernel, y.rows, y.cols, x.cols, 1.0f, {x.data, x.stride, 1}, {{}, &w, false}, bias, y, accumulate);
+  if (kernel != nullptr && x.rows > kVectorRows)
+    return gemm_blocked(ex, *kernel, y.rows, y.cols, x.cols, 1.0f, {x.data, x.stride, 1}, {{}, &w, false}, bias, y, accumulate,
+                        extra_product(low_rank, false));
+  if (kernel != nullptr)
+    linear_vector(ex, x, w, bias, y, accumulate);
+  else
+    linear_scalar(ex, x, w, bias, y, accumulate);
+  if (low_rank != nullptr) gemm_nt(ex, low_rank->left, low_rank->right, y, low_rank->scale, true);
 }
 
-void linear_backward_input(const Exec& ex, ConstRows dy, const Matrix& w, Rows dx, bool accumulate) {
+void linear_backward_input(const Exec& ex, ConstRows dy, const Matrix& w, Rows dx, bool accumulate, const LowRank* low_rank) {
   require_weight(w);
   require(dy.cols == w.rows && dx.cols == w.cols && dy.rows == dx.rows, "linear backward: dy ", dy.rows, "x", dy.cols, ", w ", w.rows, "x", w.cols,
           ", dx ", dx.rows, "x", dx.cols, " do not fit");
+  require_low_rank(low_rank, dy.rows, low_rank != nullptr ? low_rank->left.cols : 0, w.cols);
   if (dx.rows == 0 || dx.cols == 0) return;
   const GemmKernel* kernel = gemm_kernel(ex.isa, ex.compute);
-  if (kernel == nullptr) return linear_backward_input_scalar(ex, dy, w, dx, accumulate);
-  gemm_blocked(ex, *kernel, dx.rows, dx.cols, dy.cols, 1.0f, {dy.data, dy.stride, 1}, {{}, &w, true}, nullptr, dx, accumulate);
+  if (kernel != nullptr)
+    return gemm_blocked(ex, *kernel, dx.rows, dx.cols, dy.cols, 1.0f, {dy.data, dy.stride, 1}, {{}, &w, true}, nullptr, dx, accumulate,
+                        extra_product(low_rank, true));
+  linear_backward_input_scalar(ex, dy, w, dx, accumulate);
+  if (low_rank != nullptr) gemm_nn(ex, low_rank->left, low_rank->right, dx, low_rank->scale, true);
 }
 
 void dequantize_rows(const Matrix& w, std::int64_t first_row, std::int64_t row_count, float* out) {

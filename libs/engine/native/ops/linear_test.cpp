@@ -83,6 +83,34 @@ TEST("the three small products equal their definition at odd shapes, with stride
   }
 }
 
+TEST("a low-rank term equals the product of its factors added afterwards") {
+  for (const Size s : kSizes)
+    for (const std::int64_t rank : {1, 16, 33}) {
+      const OwnedWeight w = make_weight(WeightKind::nf4, s.outputs, s.inputs, 1);
+      const auto x = random_values(s.tokens * s.inputs, 2), dy = random_values(s.tokens * s.outputs, 3), h = random_values(s.tokens * rank, 4);
+      const auto b = random_values(s.outputs * rank, 5), a = random_values(rank * s.inputs, 6);
+      const LowRank forward{{h.data(), s.tokens, rank}, {b.data(), s.outputs, rank}, 0.5f}, backward{{h.data(), s.tokens, rank}, {a.data(), rank, s.inputs}, 0.5f};
+      for (const Compute compute : {Compute::f32, Compute::bf16}) {
+        std::vector<float> y0, dx0;
+        for (const Isa isa : runnable_isas()) {
+          const Exec ex = exec(isa, compute);
+          auto y = poisoned(s.tokens * s.outputs), dx = poisoned(s.tokens * s.inputs);
+          linear(ex, {x.data(), s.tokens, s.inputs}, w.view, nullptr, {y.data(), s.tokens, s.outputs}, false, &forward);
+          linear_backward_input(ex, {dy.data(), s.tokens, s.outputs}, w.view, {dx.data(), s.tokens, s.inputs}, false, &backward);
+          if (isa == Isa::scalar) {
+            y0 = poisoned(s.tokens * s.outputs), dx0 = poisoned(s.tokens * s.inputs);
+            linear(ex, {x.data(), s.tokens, s.inputs}, w.view, nullptr, {y0.data(), s.tokens, s.outputs});
+            gemm_nt(ex, forward.left, forward.right, {y0.data(), s.tokens, s.outputs}, 0.5f, true);
+            linear_backward_input(ex, {dy.data(), s.tokens, s.outputs}, w.view, {dx0.data(), s.tokens, s.inputs});
+            gemm_nn(ex, backward.left, backward.right, {dx0.data(), s.tokens, s.inputs}, 0.5f, true);
+          }
+          CHECK_ERROR(relative_error(y, y0), tolerance(compute), describe(isa, compute), " shape ", s.tokens, "x", s.outputs, "x", s.inputs, " rank ", rank);
+          CHECK_ERROR(relative_error(dx, dx0), tolerance(compute), describe(isa, compute), " shape ", s.tokens, "x", s.outputs, "x", s.inputs, " rank ", rank);
+        }
+      }
+    }
+}
+
 TEST("an empty sum gives zero and forgets what was there") {
   for (const Isa isa : runnable_isas()) {
     auto c = poisoned(6);

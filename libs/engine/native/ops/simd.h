@@ -19,8 +19,9 @@ namespace {
 
 inline constexpr std::int64_t kLanes = 16;
 
+using Register = __m512;
 struct Vec {
-  __m512 v;
+  Register v;
 };
 struct Mask {
   __mmask16 m;
@@ -83,8 +84,9 @@ inline double sum_squares_f64(Vec a) {
 
 inline constexpr std::int64_t kLanes = 8;
 
+using Register = __m256;
 struct Vec {
-  __m256 v;
+  Register v;
 };
 struct Mask {
   __m256 m;
