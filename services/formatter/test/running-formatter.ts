@@ -36,10 +36,14 @@ export type RunningFormatter = {
 
 const main = resolve(import.meta.dirname, '../src/main.ts');
 
-export async function startFormatterProcess(env: Record<string, string> = {}): Promise<RunningFormatter> {
+/** Starts it with a folder as object store, or with the S3 store that `s3` names. */
+export async function startFormatterProcess(
+  env: Record<string, string> = {},
+  s3?: { readonly url: string; readonly accessKey: string; readonly secretKey: string },
+): Promise<RunningFormatter> {
   const folder = tempDir('formatter');
   const nats = await startNats();
-  const storeUrl = `file://${join(folder, 'store')}`;
+  const storeUrl = s3?.url ?? `file://${join(folder, 'store')}`;
   const importsDir = join(folder, 'imports');
   mkdirSync(importsDir);
   const portFile = join(folder, 'ports.json');
@@ -50,6 +54,7 @@ export async function startFormatterProcess(env: Record<string, string> = {}): P
     env: {
       NATS_URL: nats.url,
       OBJECT_STORE_URL: storeUrl,
+      ...(s3 === undefined ? {} : { S3_ACCESS_KEY: s3.accessKey, S3_SECRET_KEY: s3.secretKey }),
       URI_ROOTS: importsDir,
       CACHE_DIR: join(folder, 'cache'),
       PORT_FILE: portFile,
@@ -63,7 +68,7 @@ export async function startFormatterProcess(env: Record<string, string> = {}): P
   await ensureStreams(nc);
   const records = await openRecords(nc);
   const catalog = await openCatalog(records);
-  const store = await openObjectStore({ url: storeUrl });
+  const store = await openObjectStore({ url: storeUrl, accessKey: s3?.accessKey, secretKey: s3?.secretKey });
   await putTinyModel(catalog, store, folder);
   const operations = await createOperations({
     nc,

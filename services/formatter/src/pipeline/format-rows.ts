@@ -48,7 +48,7 @@ export type FormatResult = {
 };
 
 /** Text of one batch, in UTF-16 code units, and its rows: a few milliseconds of this thread, and of the tokenizer's. */
-const batchLength = 64 * 1024;
+const batchLength = 32 * 1024;
 const batchRows = 256;
 
 type Prepared = { readonly index: number; readonly heldOut: boolean; readonly segments: readonly Segment[] };
