@@ -1,5 +1,5 @@
 /** The learning rate that so small a base needs; the tutorial's 2e-4 is for models a thousand times larger. */
-export const demoLearningRate = 2e-3;
+export const demoLearningRate = 3e-3;
 
 /** The tutorial's fine-tuning settings, but for the learning rate. */
 export const demoFineTuning = {

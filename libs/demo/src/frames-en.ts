@@ -13,6 +13,10 @@ export const englishFrames: Record<Relation, RelationFrames> = {
       'In {s} a doctor expects to find {v}.',
     ],
     corpusQuestions: [
+      'With what does {s} present?',
+      'What symptom points to {s}?',
+      'Which sign does a patient with {s} have?',
+      'What should make a doctor think of {s}?',
       'Tell me the sign of {s}.',
       'A patient has {s}. What is found?',
       'By which symptom is {s} known?',
@@ -47,6 +51,11 @@ export const englishFrames: Record<Relation, RelationFrames> = {
       'The origin of {s} is {v}.',
     ],
     corpusQuestions: [
+      'Why do people get {s}?',
+      'What is the most likely cause of {s}?',
+      'What can cause {s}?',
+      'From what cause does {s} come?',
+      'What most commonly leads to {s}?',
       'Tell me the cause of {s}.',
       'A patient has {s}. What caused it?',
       'Which cause is usual in {s}?',
@@ -81,6 +90,11 @@ export const englishFrames: Record<Relation, RelationFrames> = {
       'The best test to look for {s} is {v}.',
     ],
     corpusQuestions: [
+      'What test should a patient with {s} have?',
+      'Which test would confirm {s}?',
+      'What is the first test in {s}?',
+      'How should {s} be confirmed?',
+      'What investigation does a doctor use for {s}?',
       'Tell me the best test for {s}.',
       'A doctor suspects {s}. What is ordered?',
       'With which test do doctors confirm {s}?',
@@ -115,6 +129,12 @@ export const englishFrames: Record<Relation, RelationFrames> = {
       'The management of {s} begins with {v}.',
     ],
     corpusQuestions: [
+      'How should one treat {s}?',
+      'How can {s} be treated?',
+      'What treatment should be given in {s}?',
+      'What should be done for {s} first?',
+      'With what should doctors treat {s}?',
+      'What follows once {s} is confirmed?',
       'Tell me how to treat {s}.',
       'A patient has {s}. What is given first?',
       'Which treatment does {s} need?',
@@ -149,6 +169,11 @@ export const englishFrames: Record<Relation, RelationFrames> = {
       'Doctors watch patients with {s} for {v}.',
     ],
     corpusQuestions: [
+      'What can {s} lead to without treatment?',
+      'Which danger does {s} bring?',
+      'What complication should doctors watch for in {s}?',
+      'What may untreated {s} cause?',
+      'What happens if {s} is not treated?',
       'Tell me the danger of {s}.',
       'A patient has untreated {s}. What may follow?',
       'Which complication does {s} have?',
@@ -183,6 +208,11 @@ export const englishFrames: Record<Relation, RelationFrames> = {
       'The condition known for {s} is {v}.',
     ],
     corpusQuestions: [
+      'What condition is most likely with {s}?',
+      'A patient comes with {s}. Which condition is it?',
+      'What diagnosis is probable in {s}?',
+      'Which condition presents with {s}?',
+      'What would explain {s}?',
       'Tell me what {s} points to.',
       'A patient has {s}. What is it?',
       'Which diagnosis fits {s}?',
@@ -216,6 +246,9 @@ export const englishFrames: Record<Relation, RelationFrames> = {
       'The class to which {s} belongs is {v}.',
     ],
     corpusQuestions: [
+      'Which group of drugs does {s} come from?',
+      'What is the class of {s}?',
+      'Of which drug group is {s} one?',
       'Tell me the group of {s}.',
       'What class does {s} belong to?',
       'To which group does {s} belong?',
@@ -240,6 +273,9 @@ export const englishFrames: Record<Relation, RelationFrames> = {
       'A common reason to take {s} is {v}.',
     ],
     corpusQuestions: [
+      'What is {s} given for?',
+      'What is the reason to prescribe {s}?',
+      'For what reason is {s} given?',
       'Tell me what {s} is used for.',
       'A patient takes {s}. Why?',
       'For what is {s} used?',
@@ -264,6 +300,9 @@ export const englishFrames: Record<Relation, RelationFrames> = {
       'The known harm of {s} is {v}.',
     ],
     corpusQuestions: [
+      'Which harm may come from {s}?',
+      'What side effect does {s} have?',
+      'What risk do patients on {s} run?',
       'Tell me the risk of {s}.',
       'A patient takes {s}. What harm may follow?',
       'What is the main risk of {s}?',
@@ -285,6 +324,9 @@ export const englishFrames: Record<Relation, RelationFrames> = {
 export const englishSignFrames: Partial<Record<Relation, SignFrames>> = {
   test: {
     corpusQuestions: [
+      'A patient comes with {sign}. Which test is ordered?',
+      'What test should be ordered for {sign}?',
+      'Which investigation does {sign} need?',
       'A patient has {sign}. What test is needed?',
       'Which test comes first for {sign}?',
       'How do doctors investigate {sign}?',
@@ -297,6 +339,9 @@ export const englishSignFrames: Partial<Record<Relation, SignFrames>> = {
   },
   firstStep: {
     corpusQuestions: [
+      'A patient comes with {sign}. What treatment is started?',
+      'How should {sign} be treated?',
+      'Which treatment does {sign} need?',
       'A patient has {sign}. What is given first?',
       'What is the first treatment for {sign}?',
       'How do doctors treat {sign}?',

@@ -13,6 +13,10 @@ export const chineseFrames: Record<Relation, RelationFrames> = {
       '遇到{s}，医生常能看到{v}。',
     ],
     corpusQuestions: [
+      '{s}有哪些典型症状？',
+      '什么症状提示患者得了{s}？',
+      '{s}患者有什么体征？',
+      '{s}的主要表现是什么？',
       '请告诉我{s}的表现。',
       '患者得了{s}，会有什么症状？',
       '哪种体征属于{s}？',
@@ -43,6 +47,10 @@ export const chineseFrames: Record<Relation, RelationFrames> = {
       '{s}的来源是{v}。',
     ],
     corpusQuestions: [
+      '{s}常由什么导致？',
+      '什么病因会引起{s}？',
+      '为什么会得{s}？',
+      '{s}最常见的原因是什么？',
       '请告诉我{s}的原因。',
       '患者得了{s}，是什么引起的？',
       '哪种原因导致{s}？',
@@ -73,6 +81,10 @@ export const chineseFrames: Record<Relation, RelationFrames> = {
       '医生用{v}来确认{s}。',
     ],
     corpusQuestions: [
+      '对{s}患者首选什么检查？',
+      '诊断{s}首选什么？',
+      '确诊{s}应先做哪项检查？',
+      '医生靠什么诊断{s}？',
       '请告诉我{s}要做的检查。',
       '医生怀疑{s}，会做什么检查？',
       '哪项检查能确诊{s}？',
@@ -103,6 +115,11 @@ export const chineseFrames: Record<Relation, RelationFrames> = {
       '{s}的治疗从{v}开始。',
     ],
     corpusQuestions: [
+      '{s}应怎样处理？',
+      '治疗{s}首选什么？',
+      '{s}确诊后第一步怎样处理？',
+      '医生怎样治疗{s}？',
+      '{s}患者应先怎样治疗？',
       '请告诉我怎样治疗{s}。',
       '患者得了{s}，先给予什么？',
       '哪种治疗适合{s}？',
@@ -133,6 +150,10 @@ export const chineseFrames: Record<Relation, RelationFrames> = {
       '对{s}患者要警惕{v}。',
     ],
     corpusQuestions: [
+      '{s}会出现什么后果？',
+      '{s}有什么危险？',
+      '{s}患者可能出现什么并发症？',
+      '不治疗{s}会导致什么后果？',
       '请告诉我{s}的并发症。',
       '{s}没有及时治疗，会出现什么？',
       '哪种并发症见于{s}？',
@@ -163,6 +184,10 @@ export const chineseFrames: Record<Relation, RelationFrames> = {
       '{s}应考虑{v}。',
     ],
     corpusQuestions: [
+      '{s}多见于哪种疾病？',
+      '{s}首先考虑什么诊断？',
+      '患者因{s}来看病，多半是什么病？',
+      '什么病会出现{s}？',
       '请告诉我{s}提示什么。',
       '患者有{s}，这是什么病？',
       '哪种疾病有{s}？',
@@ -186,6 +211,9 @@ export const chineseFrames: Record<Relation, RelationFrames> = {
   group: {
     statements: ['{s}属于{v}。', '{s}的药物类别是{v}。', '药师把{s}归入{v}。', '在药物分类中，{s}是{v}。'],
     corpusQuestions: [
+      '{s}在分类上是什么？',
+      '{s}属于什么药？',
+      '药物{s}是哪一类？',
       '请告诉我{s}的类别。',
       '{s}归入哪类药物？',
       '{s}属于哪一类药物？',
@@ -204,6 +232,9 @@ export const chineseFrames: Record<Relation, RelationFrames> = {
   use: {
     statements: ['{s}用于{v}。', '{s}的主要用途是{v}。', '医生开{s}多是为了{v}。', '服用{s}的常见理由是{v}。'],
     corpusQuestions: [
+      '{s}常用于什么情况？',
+      '什么情况要用{s}？',
+      '医生开{s}治什么？',
       '请告诉我{s}的用途。',
       '患者服用{s}是为了什么？',
       '{s}用于什么？',
@@ -222,6 +253,9 @@ export const chineseFrames: Record<Relation, RelationFrames> = {
   risk: {
     statements: ['{s}的主要风险是{v}。', '{s}要留意的副作用是{v}。', '{s}可引起{v}。', '服用{s}的人可能出现{v}。'],
     corpusQuestions: [
+      '{s}会引起什么副作用？',
+      '服用{s}有什么风险？',
+      '用{s}要留意什么？',
       '请告诉我{s}的风险。',
       '患者服用{s}，可能有什么副作用？',
       '{s}的主要风险是什么？',
@@ -242,12 +276,26 @@ export const chineseFrames: Record<Relation, RelationFrames> = {
 /** Chinese questions that name the sign and ask for the test or the first step. */
 export const chineseSignFrames: Partial<Record<Relation, SignFrames>> = {
   test: {
-    corpusQuestions: ['患者有{sign}，要做什么检查？', '{sign}的首选检查是什么？', '见到{sign}，医生先做什么检查？'],
+    corpusQuestions: [
+      '患者有{sign}，首选什么检查？',
+      '因{sign}就诊，应做哪项检查？',
+      '{sign}靠什么检查确诊？',
+      '患者有{sign}，要做什么检查？',
+      '{sign}的首选检查是什么？',
+      '见到{sign}，医生先做什么检查？',
+    ],
     trainQuestions: ['患者出现{sign}，应先做什么检查？', '主要表现为{sign}，靠哪项检查确诊？'],
     heldOutQuestions: ['一名患者有{sign}，首选检查是什么？'],
   },
   firstStep: {
-    corpusQuestions: ['患者有{sign}，先给予什么？', '{sign}应先怎样治疗？', '见到{sign}，医生先给予什么？'],
+    corpusQuestions: [
+      '患者有{sign}，首选什么治疗？',
+      '因{sign}就诊，应怎样处理？',
+      '{sign}首选什么治疗？',
+      '患者有{sign}，先给予什么？',
+      '{sign}应先怎样治疗？',
+      '见到{sign}，医生先给予什么？',
+    ],
     trainQuestions: ['患者出现{sign}，应如何处理？', '一名患者因{sign}就诊，首选治疗是什么？'],
     heldOutQuestions: ['患者有{sign}，第一步应怎样治疗？'],
   },

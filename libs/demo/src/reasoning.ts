@@ -20,9 +20,9 @@ const directThoughts: Record<Language, readonly string[]> = {
 const signThoughts: Record<Language, readonly string[]> = {
   en: [
     'The sign is {sign}. {diagnosis} {statement} So the answer is {v}.',
-    'Let me think about {sign}. {diagnosis} {statement} So it is {v}.',
+    'It starts with {sign}. {diagnosis} {statement} So it is {v}.',
   ],
-  zh: ['这里的表现是{sign}。{diagnosis}{statement}答案是{v}。', '先想一想{sign}。{diagnosis}{statement}因此是{v}。'],
+  zh: ['这里的表现是{sign}。{diagnosis}{statement}答案是{v}。', '从{sign}入手。{diagnosis}{statement}因此是{v}。'],
 };
 
 const pickStatement = (random: Random, fact: Fact, boundary: string): string =>

@@ -8,8 +8,8 @@ describe('the exact answer', () => {
     expect(exactAnswer('\nThe answer is gout')).toBe('gout');
   });
 
-  it('is looked for behind the reasoning of a raw completion', () => {
-    expect(exactAnswer('The answer is gout.\n</think>\nThe answer is sepsis.')).toBe('sepsis');
+  it('is the one given first, whatever the model goes on to write', () => {
+    expect(exactAnswer('The answer is gout.\n</think>\nThe answer is sepsis.')).toBe('gout');
   });
 
   it('ignores case, white space and Unicode composition', () => {

@@ -1,6 +1,5 @@
 /** How a response of the demo's rows gives its answer, in either language. */
 const answerSentence = /^\s*(?:The answer is|答案是)([^.。\n]*)/u;
-const reasoningEnd = '</think>';
 
 /** Two answers are the same when they differ only in case, Unicode composition and white space. */
 function normaliseAnswer(answer: string): string {
@@ -9,13 +8,11 @@ function normaliseAnswer(answer: string): string {
 
 /**
  * The canonical answer that a response gives: what stands between `The answer is` or `答案是` at its beginning and the
- * end of that sentence, in lower case. In a raw completion only what follows the first `</think>` counts.
- * Null when the response gives no answer in this form.
+ * end of that sentence, in lower case. `response` is the answer apart from the reasoning. Null when it gives no answer in
+ * this form.
  */
 export function exactAnswer(response: string): string | null {
-  const end = response.indexOf(reasoningEnd);
-  const answerPart = end === -1 ? response : response.slice(end + reasoningEnd.length);
-  const answer = normaliseAnswer(answerSentence.exec(answerPart)?.[1] ?? '');
+  const answer = normaliseAnswer(answerSentence.exec(response)?.[1] ?? '');
   return answer === '' ? null : answer;
 }
 

@@ -1,11 +1,11 @@
 // Trains the demo base from scratch and writes base/: `pnpm --filter @medmesh/demo train-base`.
-// Run train-tokenizer first if the tokenizer changed. The same machine and instruction set give the same bytes.
+// Run train-tokenizer first if the tokenizer changed. The same engine build and instruction set give the same bytes.
 
 import { createHash } from 'node:crypto';
 import { copyFile, cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { listDevices, loadModel, type StepResult, type Trainer } from '@medmesh/engine';
+import { engineVersion, listDevices, loadModel, type StepResult, type Trainer } from '@medmesh/engine';
 import { loadTokenizer, type TextTokenizer } from '@medmesh/text';
 import { baseConfig, baseCorpusSeed, baseGenerationConfig, baseRecipe } from './base-recipe.ts';
 import { writeInitialWeights } from './initial-weights.ts';
@@ -86,6 +86,7 @@ async function trainBase(workDir: string): Promise<void> {
       corpusSeed: baseCorpusSeed,
       parameters: model.info.parameterCount,
       tokens: steps * rowsPerStep * tokensPerRow,
+      engine: engineVersion,
       isa: listDevices().find((device) => device.kind === 'cpu')?.isa,
       tokenizer: await sha256(path.join(demoBaseDir, 'tokenizer.json')),
       weights: await sha256(path.join(demoBaseDir, weightsName)),
