@@ -39,11 +39,9 @@ struct Scratch {
     const std::int64_t d = in.shape.head_dim;
     in.tiles.multiply(query, queries.rows, keys, used, d, d, in.shape.scale, p, kKeyBlock, false);
     in.tiles.multiply(dout, queries.rows, values, used, d, d, 1.0f, ds, kKeyBlock, false);
-    for (std::int64_t r = 0; r < queries.rows; ++r) {
-      const Seen seen = seen_keys(in.shape, queries.first + r, j0, used);
-      const std::int64_t at = queries.head * in.q.rows + queries.begin + queries.first + r;
-      in.rows.gradients(p + r * kKeyBlock, ds + r * kKeyBlock, used, seen.first, seen.last, in.shape.softcap, in.lse[at], in.delta[at], in.shape.scale);
-    }
+    const std::int64_t at = queries.head * in.q.rows + queries.begin + queries.first;
+    in.rows.gradients({queries.rows, used, kKeyBlock, queries.first - j0, in.shape.window, in.shape.softcap}, p, ds, in.lse + at, in.delta + at,
+                      in.shape.scale);
   }
 };
 

@@ -1,4 +1,4 @@
-// attention_blocks.h: the geometry of tiled attention: which blocks there are, what a query sees of a key block, and packed operands.
+// attention_blocks.h: the geometry of tiled attention: which blocks there are, and packed operands.
 #pragma once
 
 #include <algorithm>
@@ -57,15 +57,6 @@ inline std::vector<Block> make_blocks(std::span<const std::int64_t> offsets, std
     slot += heads / group * key_blocks;
   }
   return blocks;
-}
-
-// Columns [first, last) of a key block that query i sees, where the block starts at key j0 and has `keys`.
-struct Seen {
-  std::int64_t first, last;
-};
-inline Seen seen_keys(const AttentionShape& shape, std::int64_t i, std::int64_t j0, std::int64_t keys) {
-  const std::int64_t start = shape.window > 0 ? i - shape.window + 1 - j0 : 0;
-  return {std::max<std::int64_t>(0, start), std::min(keys, i + 1 - j0)};
 }
 
 // Packing and multiplying small matrices with a kernel.

@@ -34,11 +34,11 @@ void attention_forward_tiled(const Exec& ex, const GemmKernel& kernel, const Att
 
   struct Scratch {
     std::byte *query, *probability;
-    float *scores, *result;
+    float *scores, *result, *rescale;
     RunningSoftmax* running;
     Scratch(const Tiles& t, std::int64_t block, std::int64_t dim, Pieces& pieces)
         : query(pieces.take<std::byte>(t.left_bytes(block, dim))), probability(pieces.take<std::byte>(t.left_bytes(block, kKeyBlock))),
-          scores(pieces.take<float>(block * kKeyBlock)), result(pieces.take<float>(block * dim)), running(pieces.take<RunningSoftmax>(block)) {}
+          scores(pieces.take<float>(block * kKeyBlock)), result(pieces.take<float>(block * dim)), rescale(pieces.take<float>(block)), running(pieces.take<RunningSoftmax>(block)) {}
   };
   Pieces scratch_sizes;
   Scratch(tiles, size, d, scratch_sizes);
@@ -56,12 +56,9 @@ void attention_forward_tiled(const Exec& ex, const GemmKernel& kernel, const Att
     for (std::int64_t j0 = start; j0 < end; j0 += kKeyBlock) {
       const std::int64_t slot = block.key_slot + j0 / kKeyBlock, used = std::min(kKeyBlock, end - j0), packed = std::min(kKeyBlock, block.length - j0);
       tiles.multiply(s.query, block.rows, keys.block(slot), used, d, d, shape.scale, s.scores, kKeyBlock, false);
-      for (std::int64_t r = 0; r < block.rows; ++r) {
-        const Seen seen = seen_keys(shape, block.first + r, j0, used);
-        const float rescale =
-            rows_kernel.probabilities(s.scores + r * kKeyBlock, used, seen.first, seen.last, shape.softcap, &s.running[r]);
-        if (j0 > start && rescale != 1.0f) elementwise.scale(s.result + r * d, rescale, d, s.result + r * d);
-      }
+      rows_kernel.probabilities({block.rows, used, kKeyBlock, block.first - j0, shape.window, shape.softcap}, s.scores, s.running, s.rescale);
+      for (std::int64_t r = 0; r < block.rows && j0 > start; ++r)
+        if (s.rescale[r] != 1.0f) elementwise.scale(s.result + r * d, s.rescale[r], d, s.result + r * d);
       tiles.pack_left(s.scores, kKeyBlock, 1, block.rows, used, s.probability);
       tiles.multiply(s.probability, block.rows, values.block(slot), d, used, packed, 1.0f, s.result, d, j0 > start);
     }

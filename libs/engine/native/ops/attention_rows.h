@@ -1,5 +1,4 @@
-// attention_rows.h: inner loops of the tiled attention for one query row of one key block.
-//   A row has `width` columns of which the keys in [first, last) are seen; the others get 0. first >= last: none is.
+// attention_rows.h: inner loops of the tiled attention, for the rows of one query block against one key block.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +11,21 @@ struct RunningSoftmax {
   float sum;      // Σ exp(s - largest)
 };
 
+// Scores s[r * stride + j] of `rows` queries and `width` keys. Row r sees the keys j <= diagonal + r, and with a window (0: none) only the
+// last `window` of them. stride is a multiple of 16, so whole vectors may be touched beyond width.
+struct ScoreBlock {
+  std::int64_t rows, width, stride;
+  std::int64_t diagonal;
+  std::int64_t window;
+  float softcap;
+};
+
 struct AttentionRows {
-  // s: scores, replaced by p = exp(cap(s) - largest), largest updated first. Returns what earlier results must be multiplied by.
-  float (*probabilities)(float* s, std::int64_t width, std::int64_t first, std::int64_t last, float softcap, RunningSoftmax* running);
-  // s: scores, replaced by p = exp(cap(s) - lse); dp: replaced by ds = p · (dp - delta) · cap' · scale.
-  void (*gradients)(float* s, float* dp, std::int64_t width, std::int64_t first, std::int64_t last, float softcap, float lse, float delta, float scale);
+  // s: replaced by p = exp(cap(s) - largest), 0 where unseen, each row's `largest` updated first; rescale[r]: what the row's earlier
+  // results must be multiplied by.
+  void (*probabilities)(const ScoreBlock& block, float* s, RunningSoftmax* running, float* rescale);
+  // s: replaced by p = exp(cap(s) - lse[r]); dp: replaced by ds = p · (dp - delta[r]) · cap' · scale; both 0 where unseen.
+  void (*gradients)(const ScoreBlock& block, float* s, float* dp, const float* lse, const float* delta, float scale);
   float (*dot)(const float* a, const float* b, std::int64_t n);
 };
 

@@ -1,4 +1,5 @@
-// attention_simd.h: the row kernels of attention_rows.h in vectors of fp32 lanes.
+// attention_simd.h: the kernels of attention_rows.h in vectors of fp32 lanes.
+//   Every row of a block runs over the same number of vectors, unseen keys masked, so that branches are predicted and rows overlap.
 #pragma once
 
 #include "ops/attention_rows.h"
@@ -7,74 +8,69 @@
 namespace engine {
 namespace {
 
-// Calls body(column, lanes in use) for the vectors of [first, last).
-template <class Body>
-inline void for_columns(std::int64_t first, std::int64_t last, Body body) {
-  for (std::int64_t i = first; i < last; i += kLanes) body(i, last - i < kLanes ? last - i : kLanes);
-}
+struct Seen {
+  std::int64_t first, last;
+};
 
-inline void clear(float* s, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t i = begin; i < end; ++i) s[i] = 0.0f;
+inline Seen seen_by(const ScoreBlock& block, std::int64_t row) {
+  const std::int64_t end = block.diagonal + row + 1, last = end < block.width ? end : block.width;
+  const std::int64_t start = block.window > 0 ? end - block.window : 0;
+  return {start > 0 ? start : 0, last};
 }
 
 inline Vec capped(Vec s, float softcap) { return broadcast(softcap) * tanh(s * broadcast(1.0f / softcap)); }
 
-float attention_probabilities(float* s, std::int64_t width, std::int64_t first, std::int64_t last, float softcap, RunningSoftmax* running) {
-  if (first >= last) {
-    clear(s, 0, width);
-    return 1.0f;
-  }
-  clear(s, 0, first);
-  clear(s, last, width);
-  const Vec lowest = broadcast(-__builtin_inff());
-  Vec highest = lowest;
-  for_columns(first, last, [&](std::int64_t i, std::int64_t n) {
-    Vec x = load_first(s + i, n);
-    if (softcap > 0) {
-      x = capped(x, softcap);
-      store_first(s + i, x, n);
+void attention_probabilities(const ScoreBlock& block, float* s, RunningSoftmax* running, float* rescale) {
+  const Vec lowest = broadcast(-__builtin_inff()), zero = broadcast(0);
+  for (std::int64_t r = 0; r < block.rows; ++r, s += block.stride) {
+    const Seen seen = seen_by(block, r);
+    if (seen.first >= seen.last) {
+      for (std::int64_t i = 0; i < block.width; i += kLanes) store(s + i, zero);
+      rescale[r] = 1.0f;
+      continue;
     }
-    highest = max(highest, keep_first(x, lowest, n));
-  });
-  const float before = running->largest, block = largest(highest), peak = block > before ? block : before;
-  const Vec shift = broadcast(peak);
-  Vec total = broadcast(0);
-  for_columns(first, last, [&](std::int64_t i, std::int64_t n) {
-    const Vec p = keep_first(exp(load_first(s + i, n) - shift), broadcast(0), n);
-    store_first(s + i, p, n);
-    total = total + p;
-  });
-  if (peak == before) {
-    running->sum += sum(total);
-    return 1.0f;
+    Vec highest = lowest;
+    for (std::int64_t i = 0; i < block.width; i += kLanes) {
+      Vec x = load(s + i);
+      if (block.softcap > 0) x = capped(x, block.softcap);
+      x = select(between(i, seen.first, seen.last), x, lowest);
+      store(s + i, x);
+      highest = max(highest, x);
+    }
+    const float before = running[r].largest, here = largest(highest), peak = here > before ? here : before;
+    const Vec shift = broadcast(peak);
+    Vec total = zero;
+    for (std::int64_t i = 0; i < block.width; i += kLanes) {
+      const Vec p = exp(load(s + i) - shift);  // exp(-infinity) is 0
+      store(s + i, p);
+      total = total + p;
+    }
+    // exp(before - peak): 0 for the first keys, where `before` is -infinity, and 1 when the peak stays.
+    const float factor = first_lane(exp(broadcast(before) - shift));
+    running[r] = {peak, running[r].sum * factor + sum(total)};
+    rescale[r] = factor;
   }
-  alignas(64) float lanes[kLanes];
-  store(lanes, exp(broadcast(before) - shift));  // 0 for the first block, where `before` is -infinity
-  running->largest = peak;
-  running->sum = running->sum * lanes[0] + sum(total);
-  return lanes[0];
 }
 
-void attention_gradients(float* s, float* dp, std::int64_t width, std::int64_t first, std::int64_t last, float softcap, float lse, float delta,
-                         float scale) {
-  if (first >= last) first = last = width;
-  clear(s, 0, first);
-  clear(s, last, width);
-  clear(dp, 0, first);
-  clear(dp, last, width);
-  const Vec shift = broadcast(lse), d = broadcast(delta), factor = broadcast(scale);
-  for_columns(first, last, [&](std::int64_t i, std::int64_t n) {
-    Vec z = load_first(s + i, n);
-    if (softcap > 0) z = capped(z, softcap);
-    const Vec p = exp(z - shift);
-    Vec ds = p * (load_first(dp + i, n) - d) * factor;
-    if (softcap > 0) {
-      const Vec t = z * broadcast(1.0f / softcap);
-      ds = ds * negated_fma(t, t, broadcast(1.0f));
+void attention_gradients(const ScoreBlock& block, float* s, float* dp, const float* lse, const float* delta, float scale) {
+  const Vec factor = broadcast(scale), zero = broadcast(0), one = broadcast(1.0f);
+  for (std::int64_t r = 0; r < block.rows; ++r, s += block.stride, dp += block.stride) {
+    const Seen seen = seen_by(block, r);
+    const Vec shift = broadcast(lse[r]), d = broadcast(delta[r]);
+    for (std::int64_t i = 0; i < block.width; i += kLanes) {
+      const Mask mask = between(i, seen.first, seen.last);
+      Vec z = load(s + i);
+      if (block.softcap > 0) z = capped(z, block.softcap);
+      const Vec p = select(mask, exp(z - shift), zero);
+      Vec ds = p * (load(dp + i) - d) * factor;
+      if (block.softcap > 0) {
+        const Vec t = z * broadcast(1.0f / block.softcap);
+        ds = ds * negated_fma(t, t, one);
+      }
+      store(s + i, p);
+      store(dp + i, select(mask, ds, zero));
     }
-    store_first(s + i, p, n);
-    store_first(dp + i, ds, n);
-  });
+  }
 }
 
 float attention_dot(const float* a, const float* b, std::int64_t n) {
