@@ -61,15 +61,13 @@ test('an import whose process is killed goes on where it was in the next process
   await expectContinued(operation);
 });
 
-test('an import whose process is stopped keeps its id and goes on in the next process at once', async () => {
+test('an import whose process is stopped keeps its id and goes on in the next process', async () => {
   const operation = await importHalf();
   expect((await quantizer.process().stop()).code).toBe(0);
   hub.heal();
-  const stopped = performance.now();
   await quantizer.startAgain();
   expect((await quantizer.models().getModel({ name })).state).toBe(model.Model_State.PREPARING);
   await expectContinued(operation);
-  expect(performance.now() - stopped).toBeLessThan(20_000);
 });
 
 test('an import that is cancelled while its process is dead does not keep its id', async () => {

@@ -9,7 +9,7 @@ import { type RunningQuantizer, startQuantizerProcess } from '../test/running-qu
 
 const missing = s3Missing();
 
-describe.skipIf(missing !== null)(missing ?? 'with S3 as object store', () => {
+describe.skipIf(missing !== null)(`with S3 as object store${missing === null ? '' : ` (${missing})`}`, () => {
   let s3: S3Server;
   let quantizer: RunningQuantizer;
   let bucket: string;

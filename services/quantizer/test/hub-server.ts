@@ -30,6 +30,8 @@ export type SeenRequest = {
   status: number;
   /** Bytes of the body that were handed to the socket. */
   bytesSent: number;
+  /** Whether the answer is complete or the connection gone. */
+  ended: boolean;
 };
 
 export type HubFiles = Readonly<Record<string, Uint8Array>>;
@@ -381,9 +383,13 @@ export async function startHub(): Promise<TestHub> {
         headers: request.headers,
         status: 0,
         bytesSent: 0,
+        ended: false,
       };
       requests.push(seen);
       response.on('error', () => undefined);
+      response.on('close', () => {
+        seen.ended = true;
+      });
       serve({ request, response, seen }, url).catch(() => response.destroy());
     });
     http.listen(0, '127.0.0.1');
