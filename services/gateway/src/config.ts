@@ -1,11 +1,21 @@
 import { commonConfig } from '@medmesh/config';
 import { z } from 'zod';
 
-const address = (service: string) => z.string().regex(/^[^\s/]+:\d+$/, 'use host:port').describe(`where ${service} listens, host:port`);
+const address = (service: string) =>
+  z
+    .string()
+    .regex(/^[^\s/]+:\d+$/, 'use host:port')
+    .describe(`where ${service} listens, host:port`);
 
 export const configSchema = z.object({
   ...commonConfig,
-  GRPC_PORT: z.coerce.number().int().min(0).max(65_535).default(7400).describe('port of the gateway; 0 takes a free one'),
+  GRPC_PORT: z.coerce
+    .number()
+    .int()
+    .min(0)
+    .max(65_535)
+    .default(7400)
+    .describe('port of the gateway; 0 takes a free one'),
   LIFECYCLE_ADDR: address('lifecycle'),
   FORMATTER_ADDR: address('formatter'),
   QUANTIZER_ADDR: address('quantizer'),

@@ -5,7 +5,11 @@ type Backend = Extract<keyof GatewayConfig, `${string}_ADDR`>;
 
 /** Which process answers which service. */
 export const routes = {
-  LIFECYCLE_ADDR: [lifecycle.FineTuningServiceDefinition, lifecycle.AdapterServiceDefinition, longrunning.OperationsDefinition],
+  LIFECYCLE_ADDR: [
+    lifecycle.FineTuningServiceDefinition,
+    lifecycle.AdapterServiceDefinition,
+    longrunning.OperationsDefinition,
+  ],
   FORMATTER_ADDR: [dataset.DatasetServiceDefinition, dataset.TokenizerServiceDefinition],
   QUANTIZER_ADDR: [model.ModelServiceDefinition],
   TRAINER_ADDR: [trainer.TrainerServiceDefinition],

@@ -7,7 +7,9 @@ import { backends, routes } from './routes.ts';
 export function startGateway(context: ServiceContext<GatewayConfig>): Promise<Started> {
   const { config, metrics } = context;
   const channels = backends.map((backend) => ({ backend, channel: openChannel(config[backend]) }));
-  const services = channels.flatMap(({ backend, channel }) => routes[backend].map((definition) => rawProxy(definition, channel, { metrics })));
+  const services = channels.flatMap(({ backend, channel }) =>
+    routes[backend].map((definition) => rawProxy(definition, channel, { metrics })),
+  );
   return Promise.resolve({
     services,
     close() {
