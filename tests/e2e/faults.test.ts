@@ -37,7 +37,7 @@ afterAll(() => fixture?.stop());
 const jobOf = (steps: number, more: Parameters<typeof lifecycle.FineTuningJob.fromPartial>[0] = {}) => ({
   source: { $case: 'baseModel' as const, value: modelName },
   trainDatasets: [{ datasetVersion: versionName }],
-  schedule: { steps, learningRate: 2e-3, warmupSteps: 3 },
+  schedule: { steps, learningRate: 2e-3 },
   checkpointing: { intervalSteps: 10 },
   ...more,
 });
@@ -171,6 +171,9 @@ test('what a job cannot be is refused at once, and nothing is recorded', { timeo
   await expect(
     client.jobs.create(jobOf(1, { source: { $case: 'baseModel', value: client.models.name('nobody') } })),
   ).rejects.toMatchObject({ reason: 'RESOURCE_NOT_FOUND' });
+  await expect(client.jobs.create(jobOf(2, { schedule: { steps: 2, warmupSteps: 3 } }))).rejects.toMatchObject({
+    fields: [{ field: 'fine_tuning_job.schedule.warmup_steps' }],
+  });
   const checked = await client.jobs.create(jobOf(7), { validateOnly: true });
   expect(checked).toMatchObject({ name: '', estimate: { totalSteps: 7, allowedToProceed: true } });
   expect((await Array.fromAsync(client.jobs.list())).length).toBe(before);
@@ -189,7 +192,7 @@ test('rows that cannot be used are counted and named by index, never by text', {
   const path = join(dir, 'bad.jsonl');
   writeFileSync(path, lines.join('\n'));
   const upload = await client.datasets.upload(path);
-  const spec = { sources: [{ uri: upload.digest, fileName: upload.fileName }], model: modelName };
+  const spec = { sources: [{ uri: upload.digest, fileName: upload.fileName }], model: modelName, maxTokens: 512 };
   const refused = await client.datasets.buildVersion('rows', spec).catch((error: unknown) => error);
   expect(refused).toMatchObject({ code: 'invalid_argument', reason: 'DATASET_INVALID' });
   expect(JSON.stringify(refused)).not.toContain('SECRETROW');

@@ -82,6 +82,19 @@ function stepCount(schedule: FilledSpec['schedule'], batch: FilledSpec['batch'],
   return Math.max(1, Math.ceil((schedule.epochs * microBatches) / batch.gradientAccumulation));
 }
 
+/** The schedule over a known number of steps. The default warm-up is as short as the run; one that was asked for must fit. */
+function resolveSchedule(
+  asked: lifecycle.ScheduleSpec | undefined,
+  filled: FilledSpec,
+  steps: number,
+): lifecycle.ScheduleSpec {
+  const warmupSteps = filled.schedule.warmupSteps ?? 0;
+  if (asked?.warmupSteps !== undefined && warmupSteps > steps) {
+    throw reference('schedule.warmup_steps', `is ${warmupSteps}; use at most the ${steps} steps of the run`);
+  }
+  return { ...filled.schedule, warmupSteps: Math.min(warmupSteps, steps), steps, epochs: 0 };
+}
+
 /**
  * Checks a job against the proto's rules, the model and the data, and writes everything out.
  * Failure `invalid_argument` with a field path for what the user can mend.
@@ -148,7 +161,7 @@ export async function resolveSpec(deps: ResolveDeps, job: lifecycle.FineTuningJo
     adapterSpec: filled.adapterSpec,
     quantization: filled.quantization,
     optimizer: filled.optimizer,
-    schedule: { ...filled.schedule, steps: stepCount(filled.schedule, filled.batch, rows, tokens), epochs: 0 },
+    schedule: resolveSchedule(job.schedule, filled, stepCount(filled.schedule, filled.batch, rows, tokens)),
     batch: filled.batch,
     evaluation: filled.evaluation,
     earlyStop: filled.earlyStop,
