@@ -142,8 +142,8 @@ describe('a file with bad rows', () => {
 
   test.each(bad)('%s: the build fails and names the row', async (_, line, reason) => {
     await expect(formatFiles(tokenizer, [fileWith(line)], { maxTokens: 512 })).rejects.toMatchObject({
-      code: 'failed_precondition',
-      reason: 'ROWS_INVALID',
+      code: 'invalid_argument',
+      reason: 'DATASET_INVALID',
       message: expect.stringContaining(`1 of 3 rows cannot be used: ${reason} in 1 (row 1)`),
       metadata: { [reason]: '1' },
     });
@@ -216,7 +216,7 @@ describe('an over-long row', () => {
   test('fails the build under ERROR, also where invalid rows may be left out', async () => {
     for (const dropInvalid of [false, true]) {
       await expect(build(OverlongPolicy.ERROR, { dropInvalid })).rejects.toMatchObject({
-        reason: 'ROWS_INVALID',
+        reason: 'DATASET_INVALID',
         message: expect.stringMatching(/TOO_LONG in 1 \(row 1\).*raise max_tokens or set overlong/),
       });
     }

@@ -58,7 +58,7 @@ type Prepared = { readonly index: number; readonly heldOut: boolean; readonly se
  * digest for each row, two batches, and one unfinished shard for each split.
  *
  * With a sink, rows that the spec does not allow to be left out make it fail, with all of them counted and the first
- * ones named by index: `failed_precondition` ROWS_INVALID. Without a sink they are only counted.
+ * ones named by index: `invalid_argument` DATASET_INVALID. Without a sink they are only counted.
  */
 export async function formatRows(
   deps: FormatDeps,
@@ -251,10 +251,10 @@ function refuseUnusable(stats: Stats, fatal: readonly DropCode[]): void {
       ...(tooLong ? ['raise max_tokens or set overlong to DROP or TRUNCATE'] : []),
     ];
     throw new Failure(
-      'failed_precondition',
+      'invalid_argument',
       `${count} of ${rowCount} rows cannot be used: ${list.join('; ')}. Correct them, or ${ways.join(', and ')}`,
       {
-        reason: 'ROWS_INVALID',
+        reason: 'DATASET_INVALID',
         metadata: Object.fromEntries(faults.map((r) => [codeName(r.code), r.sampleRowIndices.join(',')])),
       },
     );
