@@ -20,9 +20,9 @@ export interface ImportModelRequest {
   modelId: string;
   /** Required. `file:///folder` (inside the server's import roots), `s3://bucket/prefix`, `hf://owner/name` or `modelscope://owner/name`. */
   uri: string;
-  /** Hubs: the commit to import. Default: the newest of `main`, resolved once and recorded. */
+  /** Hubs: the branch, tag or commit to import, resolved once and recorded. Default: `main`; on ModelScope the model's default branch. */
   revision: string;
-  /** The hub's address. Default: the server's HUB_URL setting; a hub is never contacted unless `uri` names one. */
+  /** The hub's address. Default: the server's own; another one must be among those its operator allows. A hub is never contacted unless `uri` names one. */
   hubUrl: string;
   /** A human-readable name. */
   displayName: string;
