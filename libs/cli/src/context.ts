@@ -17,13 +17,27 @@ export type CommandContext = {
   client(): Promise<MedmeshClient>;
 };
 
+/** What the processes of a mesh take over from whoever starts it: where programs are, and how hubs are reached. */
+const inheritedNames = [
+  'PATH',
+  'HOME',
+  'HUGGING_FACE_URL',
+  'HUGGING_FACE_TOKEN',
+  'MODELSCOPE_URL',
+  'MODELSCOPE_TOKEN',
+  'HUB_URLS_ALLOWED',
+] as const;
+
+const inherit = (env: NodeJS.ProcessEnv): Record<string, string> =>
+  Object.fromEntries(inheritedNames.flatMap((name) => (env[name] === undefined ? [] : [[name, env[name]]])));
+
 /** The defaults that do not stand in the code: read once, here. */
 export const environment = (env: NodeJS.ProcessEnv) => ({
   address: env['MEDMESH_ADDRESS'],
   project: env['MEDMESH_PROJECT'] ?? 'default',
   state: env['MEDMESH_STATE'] ?? defaultStateDir,
   otlpEndpoint: env['OTEL_EXPORTER_OTLP_ENDPOINT'],
-  inherited: { PATH: env['PATH'] ?? '', HOME: env['HOME'] ?? '/' },
+  inherited: inherit(env),
 });
 
 export type Environment = ReturnType<typeof environment>;

@@ -23,7 +23,7 @@ export type MeshOptions = {
   /** More environment for a process, by its name. */
   env?: Partial<Record<Backend | 'gateway', Record<string, string>>>;
   logLevel?: string;
-  /** What the processes take over from whoever starts them: PATH and HOME. */
+  /** What the processes take over from whoever starts them: PATH, HOME, and how hubs are reached. */
   inherited: Record<string, string>;
   onProgress?: (name: string) => void;
 };
