@@ -1,6 +1,7 @@
+import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { readMesh } from '@medmesh/cli/mesh';
-import { repositoryRoot, spawnProcess } from '@medmesh/testkit';
+import { repositoryRoot, spawnProcess, waitFor } from '@medmesh/testkit';
 import { expect, test } from 'vitest';
 
 const stateDir = join(repositoryRoot, '.medmesh', 'quickstart');
@@ -11,14 +12,19 @@ const quickstart = (...args: string[]) =>
     stopTimeoutMs: 60_000,
   });
 
-const isAlive = (pid: number): boolean => {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
-};
+/** Processes that live in the quickstart's folder: their environment or command line names it. */
+function processesOfQuickstart(): number[] {
+  const names = (path: string) => {
+    try {
+      return readFileSync(path, 'latin1').includes(stateDir);
+    } catch {
+      return false;
+    }
+  };
+  return readdirSync('/proc')
+    .filter((entry) => /^\d+$/.test(entry) && (names(`/proc/${entry}/environ`) || names(`/proc/${entry}/cmdline`)))
+    .map(Number);
+}
 
 test('the quickstart fine-tunes the demonstration base so that it answers what it could not, and stops all it started', {
   timeout: 240_000,
@@ -36,21 +42,26 @@ test('the quickstart fine-tunes the demonstration base so that it answers what i
   expect(summary.base.accuracy).toBeLessThan(0.1);
   expect(summary.adapter.accuracy).toBeGreaterThan(0.6);
   expect(await readMesh(stateDir)).toBeUndefined();
+  expect(processesOfQuickstart()).toEqual([]);
 });
 
-test('Ctrl-C in the middle leaves nothing running', { timeout: 120_000 }, async () => {
+test.each([
+  ['while it starts', 2],
+  ['in the middle', 7],
+])('Ctrl-C %s leaves nothing running', { timeout: 120_000 }, async (_, processCount) => {
   const running = await quickstart();
-  let pids: number[] = [];
-  for (
-    const deadline = Date.now() + 60_000;
-    pids.length === 0 && Date.now() < deadline;
-    await new Promise((resolve) => setTimeout(resolve, 50))
-  ) {
-    pids = (await readMesh(stateDir))?.processes.map(({ pid }) => pid) ?? [];
-  }
-  expect(pids).toHaveLength(7);
+  await waitFor(() => processesOfQuickstart().length >= processCount, { timeoutMs: 60_000, what: 'the processes' });
   running.signal('SIGINT');
   const { code } = await running.exited;
   expect(code).toBe(130);
-  expect(pids.filter(isAlive)).toEqual([]);
+  expect(processesOfQuickstart()).toEqual([]);
+});
+
+test('a second Ctrl-C ends at once, and leaves nothing running either', { timeout: 120_000 }, async () => {
+  const running = await quickstart();
+  await waitFor(() => processesOfQuickstart().length >= 7, { timeoutMs: 60_000, what: 'the processes' });
+  running.signal('SIGINT');
+  running.signal('SIGINT');
+  await running.exited;
+  await waitFor(() => processesOfQuickstart().length === 0, { timeoutMs: 5_000, what: 'the processes to end' });
 });

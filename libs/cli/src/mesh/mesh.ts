@@ -146,43 +146,43 @@ function listens(port: number): Promise<boolean> {
   });
 }
 
-/** The broker, waited for. Its default loses acknowledged messages at a power cut: every write is synced. */
-async function startNats(
-  o: MeshOptions,
-  onRestart: () => void,
-  signal: AbortSignal,
-): Promise<{ process: Supervised; url: string }> {
+/** Starts the broker. Its default loses acknowledged messages at a power cut: every write is synced. */
+async function startNats(o: MeshOptions, onRestart: () => void): Promise<{ process: Supervised; port: number }> {
   const paths = meshPaths(o.stateDir);
   const port = await freePort();
   const config = join(paths.run, 'nats.conf');
   const jetstream = `jetstream { store_dir: ${JSON.stringify(paths.nats)}, sync_interval: always }`;
   await writeFile(config, `listen: "127.0.0.1:${port}"\n${jetstream}\n`);
-  const process = supervise(
-    () =>
-      startChild({
-        name: 'nats-server',
-        command: natsProgram(),
-        args: ['-c', config],
-        env: o.inherited,
-        logPath: join(paths.logs, 'nats-server.log'),
-        cwd: o.stateDir,
-      }),
-    onRestart,
-  );
+  const start = () =>
+    startChild({
+      name: 'nats-server',
+      command: natsProgram(),
+      args: ['-c', config],
+      env: o.inherited,
+      logPath: join(paths.logs, 'nats-server.log'),
+      cwd: o.stateDir,
+    });
+  return { process: supervise(start, onRestart), port };
+}
+
+async function waitListens(
+  { process, port }: { process: Supervised; port: number },
+  signal: AbortSignal,
+): Promise<void> {
   const deadline = Date.now() + readyTimeoutMs;
   while (!(await listens(port))) {
     signal.throwIfAborted();
     if (Date.now() > deadline) {
-      await process.stop();
       throw new Failure(
         'unavailable',
         `nats-server does not answer: ${lastWords(process.logPath)} (${process.logPath})`,
-        { reason: 'SERVICE_FAILED' },
+        {
+          reason: 'SERVICE_FAILED',
+        },
       );
     }
     await sleep(25);
   }
-  return { process, url: `nats://127.0.0.1:${port}` };
 }
 
 /**
@@ -234,16 +234,21 @@ export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Me
   const onRestart = () => {
     if (up) void writeRecord();
   };
+  // Whoever cannot wait for an orderly stop (a second Ctrl-C) still leaves nothing running.
+  const killAll = () => {
+    for (const { pid } of processes) signalProcess(pid, 'SIGKILL');
+  };
+  process.once('exit', killAll);
   const stop = async () => {
     up = false;
-    for (const process of processes.toReversed()) await process.stop();
+    for (const supervised of processes.toReversed()) await supervised.stop();
+    process.off('exit', killAll);
     await rm(paths.record, { force: true });
   };
 
-  const startService = async (name: Backend | 'gateway', env: Record<string, string>): Promise<Ready> => {
+  // Nothing waits between the decision to start a process and its place in the list: whatever was started is stopped.
+  const startService = async (name: Backend | 'gateway', port: number, env: Record<string, string>): Promise<Ready> => {
     const portFile = join(paths.run, `${name}.json`);
-    // Every life of a service has the same address: the gateway was told it once.
-    const port = env['GRPC_PORT'] ?? String(await freePort());
     const service = supervise(
       () =>
         startChild({
@@ -254,7 +259,14 @@ export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Me
             join(repositoryRoot, 'libs/telemetry/src/register.ts'),
             join(repositoryRoot, `services/${name}/src/main.ts`),
           ],
-          env: { ...shared, ...env, GRPC_PORT: port, PORT_FILE: portFile, OTEL_SERVICE_NAME: name, ...o.env?.[name] },
+          env: {
+            ...shared,
+            ...env,
+            GRPC_PORT: String(port),
+            PORT_FILE: portFile,
+            OTEL_SERVICE_NAME: name,
+            ...o.env?.[name],
+          },
           logPath: join(paths.logs, `${name}.log`),
           cwd: o.stateDir,
         }),
@@ -268,15 +280,17 @@ export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Me
   };
 
   try {
-    const nats = await startNats(o, onRestart, signal);
+    const nats = await startNats(o, onRestart);
     processes.push(nats.process);
-    record.nats = nats.url;
+    await waitListens(nats, signal);
+    record.nats = `nats://127.0.0.1:${nats.port}`;
     o.onProgress?.('nats-server');
-    const ready = await Promise.all(backends.map((name) => startService(name, { NATS_URL: nats.url })));
-    const addresses = Object.fromEntries(
-      backends.map((name, i) => [`${name.toUpperCase()}_ADDR`, `127.0.0.1:${ready[i]?.grpc}`]),
-    );
-    const gateway = await startService('gateway', { ...addresses, GRPC_PORT: String(o.gatewayPort) });
+    // Every life of a service has the same address: the gateway is told it once.
+    const gatewayPort = o.gatewayPort === 0 ? await freePort() : o.gatewayPort;
+    const ports = await Promise.all(backends.map(() => freePort()));
+    await Promise.all(backends.map((name, i) => startService(name, ports[i] ?? 0, { NATS_URL: record.nats })));
+    const addresses = backends.map((name, i) => [`${name.toUpperCase()}_ADDR`, `127.0.0.1:${ports[i]}`]);
+    const gateway = await startService('gateway', gatewayPort, Object.fromEntries(addresses) as Record<string, string>);
     record.gateway = `127.0.0.1:${gateway.grpc}`;
     up = true;
     await writeRecord();
