@@ -14,11 +14,17 @@ constexpr std::int64_t kLeftBlockBytes = 320 << 10;
 constexpr std::int64_t kSmallWork = 1 << 17;      // multiply-adds that one thread does sooner than two agree to share them
 constexpr std::int64_t kSmallPack = 1 << 14;      // and values to pack
 constexpr std::int64_t kPrefetchBytes = 1 << 20;  // a result beyond this is not in the caches when its tiles are written
+constexpr std::int64_t kSharedRight = 1 << 18;    // a right operand up to this many values is packed by every thread for itself
+constexpr std::int64_t kMostOwnRows = 512;        // rows that one part packs for itself
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// fp32 bytes at an address that a float may not have must go through a copy.
-bool readable_in_place(const Matrix& w) { return w.dtype == Dtype::f32 && reinterpret_cast<std::uintptr_t>(w.data) % alignof(float) == 0; }
+std::int64_t aligned(std::int64_t bytes) { return ceil_div(bytes, kCacheLine) * kCacheLine; }
+
+// fp32 weights are read in place, unless they lie at an address that a float may not have.
+bool needs_decoding(const RightOperand& b) {
+  return b.weight != nullptr && (b.weight->dtype != Dtype::f32 || reinterpret_cast<std::uintptr_t>(b.weight->data) % alignof(float) != 0);
+}
 
 struct Blocking {
   std::int64_t row_panels, col_panels;       // of the whole chunk
@@ -26,11 +32,11 @@ struct Blocking {
   std::int64_t row_panels_per_part, row_parts;
 };
 
-Blocking make_blocking(const GemmKernel& kernel, std::int64_t rows, std::int64_t n, std::int64_t k, int threads) {
+Blocking make_blocking(const GemmKernel& kernel, std::int64_t rows, std::int64_t n, int threads) {
   Blocking b{};
   b.row_panels = ceil_div(rows, kernel.rows);
   b.col_panels = ceil_div(n, kernel.cols);
-  const std::int64_t wanted = rows * n * k <= kSmallWork ? 1 : (threads == 1 ? 1 : std::int64_t{threads} * 3);
+  const std::int64_t wanted = threads == 1 ? 1 : std::int64_t{threads} * 3;
   b.panels_per_part = wanted == 1 ? kMaxPanelsPerPart : std::clamp<std::int64_t>(b.col_panels / wanted, 1, kMaxPanelsPerPart);
   b.col_parts = ceil_div(b.col_panels, b.panels_per_part);
   // Few columns: the rows are shared out too, and each part packs the same panel of b for itself.
@@ -43,14 +49,13 @@ Blocking make_blocking(const GemmKernel& kernel, std::int64_t rows, std::int64_t
 // The panels of b that one part uses, for one pass over the depth.
 class RightPanels {
  public:
-  RightPanels(const Exec& ex, const GemmKernel& kernel, const RightOperand& b, int worker, std::int64_t max_cols, std::int64_t max_depth)
-      : ex_(ex), kernel_(kernel), b_(b), decode_(b.weight != nullptr && !readable_in_place(*b.weight)) {
-    const std::int64_t panels = ceil_div(max_cols, kernel.cols);
-    panel_bytes_ = kernel.padded(max_depth) * kernel.cols * kernel.element_bytes;
-    const std::int64_t decoded_bytes = decode_ ? max_cols * max_depth * 4 : 0;
-    auto* memory = static_cast<std::byte*>(ex.pool.workspace(worker, static_cast<std::size_t>(panels * panel_bytes_ + kCacheLine + decoded_bytes)));
-    panels_ = memory;
-    decoded_ = reinterpret_cast<float*>(memory + ceil_div(panels * panel_bytes_, kCacheLine) * kCacheLine);
+  RightPanels(const Exec& ex, const GemmKernel& kernel, const RightOperand& b, std::int64_t max_cols, std::int64_t max_depth, std::byte* memory)
+      : ex_(ex), kernel_(kernel), b_(b), decode_(needs_decoding(b)), panel_bytes_(kernel.padded(max_depth) * kernel.cols * kernel.element_bytes),
+        panels_(memory), decoded_(reinterpret_cast<float*>(memory + aligned(ceil_div(max_cols, kernel.cols) * panel_bytes_))) {}
+
+  static std::int64_t bytes(const GemmKernel& kernel, const RightOperand& b, std::int64_t max_cols, std::int64_t max_depth) {
+    return aligned(ceil_div(max_cols, kernel.cols) * kernel.padded(max_depth) * kernel.cols * kernel.element_bytes) +
+           (needs_decoding(b) ? aligned(max_cols * max_depth * 4) : 0);
   }
 
   // Packs columns [first, first + cols) at depths [at, at + depth). A stored weight is decoded here, once for all its panels.
@@ -116,21 +121,20 @@ class LeftPanels {
       : kernel_(kernel), product_(product), first_(first), rows_(rows), panels_(ceil_div(rows, kernel.rows)), memory_(memory) {}
 
   static std::int64_t bytes(const GemmKernel& kernel, std::int64_t rows, std::int64_t depth) {
-    return kernel.padded(depth) * ceil_div(rows, kernel.rows) * kernel.a_width * kernel.element_bytes;
+    return aligned(kernel.padded(depth) * ceil_div(rows, kernel.rows) * kernel.a_width * kernel.element_bytes);
   }
   const std::byte* panel(std::int64_t i, std::int64_t at, std::int64_t depth) const { return place(i, at, depth); }
 
-  void pack(const Exec& ex) const {
-    if (product_.depth == 0) return;
-    ex.pool.for_ranges(panels_, kSmallPack / (kernel_.rows * product_.depth) + 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t at = 0; at < product_.depth; at += kernel_.depth_block)
-        for (std::int64_t i = begin; i < end; ++i) {
-          const std::int64_t row = i * kernel_.rows, depth = std::min(kernel_.depth_block, product_.depth - at);
-          const Operand& a = product_.a;
-          kernel_.pack_a(a.data + (first_ + row) * a.row_stride + at * a.col_stride, a.row_stride, a.col_stride,
-                         static_cast<int>(std::min<std::int64_t>(kernel_.rows, rows_ - row)), depth, ex.compute == Compute::bf16, place(i, at, depth));
-        }
-    });
+  std::int64_t count() const { return panels_; }
+  std::int64_t grain() const { return kSmallPack / (kernel_.rows * product_.depth + 1) + 1; }
+  void pack(std::int64_t begin, std::int64_t end, bool round) const {
+    for (std::int64_t at = 0; at < product_.depth; at += kernel_.depth_block)
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t row = i * kernel_.rows, depth = std::min(kernel_.depth_block, product_.depth - at);
+        const Operand& a = product_.a;
+        kernel_.pack_a(a.data + (first_ + row) * a.row_stride + at * a.col_stride, a.row_stride, a.col_stride,
+                       static_cast<int>(std::min<std::int64_t>(kernel_.rows, rows_ - row)), depth, round, place(i, at, depth));
+      }
   }
 
  private:
@@ -144,17 +148,17 @@ class LeftPanels {
   std::byte* memory_;
 };
 
-// The part of the result that one thread makes: some columns of some rows.
+// The part of the result that one thread makes: some columns of some row panels of `left`, whose first row is `first_row` of c.
 struct Part {
-  std::int64_t first_row, rows;      // of the chunk, in the result
+  std::int64_t first_row, rows;
   std::int64_t first_panel, last_panel;
   std::int64_t first_col, cols;
   bool prefetch;
 };
 
-void add_product(const Exec& ex, const GemmKernel& kernel, const Product& product, const LeftPanels& left, const Part& part, int worker, const float* bias,
-                 Rows c, bool accumulate) {
-  RightPanels right(ex, kernel, product.b, worker, part.cols, std::min(product.depth, kernel.depth_block));
+void add_product(const Exec& ex, const GemmKernel& kernel, const Product& product, const LeftPanels& left, const Part& part, std::byte* memory,
+                 const float* bias, Rows c, bool accumulate) {
+  RightPanels right(ex, kernel, product.b, part.cols, std::min(product.depth, kernel.depth_block), memory);
   for (std::int64_t at = 0; at < product.depth; at += kernel.depth_block) {
     const std::int64_t depth = std::min(kernel.depth_block, product.depth - at);
     right.pack(part.first_col, part.cols, at, depth);
@@ -173,29 +177,70 @@ void add_product(const Exec& ex, const GemmKernel& kernel, const Product& produc
   }
 }
 
-// Rows [first, first + rows) of the result; rows <= kRowChunk.
-void row_chunk(const Exec& ex, const GemmKernel& kernel, std::int64_t first, std::int64_t rows, std::int64_t n, const Product& main, const Product& extra,
-               const float* bias, Rows c, bool accumulate) {
-  const Blocking blocking = make_blocking(kernel, rows, n, main.depth, ex.pool.threads());
-  const std::int64_t main_bytes = ceil_div(LeftPanels::bytes(kernel, rows, main.depth), kCacheLine) * kCacheLine;
-  auto* packed = static_cast<std::byte*>(
-      ex.pool.shared_workspace(static_cast<std::size_t>(main_bytes + LeftPanels::bytes(kernel, rows, extra.depth))));
-  const LeftPanels left(kernel, main, first, rows, packed), extra_left(kernel, extra, first, rows, packed + main_bytes);
-  left.pack(ex);
-  extra_left.pack(ex);
-  const bool prefetch = rows * n * 4 > kPrefetchBytes;
-  ex.pool.parallel(blocking.col_parts * blocking.row_parts, [&](std::int64_t index, int worker) {
-    const std::int64_t col_part = index / blocking.row_parts, row_part = index % blocking.row_parts;
-    const std::int64_t first_col = col_part * blocking.panels_per_part * kernel.cols, first_panel = row_part * blocking.row_panels_per_part;
+// The two terms of a result and what is added to them.
+struct Job {
+  const Exec& ex;
+  const GemmKernel& kernel;
+  const Product &main, &extra;
+  const float* bias;
+  Rows c;
+  bool accumulate;
+
+  std::int64_t right_bytes(std::int64_t cols) const {
+    const auto of = [&](const Product& p) { return RightPanels::bytes(kernel, p.b, cols, std::min(p.depth, kernel.depth_block)); };
+    return std::max(of(main), of(extra));
+  }
+  void add_both(const LeftPanels& left, const LeftPanels& extra_left, const Part& part, std::byte* memory) const {
+    add_product(ex, kernel, main, left, part, memory, bias, c, accumulate);
+    if (extra.depth > 0) add_product(ex, kernel, extra, extra_left, part, memory, nullptr, c, true);
+  }
+};
+
+// A small right operand: each part owns some rows from beginning to end. It packs them and the whole right operand for itself, so that
+// nothing travels between cores and nobody waits for anybody's packing.
+void by_rows(const Job& job, std::int64_t parts) {
+  const GemmKernel& kernel = job.kernel;
+  const std::int64_t m = job.c.rows, n = job.c.cols, panels = ceil_div(m, kernel.rows), cols = std::min(n, kMaxPanelsPerPart * kernel.cols);
+  const bool round = job.ex.compute == Compute::bf16;
+  job.ex.pool.parallel(parts, [&](std::int64_t index, int worker) {
+    const std::int64_t first = panels * index / parts * kernel.rows, rows = std::min(panels * (index + 1) / parts * kernel.rows, m) - first;
+    if (rows <= 0) return;
+    const std::int64_t left_bytes = LeftPanels::bytes(kernel, rows, job.main.depth), extra_bytes = LeftPanels::bytes(kernel, rows, job.extra.depth);
+    auto* memory = static_cast<std::byte*>(job.ex.pool.workspace(worker, static_cast<std::size_t>(left_bytes + extra_bytes + job.right_bytes(cols))));
+    const LeftPanels left(kernel, job.main, first, rows, memory), extra_left(kernel, job.extra, first, rows, memory + left_bytes);
+    left.pack(0, left.count(), round);
+    extra_left.pack(0, extra_left.count(), round);
+    for (std::int64_t col = 0; col < n; col += cols)
+      job.add_both(left, extra_left, Part{first, rows, 0, left.count(), col, std::min(cols, n - col), m * n * 4 > kPrefetchBytes}, memory + left_bytes + extra_bytes);
+  });
+}
+
+// Rows [first, first + rows) of the result, rows <= kRowChunk: the left operand is packed by all, then each part owns some columns.
+void by_columns(const Job& job, std::int64_t first, std::int64_t rows) {
+  const GemmKernel& kernel = job.kernel;
+  ThreadPool& pool = job.ex.pool;
+  const std::int64_t n = job.c.cols;
+  const bool round = job.ex.compute == Compute::bf16;
+  const Blocking blocking = make_blocking(kernel, rows, n, pool.threads());
+  const std::int64_t left_bytes = LeftPanels::bytes(kernel, rows, job.main.depth);
+  auto* packed = static_cast<std::byte*>(pool.shared_workspace(static_cast<std::size_t>(left_bytes + LeftPanels::bytes(kernel, rows, job.extra.depth))));
+  const LeftPanels left(kernel, job.main, first, rows, packed), extra_left(kernel, job.extra, first, rows, packed + left_bytes);
+  pool.for_ranges(left.count(), left.grain(), [&](std::int64_t begin, std::int64_t end) {
+    left.pack(begin, end, round);
+    extra_left.pack(begin, end, round);
+  });
+  const std::int64_t cols = blocking.panels_per_part * kernel.cols;
+  const auto right_bytes = static_cast<std::size_t>(job.right_bytes(std::min(cols, n)));
+  pool.parallel(blocking.col_parts * blocking.row_parts, [&](std::int64_t index, int worker) {
+    const std::int64_t first_col = index / blocking.row_parts * cols, first_panel = index % blocking.row_parts * blocking.row_panels_per_part;
     const Part part{first,
                     rows,
                     first_panel,
                     std::min(first_panel + blocking.row_panels_per_part, blocking.row_panels),
                     first_col,
-                    std::min(blocking.panels_per_part * kernel.cols, n - first_col),
-                    prefetch};
-    add_product(ex, kernel, main, left, part, worker, bias, c, accumulate);
-    if (extra.depth > 0) add_product(ex, kernel, extra, extra_left, part, worker, nullptr, c, true);
+                    std::min(cols, n - first_col),
+                    rows * n * 4 > kPrefetchBytes};
+    job.add_both(left, extra_left, part, static_cast<std::byte*>(pool.workspace(worker, right_bytes)));
   });
 }
 
@@ -219,8 +264,12 @@ void gemm_blocked(const Exec& ex, const GemmKernel& kernel, std::int64_t m, std:
     if (extra.depth > 0) gemm_blocked(ex, kernel, m, n, extra.depth, extra.alpha, extra.a, second.b, nullptr, c, true);
     return;
   }
+  const Job job{ex, kernel, product, second, bias, c, accumulate};
+  const std::int64_t threads = ex.pool.threads(), panels = ceil_div(m, kernel.rows);
+  if (m * n * k <= kSmallWork) return by_rows(job, ceil_div(m, kMostOwnRows));
+  if (n * k <= kSharedRight && panels >= 4 * threads) return by_rows(job, std::max(2 * threads, ceil_div(m, kMostOwnRows)));
   const std::int64_t chunk = kRowChunk / kernel.rows * kernel.rows;
-  for (std::int64_t row = 0; row < m; row += chunk) row_chunk(ex, kernel, row, std::min(chunk, m - row), n, product, second, bias, c, accumulate);
+  for (std::int64_t row = 0; row < m; row += chunk) by_columns(job, row, std::min(chunk, m - row));
 }
 
 }  // namespace engine

@@ -23,25 +23,35 @@ inline Vec operand(Vec x) {
   return x;
 }
 
-// panel[d][0 … width) from rows that are contiguous in d: kLanes x kLanes blocks through registers. width is whole vectors.
+// panel[d][0 … width) from rows that are contiguous in d: kLanes x kLanes blocks through registers. width is whole vectors. In the last
+// vector of rows, lanes beyond `count` repeat the last row: nothing is written from what they yield.
 template <int width, bool round>
 void pack_transposing(const float* source, std::int64_t stride, int count, std::int64_t depth, float* panel) {
   for (int first = 0; first < width; first += static_cast<int>(kLanes)) {
-    const int rows = count - first < kLanes ? (count > first ? count - first : 0) : static_cast<int>(kLanes);
-    for (std::int64_t d = 0; d < depth; d += kLanes) {
-      const std::int64_t columns = depth - d < kLanes ? depth - d : kLanes;
-      // The rows lie too far apart for the CPU to see one stream in them.
-      for (int i = 0; i < rows; ++i) __builtin_prefetch(source + (first + i) * stride + d + 8 * kLanes);
-      Register block[kLanes];
-      for (int i = 0; i < kLanes; ++i)
-        block[i] = i < rows ? operand<round>(columns == kLanes ? load(source + (first + i) * stride + d)
-                                                               : load_first(source + (first + i) * stride + d, columns))
-                                  .v
-                            : broadcast(0).v;
-      transpose(block);
-      float* out = panel + d * width + first;
-      for (std::int64_t j = 0; j < columns; ++j) store(out + j * width, Vec{block[j]});
+    float* out = panel + first;
+    if (first >= count) {  // zeros, not leftovers: a subnormal among those would slow the multiply-adds down
+      for (std::int64_t d = 0; d < depth; ++d) store(out + d * width, broadcast(0));
+      continue;
     }
+    const float* rows[kLanes];
+    for (int i = 0; i < kLanes; ++i) rows[i] = source + (first + i < count ? first + i : count - 1) * stride;
+    std::int64_t d = 0;
+    for (; d + kLanes <= depth; d += kLanes, out += kLanes * width) {
+      Register block[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        block[i] = operand<round>(load(rows[i] + d)).v;
+        __builtin_prefetch(rows[i] + d + 8 * kLanes);  // the rows lie too far apart for the CPU to see one stream in them
+      }
+      transpose(block);
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) store(out + j * width, Vec{block[j]});
+    }
+    if (d == depth) continue;
+    Register block[kLanes];
+    for (int i = 0; i < kLanes; ++i) block[i] = operand<round>(load_first(rows[i] + d, depth - d)).v;
+    transpose(block);
+    for (std::int64_t j = 0; j < depth - d; ++j) store(out + j * width, Vec{block[j]});
   }
 }
 

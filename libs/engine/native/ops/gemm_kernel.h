@@ -1,6 +1,7 @@
 // gemm_kernel.h: what an instruction set supplies for a blocked matrix product: panels and a tile.
 //   c[rows, cols] of one tile is Σ over depth of a(row, depth) · b(col, depth). Both operands are packed first, a_width (or cols) values
-//   of a depth side by side, so that the tile reads memory in a straight line. Panels shorter than a tile are filled with zeros.
+//   of a depth side by side, so that the tile reads memory in a straight line. What lies
+//   beyond the rows and columns of a short panel is finite or not, but never looked at again.
 #pragma once
 
 #include <cstdint>
