@@ -1,4 +1,5 @@
 export type { Bucket, Codec, Deleted, Entry, ListOptions, WriteOptions } from './bucket.ts';
+export { eachEntry } from './each-entry.ts';
 export { type Claim, type IdempotentOptions, idempotent } from './idempotent.ts';
 export { keyOf, nameOf } from './keys.ts';
 export {

@@ -1,4 +1,4 @@
-import type { Bucket, Entry } from '@medmesh/records';
+import { type Bucket, type Entry, eachEntry } from '@medmesh/records';
 
 /** The first record with this digest. Reads the bucket page by page: records are few and small, and names are the usual way. */
 export async function findByDigest<T extends { digest: string }>(
@@ -6,10 +6,8 @@ export async function findByDigest<T extends { digest: string }>(
   digest: string,
   accepts: (value: T) => boolean = () => true,
 ): Promise<Entry<T> | undefined> {
-  for (let pageToken = ''; ; ) {
-    const page = await bucket.list('', { pageSize: 1000, pageToken });
-    const found = page.entries.find((entry) => entry.value.digest === digest && accepts(entry.value));
-    if (found !== undefined || page.nextPageToken === '') return found;
-    pageToken = page.nextPageToken;
+  for await (const entry of eachEntry(bucket)) {
+    if (entry.value.digest === digest && accepts(entry.value)) return entry;
   }
+  return undefined;
 }

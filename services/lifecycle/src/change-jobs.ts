@@ -1,7 +1,7 @@
 import { Failure, invalidField } from '@medmesh/errors';
 import { endJob, isTerminal, leaseExpired, State, stateName, transition } from '@medmesh/jobs';
 import { lifecycle, type protobuf } from '@medmesh/proto';
-import { checkEtag, keyOf } from '@medmesh/records';
+import { checkEtag, eachEntry, keyOf } from '@medmesh/records';
 import { withEtag } from './create-job.ts';
 import type { LifecycleDeps } from './deps.ts';
 import { dispatch } from './dispatch.ts';
@@ -134,11 +134,8 @@ export async function deleteFineTuningJob(
       reason: 'STATE_TRANSITION_NOT_ALLOWED',
     });
   }
-  for (let pageToken = ''; ; ) {
-    const page = await deps.catalog.checkpoints.list(keyOf(`${job.name}/checkpoints/`), { pageSize: 1000, pageToken });
-    for (const checkpoint of page.entries) await deps.catalog.checkpoints.delete(checkpoint.key);
-    if (page.nextPageToken === '') break;
-    pageToken = page.nextPageToken;
+  for await (const checkpoint of eachEntry(deps.catalog.checkpoints, keyOf(`${job.name}/checkpoints/`))) {
+    await deps.catalog.checkpoints.delete(checkpoint.key);
   }
   await deps.catalog.leases.delete(keyOf(job.name));
   await deps.catalog.jobs.delete(keyOf(job.name), revision);

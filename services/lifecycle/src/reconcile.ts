@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { endJob, isTerminal, leaseExpired, publishTerminalEvent, State, transition } from '@medmesh/jobs';
 import { lifecycle } from '@medmesh/proto';
-import { type Entry, keyOf } from '@medmesh/records';
+import { eachEntry, keyOf } from '@medmesh/records';
 import type { LifecycleDeps } from './deps.ts';
 import { settleAdapter } from './settle-adapter.ts';
 
@@ -9,20 +9,6 @@ export type ReconcileDeps = LifecycleDeps & { pausedTtlMs: number };
 
 /** How long a job may stand in a state that a process passes through at once before it is looked at. */
 const graceMs = 10_000;
-
-async function* all<T>(bucket: {
-  list(
-    prefix: string,
-    page: { pageSize: number; pageToken: string },
-  ): Promise<{ entries: Entry<T>[]; nextPageToken: string }>;
-}): AsyncGenerator<Entry<T>> {
-  for (let pageToken = ''; ; ) {
-    const page = await bucket.list('', { pageSize: 1000, pageToken });
-    yield* page.entries;
-    if (page.nextPageToken === '') return;
-    pageToken = page.nextPageToken;
-  }
-}
 
 async function reconcileJob(deps: ReconcileDeps, job: lifecycle.FineTuningJob, announced: Set<string>): Promise<void> {
   const ageMs = deps.now() - (job.updateTime?.getTime() ?? 0);
@@ -94,8 +80,8 @@ export async function reconcileForever(deps: ReconcileDeps, intervalMs: number, 
   const announced = new Set<string>();
   while (!signal.aborted) {
     try {
-      for await (const { value: job } of all(deps.catalog.jobs)) await reconcileJob(deps, job, announced);
-      for await (const entry of all(deps.catalog.adapters)) await settleAdapter(deps, entry);
+      for await (const { value: job } of eachEntry(deps.catalog.jobs)) await reconcileJob(deps, job, announced);
+      for await (const entry of eachEntry(deps.catalog.adapters)) await settleAdapter(deps, entry);
     } catch (error) {
       if (signal.aborted) return;
       deps.log.warn({ err: error }, 'reconciliation failed; it will be tried again');

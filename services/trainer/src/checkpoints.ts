@@ -6,21 +6,17 @@ import type { Trainer } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
 import { collectFolder } from '@medmesh/objects';
 import type { lifecycle } from '@medmesh/proto';
-import { type Entry, keyOf } from '@medmesh/records';
+import { type Entry, eachEntry, keyOf } from '@medmesh/records';
 import { withSpan } from '@medmesh/telemetry';
 import type { TrainerDeps } from './deps.ts';
 
 type Checkpoint = lifecycle.Checkpoint;
 
-async function all(deps: TrainerDeps, job: string): Promise<Entry<Checkpoint>[]> {
-  const entries: Entry<Checkpoint>[] = [];
-  for (let pageToken = ''; ; ) {
-    const page = await deps.catalog.checkpoints.list(keyOf(`${job}/checkpoints/`), { pageSize: 1000, pageToken });
-    entries.push(...page.entries);
-    if (page.nextPageToken === '') return entries.sort((a, b) => a.value.step - b.value.step);
-    pageToken = page.nextPageToken;
-  }
-}
+/** A job's checkpoints, oldest first. */
+const all = async (deps: TrainerDeps, job: string): Promise<Entry<Checkpoint>[]> => {
+  const entries = await Array.fromAsync(eachEntry(deps.catalog.checkpoints, keyOf(`${job}/checkpoints/`)));
+  return entries.sort((a, b) => a.value.step - b.value.step);
+};
 
 /** The newest committed checkpoint of a job with this spec, or undefined. */
 export async function newestCheckpoint(
