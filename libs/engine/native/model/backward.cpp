@@ -25,34 +25,41 @@ void norm_backward(const Pass& pass, const RmsNorm& norm, ConstRows x, const flo
   rmsnorm_backward(pass.ex, norm, x, rstd, dy, dx, accumulate);
 }
 
-// The LoRA part of project's gradient:  dB += s·dyᵀ·(x̃·Aᵀ)   dA += (s·dy·B)ᵀ·x̃   dx += mask(s·dy·B·A)     x̃ = dropout(x)
-void lora_backward(const Pass& pass, std::int64_t layer, Projection projection, ConstRows x, const float* shrunk, ConstRows dy, Rows dx,
-                   InputGradient input, const Gradients& gradients) {
+// The LoRA part of project's gradient:  dB += s·dyᵀ·(x̃·Aᵀ)   dA += dlowᵀ·x̃   with dlow = s·dy·B [T, rank], returned, and x̃ = dropout(x).
+Rows lora_weights_backward(const Pass& pass, std::int64_t layer, Projection projection, const LoraPair& at, ConstRows x, const float* shrunk, ConstRows dy,
+                           const Gradients& gradients) {
   const LoraAdapter& adapter = *pass.adapters.front().adapter;
-  const LoraPair* at = adapter.pair(layer, projection);
-  if (at == nullptr) return;
-  const Exec& ex = pass.ex;
+  const std::int64_t rank = adapter.config().rank;
+  const Rows da(gradients.lora + at.a, rank, at.inputs), db(gradients.lora + at.b, at.outputs, rank);
+  gemm_tn(pass.ex, dy, ConstRows(shrunk, x.rows, rank), db, adapter.scale(), true);                          // [outputs, rank]
+  const Rows dlow = pass.arena.rows(x.rows, rank);
+  gemm_nn(pass.ex, dy, ConstRows(adapter.data() + at.b, at.outputs, rank), dlow, adapter.scale());           // [T, rank]
   const Arena::Scope scope(pass.arena);
-  const std::int64_t tokens = x.rows, rank = adapter.config().rank;
-  const ConstRows a(adapter.data() + at->a, rank, at->inputs), b(adapter.data() + at->b, at->outputs, rank);
-  const Rows da(gradients.lora + at->a, rank, at->inputs), db(gradients.lora + at->b, at->outputs, rank);
+  ConstRows kept = x;
+  if (pass.dropout > 0) {
+    const Rows masked = pass.arena.rows(x.rows, at.inputs);
+    dropout(pass.ex, pass.dropout_stream(layer, projection), pass.dropout, x, masked);
+    kept = masked;
+  }
+  gemm_tn(pass.ex, dlow, kept, da, 1.0f, true);                                                              // [rank, inputs]
+  return dlow;
+}
 
-  gemm_tn(ex, dy, ConstRows(shrunk, tokens, rank), db, adapter.scale(), true);       // [outputs, rank]
-  const Rows dlow = pass.arena.rows(tokens, rank);
-  gemm_nn(ex, dy, b, dlow, adapter.scale());                                         // [T, rank]
+// dx (+)= dy·W + mask(dlow·A)
+void lora_input_backward(const Pass& pass, std::int64_t layer, Projection projection, const LoraPair& at, ConstRows dy, ConstRows dlow, Rows dx, bool accumulate) {
+  const Matrix& weight = pass.layer(layer)[projection].weight;
+  const ConstRows a(pass.adapters.front().adapter->data() + at.a, dlow.cols, at.inputs);
   if (pass.dropout == 0) {
-    gemm_tn(ex, dlow, x, da, 1.0f, true);                                            // [rank, inputs]
-    if (input == InputGradient::wanted) gemm_nn(ex, dlow, a, dx, 1.0f, true);        // [T, inputs]
+    const LowRank term{dlow, a, 1.0f};
+    linear_backward_input(pass.ex, dy, weight, dx, accumulate, &term);                                       // [T, inputs]
     return;
   }
-  const Philox mask = pass.dropout_stream(layer, projection);
-  const Rows kept = pass.arena.rows(tokens, at->inputs);
-  dropout(ex, mask, pass.dropout, x, kept);
-  gemm_tn(ex, dlow, kept, da, 1.0f, true);                                           // [rank, inputs]
-  if (input == InputGradient::unused) return;
-  gemm_nn(ex, dlow, a, kept);                                                        // [T, inputs]
-  dropout(ex, mask, pass.dropout, kept, kept);
-  add_scaled(ex, kept, 1.0f, dx);
+  linear_backward_input(pass.ex, dy, weight, dx, accumulate);                                                // [T, inputs]
+  const Arena::Scope scope(pass.arena);
+  const Rows masked = pass.arena.rows(dx.rows, at.inputs);
+  gemm_nn(pass.ex, dlow, a, masked);                                                                         // [T, inputs]
+  dropout(pass.ex, pass.dropout_stream(layer, projection), pass.dropout, masked, masked);
+  add_scaled(pass.ex, masked, 1.0f, dx);
 }
 
 // The gradient of project: weights' and adapters' parts into `gradients`, dx (+)= the input's.
@@ -60,12 +67,17 @@ void project_backward(const Pass& pass, std::int64_t layer, Projection projectio
                       bool accumulate, const Gradients& gradients, InputGradient input = InputGradient::wanted) {
   const LinearWeights& w = pass.layer(layer)[projection];
   if (gradients.full != nullptr) {
-    gemm_tn(pass.ex, dy, x, Rows(gradients.of(w.weight.data), w.weight.rows, w.weight.cols), 1.0f, true);  // [outputs, inputs]
+    gemm_tn(pass.ex, dy, x, Rows(gradients.of(w.weight.data), w.weight.rows, w.weight.cols), 1.0f, true);    // [outputs, inputs]
     if (w.bias != nullptr) bias_gradient(pass.ex, dy, gradients.of(w.bias));
   }
-  if (input == InputGradient::wanted) linear_backward_input(pass.ex, dy, w.weight, dx, accumulate);         // [T, inputs]
-  if (gradients.lora != nullptr)
-    lora_backward(pass, layer, projection, x, a.shrunk[static_cast<std::size_t>(projection)], dy, dx, input, gradients);
+  const LoraPair* at = gradients.lora != nullptr ? pass.adapters.front().adapter->pair(layer, projection) : nullptr;
+  if (at != nullptr) {
+    const Arena::Scope scope(pass.arena);
+    const Rows dlow = lora_weights_backward(pass, layer, projection, *at, x, a.shrunk[static_cast<std::size_t>(projection)], dy, gradients);
+    if (input == InputGradient::wanted) lora_input_backward(pass, layer, projection, *at, dy, dlow, dx, accumulate);
+  } else if (input == InputGradient::wanted) {
+    linear_backward_input(pass.ex, dy, w.weight, dx, accumulate);                                            // [T, inputs]
+  }
 }
 
 // d(middle) from d(layer output), in place.

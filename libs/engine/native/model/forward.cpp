@@ -69,6 +69,14 @@ LayerActivations take_activations(Arena& arena, const ModelSpec& spec, std::int6
   return a;
 }
 
+std::int64_t activation_bytes(const ModelSpec& spec, std::int64_t tokens, const LoraAdapter* adapter) {
+  std::int64_t floats = 3 * spec.hidden + 2 * spec.q_size() + 2 * spec.kv_size() + 3 * spec.ffn + 2 + spec.heads;
+  if (spec.qk_norm) floats += spec.q_size() + spec.kv_size() + spec.heads + spec.kv_heads;
+  if (spec.sandwich_norms) floats += 2 * spec.hidden + 2;
+  if (adapter != nullptr) floats += static_cast<std::int64_t>(adapter->config().target_modules.size()) * adapter->config().rank;
+  return floats * tokens * static_cast<std::int64_t>(sizeof(float));
+}
+
 void PackedAttention::attend(const Exec& ex, std::int64_t, const AttentionShape& shape, ConstRows q, ConstRows k, ConstRows v, Rows out, float* lse) {
   attention_forward(ex, shape, q, k, v, offsets_, out, lse);
 }
@@ -105,17 +113,29 @@ const LoraPair* adapted(const LoraSegment& segment, std::int64_t layer, Projecti
 
 void project(const Pass& pass, std::int64_t layer, Projection projection, ConstRows x, Rows y, float* shrunk, bool accumulate) {
   const LinearWeights& w = pass.layer(layer)[projection];
-  linear(pass.ex, x, w.weight, w.bias, y, accumulate);                                                  // [T, outputs]
-  for (const LoraSegment& segment : pass.adapters) {
-    const LoraPair* at = adapted(segment, layer, projection);
-    if (at == nullptr) continue;
-    const Arena::Scope scope(pass.arena);
+  const Arena::Scope scope(pass.arena);
+  const auto low_of = [&](const LoraSegment& segment, const LoraPair& at) {
     const std::int64_t rank = segment.adapter->config().rank;
     const Rows low(shrunk != nullptr ? shrunk : pass.arena.take<float>(segment.count * rank), segment.count, rank);
-    shrink(pass, layer, projection, segment, *at, x, low);                                              // [n, rank]
-    const ConstRows b(segment.adapter->data() + at->b, at->outputs, rank);
-    gemm_nt(pass.ex, low, b, row_range(y, segment.first, segment.count), segment.adapter->scale(), true);  // [n, outputs]
+    shrink(pass, layer, projection, segment, at, x, low);                                               // [n, rank]
+    return low;
+  };
+  if (pass.adapters.size() == 1 && adapted(pass.adapters[0], layer, projection) != nullptr) {
+    const LoraSegment& all = pass.adapters[0];
+    const LoraPair& at = *adapted(all, layer, projection);
+    const Rows low = low_of(all, at);
+    const LowRank term{low, ConstRows(all.adapter->data() + at.b, at.outputs, low.cols), all.adapter->scale()};
+    linear(pass.ex, x, w.weight, w.bias, y, accumulate, &term);                                         // [T, outputs]
+    return;
   }
+  // One product over the base for all rows reads its weights once, whatever adapters they have.
+  linear(pass.ex, x, w.weight, w.bias, y, accumulate);                                                  // [T, outputs]
+  for (const LoraSegment& segment : pass.adapters)
+    if (const LoraPair* at = adapted(segment, layer, projection)) {
+      const Rows low = low_of(segment, *at);
+      const ConstRows b(segment.adapter->data() + at->b, at->outputs, low.cols);
+      gemm_nt(pass.ex, low, b, row_range(y, segment.first, segment.count), segment.adapter->scale(), true);  // [n, outputs]
+    }
 }
 
 void layer_forward(const Pass& pass, std::int64_t layer, ConstRows x, LayerActivations& a, AttentionOver& attention, Rows y) {

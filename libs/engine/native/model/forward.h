@@ -33,6 +33,8 @@ enum class Keep : std::uint8_t {
   nothing,       // buffers are shared between stages; only the layer's output survives
 };
 LayerActivations take_activations(Arena& arena, const ModelSpec& spec, std::int64_t tokens, const LoraAdapter* adapter, Keep keep);
+// Bytes that keeping them for the backward takes, alignment aside.
+std::int64_t activation_bytes(const ModelSpec& spec, std::int64_t tokens, const LoraAdapter* adapter);
 
 // How a layer's queries meet keys and values: over packed sequences, or over a cache.
 class AttentionOver {

@@ -180,13 +180,15 @@ TEST("recomputing activations changes no bit of loss or gradient") {
         Setup setup(c, lora ? std::optional(lora_config(4, 0.1)) : std::nullopt, compute);
         setup.dropout = lora ? 0.1f : 0.0f;
         const Packed packed = pack(c.sequences, 0, 3, 4);
-        std::vector<float> with, without;
-        setup.options.gradient_checkpointing = true;
-        const double a = setup.run(packed.view(), label_weight(setup, packed), &with);
-        setup.options.gradient_checkpointing = false;
-        const double b = setup.run(packed.view(), label_weight(setup, packed), &without);
-        CHECK_EQ(a, b);
-        CHECK(std::memcmp(with.data(), without.data(), with.size() * sizeof(float)) == 0);
+        std::vector<float> kept;
+        const double loss = setup.run(packed.view(), label_weight(setup, packed), &kept);
+        const std::int64_t one = activation_bytes(setup.model.spec(), static_cast<std::int64_t>(packed.ids.size()), setup.adapter ? &*setup.adapter : nullptr);
+        for (const std::int64_t budget : {std::int64_t{0}, 2 * one}) {  // every layer but the last again, and all but the last two
+          std::vector<float> recomputed;
+          setup.options.activation_budget = budget;
+          CHECK_EQ(setup.run(packed.view(), label_weight(setup, packed), &recomputed), loss);
+          CHECK(std::memcmp(kept.data(), recomputed.data(), kept.size() * sizeof(float)) == 0);
+        }
       }
 }
 

@@ -1,5 +1,6 @@
 #include "train/micro_step.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -32,9 +33,12 @@ double run_micro_step(const Pass& pass, const LabelledBatch& batch, float weight
   // Rows stay where they are: the vectors below hold views only, a few dozen bytes for each layer.
   std::vector<Rows> x(static_cast<std::size_t>(layers) + 1);  // x[l] is layer l's input
   for (Rows& rows : x) rows = pass.arena.rows(tokens, spec.hidden);
-  std::vector<LayerActivations> kept(options.gradient_checkpointing ? 1 : static_cast<std::size_t>(layers));
+  const std::int64_t affordable = options.activation_budget / activation_bytes(spec, tokens, adapter);
+  const std::int64_t keeping = std::clamp<std::int64_t>(affordable, 1, layers);  // the last ones; the first of them lends its memory to those before
+  std::vector<LayerActivations> kept(static_cast<std::size_t>(keeping));
   for (LayerActivations& a : kept) a = take_activations(pass.arena, spec, tokens, adapter, Keep::for_backward);
-  const auto activations = [&](std::int64_t layer) -> LayerActivations& { return kept[options.gradient_checkpointing ? 0 : static_cast<std::size_t>(layer)]; };
+  const auto keeps = [&](std::int64_t layer) { return layer >= layers - keeping; };
+  const auto activations = [&](std::int64_t layer) -> LayerActivations& { return kept[keeps(layer) ? static_cast<std::size_t>(layer - (layers - keeping)) : 0]; };
   const auto input = [&](std::int64_t layer) { return x[static_cast<std::size_t>(layer)]; };
 
   const float scale = embedding_scale(spec, pass.ex.compute);
@@ -50,8 +54,7 @@ double run_micro_step(const Pass& pass, const LabelledBatch& batch, float weight
 
   for (std::int64_t layer = layers - 1; layer >= 0; --layer) {
     check_cancelled(pass.cancel);
-    // The last layer's activations are still there.
-    if (options.gradient_checkpointing && layer + 1 < layers) layer_forward(pass, layer, input(layer), activations(layer), attention, {});
+    if (!keeps(layer)) layer_forward(pass, layer, input(layer), activations(layer), attention, {});
     const bool first = layer == 0 && gradients.full == nullptr;
     layer_backward(pass, layer, input(layer), activations(layer), batch.offsets, dx, gradients, first ? InputGradient::unused : InputGradient::wanted);
   }

@@ -8,9 +8,12 @@
 
 namespace engine {
 
+// Layers keep their activations from the forward to the backward while these fit the budget; the others keep only their input and are computed
+// again. The last layers keep theirs first: their backward comes first. No bit of the result depends on it.
+inline constexpr std::int64_t kKeepAll = std::int64_t{1} << 62;
+
 struct MicroStepOptions {
-  // on: only each layer's input is kept, and the backward computes the layer again. The gradients are the same bits.
-  bool gradient_checkpointing = true;
+  std::int64_t activation_budget = kKeepAll;  // bytes
   // NEFTune (Jain et al., 2023): uniform noise of ± alpha / √(row length · hidden) on the embeddings. 0 = off.
   float neftune_alpha = 0;
   std::uint64_t neftune_key = 0;

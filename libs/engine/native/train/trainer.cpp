@@ -127,7 +127,7 @@ StepResult Trainer::train_step(std::span<const MicroBatch> micros, const CancelF
     Pass pass = make_pass(segments, cancel);
     pass.dropout = adapter_ ? static_cast<float>(adapter_->config().dropout) : 0.0f;
     pass.dropout_key = keys.dropout;
-    const MicroStepOptions micro_options{options_.gradient_checkpointing, static_cast<float>(options_.neftune_alpha), keys.neftune};
+    const MicroStepOptions micro_options{options_.gradient_checkpointing ? kActivationBudget : kKeepAll, static_cast<float>(options_.neftune_alpha), keys.neftune};
     result.loss += run_micro_step(pass, batches[i], weight, micro_options, gradients);
     peak_bytes_ = std::max(peak_bytes_, held_bytes());
   }

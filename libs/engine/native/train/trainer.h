@@ -22,6 +22,8 @@
 
 namespace engine {
 
+inline constexpr std::int64_t kActivationBudget = std::int64_t{256} << 20;
+
 struct TrainerOptions {
   std::optional<LoraConfig> lora;               // absent: every weight is trained
   std::filesystem::path initial_adapter_dir;    // PEFT folder to start from; empty: PEFT's initialization from the seed
@@ -29,6 +31,8 @@ struct TrainerOptions {
   Schedule schedule;
   double max_grad_norm = 1.0;                   // 0: no clipping
   std::uint64_t seed = 0;
+  // true: activations take at most kActivationBudget (or one layer's, if that is more); beyond it layers are computed again in the backward.
+  // false: all are kept. The results are the same bits.
   bool gradient_checkpointing = true;
   double neftune_alpha = 0;
 };
