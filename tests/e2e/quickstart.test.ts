@@ -62,6 +62,7 @@ test('a second Ctrl-C ends at once, and leaves nothing running either', { timeou
   await waitFor(() => processesOfQuickstart().length >= 7, { timeoutMs: 60_000, what: 'the processes' });
   running.signal('SIGINT');
   running.signal('SIGINT');
-  await running.exited;
+  const { code } = await running.exited;
+  expect(code).toBe(130);
   await waitFor(() => processesOfQuickstart().length === 0, { timeoutMs: 5_000, what: 'the processes to end' });
 });
