@@ -1,5 +1,7 @@
 #include "js_queue.h"
 
+#include <optional>
+
 namespace engine::addon {
 
 JsQueue::JsQueue(Napi::Env env) {
@@ -31,10 +33,16 @@ void JsQueue::drain(Napi::Env env, Napi::Function, JsQueue* self, void*) {
     messages.swap(self->messages_);
     self->rung_ = false;
   }
+  std::optional<Napi::Error> thrown;  // by a callback: it must not cost the other messages their delivery
   for (Message& message : messages) {
     const Napi::HandleScope scope(env);
-    message(env);
+    try {
+      message(env);
+    } catch (const Napi::Error& error) {
+      if (!thrown) thrown = error;
+    }
   }
+  if (thrown) throw *thrown;
 }
 
 }  // namespace engine::addon

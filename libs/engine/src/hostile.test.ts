@@ -1,4 +1,6 @@
 import { join } from 'node:path';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { Worker } from 'node:worker_threads';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { goldenDir, pack, sharedDir, someRows, temporaryDir } from '../test/fixtures/golden.ts';
@@ -197,9 +199,10 @@ describe('closing', () => {
       void ownTrainer.trainStep([pack(someRows(4, 32, 96), 1)]);
     };
     for (let i = 0; i < 5; i++) await forget();
-    const collect = (globalThis as { gc?: () => void }).gc;
+    setFlagsFromString('--expose-gc');
+    const collect = runInNewContext('gc') as () => void;
     for (let i = 0; i < 3; i++) {
-      collect?.();
+      collect();
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
     expect((await model.score({ tokens: Uint32Array.of(1, 2, 3) })).length).toBe(2);

@@ -107,9 +107,9 @@ std::int64_t HfFolder::weight_bytes() const noexcept {
   return sum;
 }
 
-void HfFolder::release(const TensorView& tensor) const noexcept {
+void HfFolder::release(const TensorView& tensor, std::int64_t first, std::int64_t count) const noexcept {
   const auto found = owner_.find(&tensor);
-  if (found != owner_.end()) found->second->release(tensor);
+  if (found != owner_.end()) found->second->release(tensor, first, count);
 }
 
 bool is_companion_file(std::string_view name) {

@@ -26,8 +26,9 @@ class HfFolder {
   const TensorView* find(std::string_view name) const;  // nullptr when absent
   const TensorView& at(std::string_view name) const;    // throws corrupt when absent
   std::int64_t weight_bytes() const noexcept;           // of all tensors as stored
-  // Drops the tensor's pages from this process after a streaming pass.
-  void release(const TensorView& tensor) const noexcept;
+  // Drops the tensor's pages, or those of bytes [first, first + count) of it, from this process after a streaming pass.
+  void release(const TensorView& tensor) const noexcept { release(tensor, 0, tensor.bytes); }
+  void release(const TensorView& tensor, std::int64_t first, std::int64_t count) const noexcept;
 
  private:
   std::filesystem::path dir_;

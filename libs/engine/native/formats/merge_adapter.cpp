@@ -121,9 +121,7 @@ MergedModel merge_adapter(const Exec& ex, const std::filesystem::path& model_dir
     const auto update = updates.find(tensor->name);
     const bool changed = update != updates.end();
     if (!base.nf4 && !changed) {
-      out.append(tensor->name, tensor->data, tensor->bytes);
-      report(tensor->bytes);
-      model.release(*tensor);
+      out.copy(model, *tensor, report);
       continue;
     }
     const std::int64_t all_rows = base.nf4 ? base.nf4->rows : tensor->shape[0], cols = base.nf4 ? base.nf4->cols : tensor->shape[1];

@@ -1,5 +1,6 @@
 #include "formats/model_writer.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "core/error.h"
@@ -57,6 +58,16 @@ SafetensorsWriter& ModelWriter::shard(std::string_view name) {
 
 void ModelWriter::append(std::string_view name, const void* data, std::int64_t bytes) { shard(name).append(name, data, bytes); }
 void ModelWriter::append_late(std::string_view name, std::string_view bytes) { shard(name).append_late(name, bytes); }
+
+void ModelWriter::copy(const HfFolder& from, const TensorView& tensor, const std::function<void(std::int64_t)>& written) {
+  constexpr std::int64_t kPiece = std::int64_t{16} << 20;
+  for (std::int64_t first = 0; first < tensor.bytes; first += kPiece) {
+    const std::int64_t bytes = std::min(kPiece, tensor.bytes - first);
+    append(tensor.name, tensor.data + first, bytes);
+    from.release(tensor, first, bytes);
+    written(bytes);
+  }
+}
 
 std::int64_t ModelWriter::weight_bytes() const noexcept {
   std::int64_t bytes = 0;

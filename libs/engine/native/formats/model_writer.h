@@ -2,13 +2,14 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "formats/safetensors.h"
+#include "formats/hf_folder.h"
 
 namespace engine {
 
@@ -28,6 +29,8 @@ class ModelWriter {
 
   void append(std::string_view name, const void* data, std::int64_t bytes);  // as SafetensorsWriter
   void append_late(std::string_view name, std::string_view bytes);
+  // Copies a whole tensor of `from` in pieces, dropping its pages as it goes; `written(bytes)` after each piece.
+  void copy(const HfFolder& from, const TensorView& tensor, const std::function<void(std::int64_t)>& written);
   // Finishes the shards and writes the index if there is more than one.
   void finish();
 

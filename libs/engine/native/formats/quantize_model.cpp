@@ -44,7 +44,7 @@ class Progress {
   std::int64_t done_ = 0, total_;
 };
 
-void write_quantized(const Exec& ex, const TensorView& weight, bool double_quant, ModelWriter& out, Progress& progress) {
+void write_quantized(const Exec& ex, const HfFolder& model, const TensorView& weight, bool double_quant, ModelWriter& out, Progress& progress) {
   const std::int64_t n = weight.elements(), width = dtype_size(weight.dtype);
   std::vector<float> values(static_cast<std::size_t>(std::min(n, kChunk)));
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(nf4_bytes(std::min(n, kChunk))));
@@ -59,6 +59,7 @@ void write_quantized(const Exec& ex, const TensorView& weight, bool double_quant
       fail(Code::corrupt, weight.name, ": ", error.message());
     }
     out.append(weight.name, codes.data(), nf4_bytes(count));
+    model.release(weight, first * width, count * width);
     progress.add(count * width);
   }
   const auto blocks = static_cast<std::int64_t>(absmax.size());
@@ -112,12 +113,10 @@ QuantizedModel quantize_model(const Exec& ex, const std::filesystem::path& model
   Progress progress(options, model.weight_bytes());
   for (const TensorView* tensor : model.tensors()) {
     if (becomes_nf4(*tensor)) {
-      write_quantized(ex, *tensor, options.double_quant, out, progress);
+      write_quantized(ex, model, *tensor, options.double_quant, out, progress);
     } else {
-      out.append(tensor->name, tensor->data, tensor->bytes);
-      progress.add(tensor->bytes);
+      out.copy(model, *tensor, [&](std::int64_t bytes) { progress.add(bytes); });
     }
-    model.release(*tensor);
   }
   out.finish();
   Json config = model.config();

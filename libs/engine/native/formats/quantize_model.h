@@ -1,6 +1,6 @@
 // quantize_model.h: a 16- or 32-bit model folder to an NF4 one, as bitsandbytes and transformers write it.
 //   The linears of the blocks (model.layers.….…_proj.weight) become NF4; embeddings, norms, biases and lm_head keep their stored type.
-//   Streams: holds a chunk of 16 MiB and one matrix's scales (1/16 of a byte per weight), never a whole matrix.
+//   Streams: holds a chunk of 16 MiB, its codes and one matrix's scales (1/16 of a byte per weight), never a whole matrix.
 #pragma once
 
 #include <cstdint>

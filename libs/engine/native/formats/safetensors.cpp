@@ -101,8 +101,8 @@ const TensorView& SafetensorsFile::at(std::string_view name) const {
   return *tensor;
 }
 
-void SafetensorsFile::release(const TensorView& tensor) const noexcept {
-  file_.release(static_cast<std::size_t>(tensor.offset), static_cast<std::size_t>(tensor.bytes));
+void SafetensorsFile::release(const TensorView& tensor, std::int64_t first, std::int64_t count) const noexcept {
+  file_.release(static_cast<std::size_t>(tensor.offset + first), static_cast<std::size_t>(count));
 }
 
 SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorSpec> specs, Metadata metadata,

@@ -54,8 +54,8 @@ class SafetensorsFile {
   const TensorView* find(std::string_view name) const;   // nullptr when absent
   const TensorView& at(std::string_view name) const;     // throws corrupt when absent
   const MappedFile& file() const noexcept { return file_; }
-  // Drops the tensor's pages from this process after a streaming pass.
-  void release(const TensorView& tensor) const noexcept;
+  // Drops the pages of bytes [first, first + count) of the tensor from this process after a streaming pass.
+  void release(const TensorView& tensor, std::int64_t first, std::int64_t count) const noexcept;
 
  private:
   MappedFile file_;
