@@ -61,6 +61,7 @@ std::optional<Dtype> dtype_from_safetensors(std::string_view name) noexcept {
 }
 
 void to_f32(Dtype from, const void* src, std::int64_t n, float* dst) {
+  if (n == 0) return;  // memcpy refuses null, even for nothing
   switch (from) {
     case Dtype::f32: std::memcpy(dst, src, static_cast<std::size_t>(n) * 4); return;
     case Dtype::bf16: widen<bf16>(src, n, dst); return;
@@ -70,6 +71,7 @@ void to_f32(Dtype from, const void* src, std::int64_t n, float* dst) {
 }
 
 void from_f32(Dtype to, const float* src, std::int64_t n, void* dst) {
+  if (n == 0) return;  // memcpy refuses null, even for nothing
   auto* out = static_cast<unsigned char*>(dst);
   switch (to) {
     case Dtype::f32: std::memcpy(dst, src, static_cast<std::size_t>(n) * 4); return;
