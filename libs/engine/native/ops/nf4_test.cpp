@@ -71,7 +71,7 @@ TEST("every instruction set quantizes and decodes to the same bits, whatever the
         auto expected = poisoned(n - first), decoded = poisoned(n - first);
         dequantize_nf4(packed.data(), view.nf4, first, n - first, expected.data());
         decode_weight(isa, view, first, n - first, decoded.data());
-        CHECK(std::memcmp(expected.data(), decoded.data(), expected.size() * 4) == 0);
+        CHECK(expected.empty() || std::memcmp(expected.data(), decoded.data(), expected.size() * 4) == 0);
       }
     }
   }
