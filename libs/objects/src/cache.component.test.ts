@@ -228,12 +228,15 @@ describe.skipIf(missing !== null)(
 
     test('a caller that gives up leaves nothing behind and does not spoil it for another', async () => {
       const { manifest, contents } = await putModel(store, { a: 4_000 * kilobyte });
+      // The store lingers after each piece, so that the caller surely gives up in the middle.
+      const begun = Promise.withResolvers<void>();
       const slow: ObjectStore = {
         ...store,
         async *readBlob(digest, o) {
           for await (const piece of store.readBlob(digest, o)) {
-            await sleep(20);
             yield piece;
+            begun.resolve();
+            await sleep(20);
           }
         },
       };
@@ -242,7 +245,8 @@ describe.skipIf(missing !== null)(
       const stop = new AbortController();
       const first = cache.materialize(manifest, stop.signal);
       const second = cache.materialize(manifest);
-      setTimeout(() => stop.abort(), 100);
+      await begun.promise;
+      stop.abort();
       await expect(first).rejects.toThrow(/abort/);
       expectLaidOut((await second).dir, contents);
       expect(readdirSync(join(dir, 'incoming'))).toEqual([]);

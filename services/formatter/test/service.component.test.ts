@@ -256,7 +256,7 @@ describe('a version', () => {
     expect(done.result).toMatchObject({
       $case: 'error',
       value: {
-        code: 9,
+        code: 3,
         message: expect.stringContaining(
           '2 of 4 rows cannot be used: MISSING_FIELD in 1 (row 2); BAD_JSON in 1 (row 3)',
         ),
