@@ -1,4 +1,4 @@
-import { concat, type TextTokenizer } from './tokenizer.ts';
+import { copyInto, type TextTokenizer } from './tokenizer.ts';
 
 /**
  * What a run of text is part of. `markup` is the template's own text inside the completion (`</think>`), `eos` the token
@@ -73,18 +73,32 @@ export async function encodeSegments(
   }
 
   let next = 0;
-  return runs.map((list) => {
-    const spans: TokenSpan[] = [];
-    const parts = list.map((run) => (run.special ? (cache.get(run.text) ?? fresh.get(run.text)!) : plainIds[next++]!));
-    let at = 0;
-    parts.forEach((ids, i) => {
-      const kind = list[i]!.kind;
-      const end = at + ids.length;
-      const last = spans.at(-1);
-      if (last !== undefined && last.kind === kind) spans[spans.length - 1] = { kind, start: last.start, end };
-      else if (end > at) spans.push({ kind, start: at, end });
-      at = end;
-    });
-    return { ids: concat(parts), spans };
+  const parts = runs.map((list) =>
+    list.map((run) => (run.special ? (cache.get(run.text) ?? fresh.get(run.text)!) : plainIds[next++]!)),
+  );
+  // One buffer for the batch, as in `pack`.
+  const all = new Uint32Array(parts.flat().reduce((n, ids) => n + ids.length, 0));
+  let begin = 0;
+  return runs.map((list, i) => {
+    const spans = spansOf(list, parts[i]!);
+    const length = spans.at(-1)?.end ?? 0;
+    const ids = all.subarray(begin, begin + length);
+    begin += length;
+    copyInto(ids, parts[i]!);
+    return { ids, spans };
   });
+}
+
+/** The token ranges of runs with these ids. Neighbours of one kind are one span; a run without tokens has none. */
+function spansOf(runs: readonly Segment[], ids: readonly Uint32Array[]): TokenSpan[] {
+  const spans: TokenSpan[] = [];
+  let start = 0;
+  runs.forEach(({ kind }, i) => {
+    const end = start + ids[i]!.length;
+    const last = spans.at(-1);
+    if (last?.kind === kind) spans[spans.length - 1] = { kind, start: last.start, end };
+    else if (end > start) spans.push({ kind, start, end });
+    start = end;
+  });
+  return spans;
 }

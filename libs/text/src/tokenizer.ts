@@ -91,7 +91,7 @@ export async function loadTokenizer(dir: string): Promise<TextTokenizer> {
   const encodePlain = async (texts: readonly string[]): Promise<Uint32Array[]> => {
     if (texts.length === 0) return [];
     const encodings = await native.encodeBatch(texts as string[], { addSpecialTokens: false });
-    return encodings.map((e) => Uint32Array.from(e.getIds()));
+    return pack(encodings.map((e) => e.getIds()));
   };
   const encodeParsed = async (texts: readonly string[]): Promise<Uint32Array[]> => {
     const parts = texts.map(split);
@@ -190,14 +190,30 @@ async function readOuterTokens(
   return { before: Uint32Array.from(before), after: Uint32Array.from(after) };
 }
 
+/** Each list of ids as a view into one buffer: a buffer for each of many short texts costs more than its ids. */
+export function pack(lists: readonly ArrayLike<number>[]): Uint32Array[] {
+  const all = new Uint32Array(lists.reduce((n, list) => n + list.length, 0));
+  let at = 0;
+  return lists.map((list) => {
+    all.set(list, at);
+    at += list.length;
+    return all.subarray(at - list.length, at);
+  });
+}
+
 /** One array of all ids, in order. */
 export function concat(parts: readonly Uint32Array[]): Uint32Array {
   if (parts.length === 1) return parts[0]!;
   const out = new Uint32Array(parts.reduce((n, p) => n + p.length, 0));
+  copyInto(out, parts);
+  return out;
+}
+
+/** Writes all parts, in order, to the beginning of `out`. */
+export function copyInto(out: Uint32Array, parts: readonly Uint32Array[]): void {
   let at = 0;
   for (const part of parts) {
     out.set(part, at);
     at += part.length;
   }
-  return out;
 }

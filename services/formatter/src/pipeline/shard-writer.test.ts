@@ -41,13 +41,13 @@ describe('the shard writer', () => {
     });
   });
 
-  test('begins a new shard before one holds more than two million tokens', async () => {
+  test('begins a new shard before one holds more than half a million tokens', async () => {
     const sink = memorySink();
     const writer = createShardWriter(sink, 'train', AbortSignal.timeout(10_000));
-    for (let i = 0; i < 17; i++) await writer.add(i, rowOf(131_072, i));
+    for (let i = 0; i < 5; i++) await writer.add(i, rowOf(131_072, i));
     await writer.finish();
-    expect(sink.shards.map((s) => s.inputIds.length)).toEqual([2 ** 21, 131_072]);
-    expect(sink.shards[1]!.inputIds[0]).toBe(16);
+    expect(sink.shards.map((s) => s.inputIds.length)).toEqual([2 ** 19, 131_072]);
+    expect(sink.shards[1]!.inputIds[0]).toBe(4);
   });
 
   test('writes nothing for a split without rows', async () => {

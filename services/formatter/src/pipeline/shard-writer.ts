@@ -5,8 +5,8 @@ import { encodeShard } from './shard.ts';
 
 export type ShardSink = Pick<ObjectStore, 'putBlob'>;
 
-/** A shard ends before it would hold more than this: 10 MiB of ids and masks, or 512 KiB of offsets. */
-const maxShardTokens = 2 ** 21;
+/** A shard ends before it would hold more than this: 2.5 MiB of ids and masks, 512 KiB of offsets. A longer row has its own. */
+const maxShardTokens = 2 ** 19;
 const maxShardRows = 2 ** 16;
 
 export type ShardWriter = {
@@ -23,6 +23,7 @@ export function createShardWriter(store: ShardSink, split: string, signal: Abort
   // Grown by doubling and kept from shard to shard.
   let ids = new Uint32Array(2 ** 16);
   let mask = new Uint8Array(2 ** 16);
+  let file: Buffer | undefined;
   let offsets: bigint[] = [0n];
   let indexes: number[] = [];
   let length = 0;
@@ -37,13 +38,18 @@ export function createShardWriter(store: ShardSink, split: string, signal: Abort
     widerMask.set(mask);
     mask = widerMask;
   };
-  const store_ = async (): Promise<void> => {
-    const bytes = encodeShard({
-      inputIds: ids.subarray(0, length),
-      lossMask: mask.subarray(0, length),
-      rowOffsets: BigUint64Array.from(offsets),
-      rowIndex: Uint32Array.from(indexes),
-    });
+  const flush = async (): Promise<void> => {
+    const bytes = encodeShard(
+      {
+        inputIds: ids.subarray(0, length),
+        lossMask: mask.subarray(0, length),
+        rowOffsets: BigUint64Array.from(offsets),
+        rowIndex: Uint32Array.from(indexes),
+      },
+      file,
+    );
+    // The store has taken all bytes before the next shard is written over them.
+    if (file === undefined || bytes.length > file.length) file = bytes;
     const path = `${split}/${String(files.length).padStart(5, '0')}.safetensors`;
     const { digest, sizeBytes } = await store.putBlob(bytes, { signal });
     files.push({ path, digest, sizeBytes });
@@ -55,7 +61,7 @@ export function createShardWriter(store: ShardSink, split: string, signal: Abort
   return {
     async add(index, row) {
       const size = row.ids.length;
-      if (indexes.length > 0 && (length + size > maxShardTokens || indexes.length >= maxShardRows)) await store_();
+      if (indexes.length > 0 && (length + size > maxShardTokens || indexes.length >= maxShardRows)) await flush();
       reserve(length + size);
       ids.set(row.ids, length);
       mask.set(row.mask, length);
@@ -68,7 +74,7 @@ export function createShardWriter(store: ShardSink, split: string, signal: Abort
       totals.maxRowTokens = Math.max(totals.maxRowTokens, size);
     },
     async finish() {
-      if (indexes.length > 0) await store_();
+      if (indexes.length > 0) await flush();
       return { files, split: { paths: files.map((f) => f.path), ...totals } };
     },
   };

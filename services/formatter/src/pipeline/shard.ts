@@ -24,8 +24,11 @@ const layout = [
 
 type TensorName = (typeof layout)[number]['name'];
 
-/** A shard as a safetensors file. Equal shards give equal bytes. */
-export function encodeShard(shard: Shard): Uint8Array {
+/**
+ * A shard as a safetensors file. Equal shards give equal bytes. Writes to `buffer` where it is large enough, and returns a
+ * view of it: a large buffer for each of many shards would scatter the process's memory.
+ */
+export function encodeShard(shard: Shard, buffer?: Buffer): Buffer {
   const data: Record<TensorName, ArrayBufferView & { readonly length: number }> = {
     row_offsets: shard.rowOffsets,
     input_ids: shard.inputIds,
@@ -41,7 +44,8 @@ export function encodeShard(shard: Shard): Uint8Array {
   }
   const json = JSON.stringify(header);
   const headerLength = Math.ceil(json.length / 8) * 8;
-  const file = Buffer.alloc(8 + headerLength + end);
+  const size = 8 + headerLength + end;
+  const file = buffer !== undefined && buffer.length >= size ? buffer.subarray(0, size) : Buffer.allocUnsafeSlow(size);
   file.writeBigUInt64LE(BigInt(headerLength), 0);
   file.write(json.padEnd(headerLength, ' '), 8, 'latin1');
   let at = 8 + headerLength;
