@@ -45,6 +45,11 @@ std::uint64_t xcr0() {
 
 bool bit(std::uint32_t word, int index) { return ((word >> index) & 1u) != 0; }
 
+bool is_intel() {
+  const CpuidRegisters vendor = cpuid(0, 0);
+  return vendor.b == 0x756e6547u && vendor.d == 0x49656e69u && vendor.c == 0x6c65746eu;  // "Genu" "ineI" "ntel"
+}
+
 // Tile registers are 8 KB of state per thread, so Linux (5.16 and later) wants to be asked before a process touches them.
 bool request_tile_permission() {
   constexpr long kArchRequestXcompPermission = 0x1023;
@@ -66,8 +71,9 @@ Isa detect() {
   if (!(zmm_state && f && dq && bw && vl)) return Isa::avx2;
   if (!bit(leaf7_1.a, 5)) return Isa::avx512;
   const bool amx_bf16 = bit(leaf7.d, 22), amx_tile = bit(leaf7.d, 24);
-  if (!(tile_state && amx_bf16 && amx_tile && request_tile_permission())) return Isa::avx512_bf16;
-  return Isa::amx;
+  if (tile_state && amx_bf16 && amx_tile && request_tile_permission()) return Isa::amx;
+  // Intel's cores start a bf16 dot product every third cycle (Sapphire Rapids, measured): two fp32 multiply-adds a cycle are faster.
+  return is_intel() ? Isa::avx512 : Isa::avx512_bf16;
 }
 #else
 Isa detect() { return Isa::scalar; }

@@ -17,7 +17,7 @@ enum class Isa : std::uint8_t { scalar, avx2, avx512, avx512_bf16, amx };
 
 std::string_view isa_name(Isa isa) noexcept;
 
-// The best set that both CPU and operating system offer (cpuid and XCR0). The first call asks Linux for the AMX tile state.
+// The best set that both CPU and operating system offer (cpuid and XCR0); avx512_bf16 only where it is the faster choice. The first call asks Linux for the AMX tile state.
 Isa detected_isa();
 
 // detected_isa(), lowered to MEDMESH_ENGINE_ISA (scalar, avx2, avx512, avx512_bf16, amx) when that is set. Throws invalid for another word.

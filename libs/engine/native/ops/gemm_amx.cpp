@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "ops/gemm_bf16_simd.h"
+#include "ops/stored_pairs_simd.h"
 
 namespace engine {
 namespace {
@@ -26,6 +27,17 @@ void pack_b(const float* source, std::int64_t stride, std::int64_t depth_stride,
     for (int half = 0; half < 2; ++half) {
       __m512i words[16];
       load_pairs_by_depth(source + 16 * half * stride + d * depth_stride, stride, depth_stride, count - 16 * half, depth - d, words);
+      auto* out = static_cast<std::uint8_t*>(panel) + d / kStep * kStepBytes + half * kHalfBytes;
+      for (int p = 0; p < 16; ++p) _mm512_storeu_si512(out + 64 * p, words[p]);
+    }
+}
+
+// The same panel of b from a stored weight.
+void pack_stored(const Matrix& w, bool transposed, std::int64_t first, int count, std::int64_t at, std::int64_t depth, void* panel) {
+  for (std::int64_t d = 0; d < depth; d += kStep)
+    for (int half = 0; half < 2; ++half) {
+      __m512i words[16];
+      stored_pairs_by_depth(w, transposed, first + 16 * half, count - 16 * half, at + d, depth - d, words);
       auto* out = static_cast<std::uint8_t*>(panel) + d / kStep * kStepBytes + half * kHalfBytes;
       for (int p = 0; p < 16; ++p) _mm512_storeu_si512(out + 64 * p, words[p]);
     }
@@ -92,6 +104,6 @@ void tile(std::int64_t depth, const void* a, const void* b, float* c, std::int64
 
 }  // namespace
 
-const GemmKernel gemm_kernel_amx = {kTileRows, kTileCols, kTileRows, kStep, 2, 1024, pack_a, pack_b, tile};
+const GemmKernel gemm_kernel_amx = {kTileRows, kTileCols, kTileRows, kStep, 2, 1024, pack_a, pack_b, pack_stored, tile};
 
 }  // namespace engine

@@ -2,6 +2,6 @@
 
 namespace engine {
 
-const GemmKernel gemm_kernel_avx512 = {kTileRows, kTileCols, kLeftWidth, 1, 4, 256, pack_fp32<kLeftWidth>, pack_fp32<kTileCols>, fma_tile};
+const GemmKernel gemm_kernel_avx512 = {kTileRows, kTileCols, kLeftWidth, 1, 4, 256, pack_fp32<kLeftWidth>, pack_fp32<kTileCols>, nullptr, fma_tile};
 
 }  // namespace engine

@@ -61,6 +61,6 @@ void tile(std::int64_t depth, const void* a, const void* b, float* c, std::int64
 
 }  // namespace
 
-const GemmKernel gemm_kernel_avx512bf16 = {kTileRows, kTileCols, kLeftWidth, 2, 2, 512, pack<kLeftWidth>, pack<kTileCols>, tile};
+const GemmKernel gemm_kernel_avx512bf16 = {kTileRows, kTileCols, kLeftWidth, 2, 2, 512, pack<kLeftWidth>, pack<kTileCols>, nullptr, tile};
 
 }  // namespace engine

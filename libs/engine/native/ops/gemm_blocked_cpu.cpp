@@ -26,6 +26,12 @@ bool needs_decoding(const RightOperand& b) {
   return b.weight != nullptr && (b.weight->dtype != Dtype::f32 || reinterpret_cast<std::uintptr_t>(b.weight->data) % alignof(float) != 0);
 }
 
+// Weights that the kernel can pack from their codes.
+bool packs_stored(const GemmKernel& kernel, const RightOperand& b) {
+  if (kernel.pack_stored == nullptr || b.weight == nullptr) return false;
+  return b.weight->dtype == Dtype::bf16 || (b.weight->dtype == Dtype::nf4 && b.weight->cols % 64 == 0);
+}
+
 struct Blocking {
   std::int64_t row_panels, col_panels;       // of the whole chunk
   std::int64_t panels_per_part, col_parts;   // columns are dealt out in groups of panels
@@ -55,11 +61,17 @@ class RightPanels {
 
   static std::int64_t bytes(const GemmKernel& kernel, const RightOperand& b, std::int64_t max_cols, std::int64_t max_depth) {
     return aligned(ceil_div(max_cols, kernel.cols) * kernel.padded(max_depth) * kernel.cols * kernel.element_bytes) +
-           (needs_decoding(b) ? aligned(max_cols * max_depth * 4) : 0);
+           (needs_decoding(b) && !packs_stored(kernel, b) ? aligned(max_cols * max_depth * 4) : 0);
   }
 
   // Packs columns [first, first + cols) at depths [at, at + depth). A stored weight is decoded here, once for all its panels.
   void pack(std::int64_t first, std::int64_t cols, std::int64_t at, std::int64_t depth) {
+    if (packs_stored(kernel_, b_)) {
+      for (std::int64_t col = 0; col < cols; col += kernel_.cols)
+        kernel_.pack_stored(*b_.weight, b_.transposed, first + col, static_cast<int>(std::min<std::int64_t>(kernel_.cols, cols - col)), at, depth,
+                            panels_ + col / kernel_.cols * panel_bytes_);
+      return;
+    }
     const Operand source = read(first, cols, at, depth);
     for (std::int64_t col = 0; col < cols; col += kernel_.cols)
       kernel_.pack_b(source.data + col * source.row_stride, source.row_stride, source.col_stride,

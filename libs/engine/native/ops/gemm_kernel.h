@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/exec.h"
+#include "ops/matrix.h"
 
 namespace engine {
 
@@ -21,6 +22,11 @@ struct GemmKernel {
   // round: to bf16, for a kernel whose panels hold fp32 (bf16 panels are always rounded; they take subnormals for 0).
   using Pack = void (*)(const float* source, std::int64_t stride, std::int64_t depth_stride, int count, std::int64_t depth, bool round, void* panel);
   Pack pack_a, pack_b;
+
+  // Packs columns of a stored weight straight from its codes: null, or for bf16 and for nf4 whose rows are whole blocks of 64.
+  //   panel(i, d) = w[first + i, at + d], or w[at + d, first + i] when transposed; i < count, d < depth. What runs along w's rows (at,
+  //   or first when transposed) is a multiple of 32.
+  void (*pack_stored)(const Matrix& w, bool transposed, std::int64_t first, int count, std::int64_t at, std::int64_t depth, void* panel);
 
   // c ← alpha · product (+ c when accumulate) (+ bias[col] when not null), for the tile's first rows and cols.
   void (*tile)(std::int64_t depth, const void* a, const void* b, float* c, std::int64_t stride, int rows, int cols, float alpha, const float* bias,

@@ -38,7 +38,7 @@ void linear_vector(const Exec& ex, ConstRows x, const Matrix& w, const float* bi
 
   const auto* bytes = static_cast<const std::uint8_t*>(w.data);
   ex.pool.for_ranges(w.rows, kGrainBytes / (row_bytes(w) + 1) + 1, [&](std::int64_t first, std::int64_t last) {
-    // 8,960 inputs need 560 bytes of scales or 35 KiB of decoded weights; for_ranges' parts share no worker, so the stack holds pieces.
+    // A row goes by in pieces, so that its scales or decoded weights fit the stack.
     constexpr std::int64_t kPiece = 1024;
     float scales[kPiece / kNf4Block], decoded[kPiece];
     for (std::int64_t n = first; n < last; ++n) {

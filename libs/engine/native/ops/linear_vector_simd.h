@@ -41,7 +41,7 @@ void nf4_dots(const float* x, std::int64_t stride, const std::uint8_t* packed, c
   const Vec codes = load(reinterpret_cast<const float*>(&kNf4));
   for (std::int64_t block = 0; block < blocks; ++block) {
     Vec table = codes * broadcast(scales[block]);
-    if (round) table = round_bf16(table);
+    if (round) table = round_finite_bf16(table);
     const auto* bytes = reinterpret_cast<const __m128i*>(packed + 32 * block);
     // A permute reads the low 4 bits of each index: the second code of a byte as it is, the first after a shift.
     const __m512i a = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes)), b = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes + 1));
@@ -102,7 +102,7 @@ void nf4_dots(const float* x, std::int64_t stride, const std::uint8_t* packed, c
   for (std::int64_t block = 0; block < blocks; ++block) {
     const Vec scale = broadcast(scales[block]);
     Vec low = load(codes) * scale, high = load(codes + 8) * scale;
-    if (round) low = round_bf16(low), high = round_bf16(high);
+    if (round) low = round_finite_bf16(low), high = round_finite_bf16(high);
     for (int eight = 0; eight < 4; ++eight) {  // 8 bytes: 8 even and 8 odd values
       const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + 32 * block + 8 * eight)));
       const Vec even = code_values(_mm256_srli_epi32(bytes, 4), low, high), odd = code_values(bytes, low, high);
