@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/code_tables.h"
 #include "ops/decode.h"
 
 namespace engine {
@@ -30,6 +31,21 @@ bool needs_decoding(const RightOperand& b) {
 bool packs_stored(const GemmKernel& kernel, const RightOperand& b) {
   if (kernel.pack_stored == nullptr || b.weight == nullptr) return false;
   return b.weight->dtype == Dtype::bf16 || (b.weight->dtype == Dtype::nf4 && b.weight->cols % 64 == 0);
+}
+
+// Asks for the stored bytes, and nf4's scales, of `count` values from element `first` on. A panel takes a short piece of every row, which
+// the CPU cannot see coming.
+void prefetch_weight(const Matrix& w, std::int64_t first, std::int64_t count) {
+  const auto* data = static_cast<const char*>(w.data);
+  const bool nf4 = w.dtype == Dtype::nf4;
+  const std::int64_t begin = nf4 ? first / 2 : first * dtype_size(w.dtype), end = nf4 ? (first + count) / 2 : (first + count) * dtype_size(w.dtype);
+  for (std::int64_t at = begin; at < end; at += kCacheLine) __builtin_prefetch(data + at);
+  if (!nf4) return;
+  const std::int64_t block = first / kNf4Block;
+  if (w.nf4.absmax != nullptr)
+    __builtin_prefetch(w.nf4.absmax + block);
+  else
+    __builtin_prefetch(w.nf4.codes + block);
 }
 
 struct Blocking {
@@ -67,9 +83,13 @@ class RightPanels {
   // Packs columns [first, first + cols) at depths [at, at + depth). A stored weight is decoded here, once for all its panels.
   void pack(std::int64_t first, std::int64_t cols, std::int64_t at, std::int64_t depth) {
     if (packs_stored(kernel_, b_)) {
-      for (std::int64_t col = 0; col < cols; col += kernel_.cols)
-        kernel_.pack_stored(*b_.weight, b_.transposed, first + col, static_cast<int>(std::min<std::int64_t>(kernel_.cols, cols - col)), at, depth,
+      const Matrix& w = *b_.weight;
+      for (std::int64_t col = 0; col < cols; col += kernel_.cols) {
+        if (!b_.transposed)  // the next panel's rows
+          for (std::int64_t i = col + kernel_.cols; i < std::min(col + 2 * kernel_.cols, cols); ++i) prefetch_weight(w, (first + i) * w.cols + at, depth);
+        kernel_.pack_stored(w, b_.transposed, first + col, static_cast<int>(std::min<std::int64_t>(kernel_.cols, cols - col)), at, depth,
                             panels_ + col / kernel_.cols * panel_bytes_);
+      }
       return;
     }
     const Operand source = read(first, cols, at, depth);
@@ -81,6 +101,8 @@ class RightPanels {
   const void* panel(std::int64_t i) const { return panels_ + i * panel_bytes_; }
 
  private:
+  static constexpr std::int64_t kAhead = 8;  // rows between asking for one and decoding it
+
   Operand read(std::int64_t first, std::int64_t cols, std::int64_t at, std::int64_t depth) const {
     if (b_.weight == nullptr)
       return {b_.values.data + first * b_.values.row_stride + at * b_.values.col_stride, b_.values.row_stride, b_.values.col_stride};
@@ -90,10 +112,16 @@ class RightPanels {
       return b_.transposed ? Operand{data + at * w.cols + first, 1, w.cols} : Operand{data + first * w.cols + at, w.cols, 1};
     }
     if (b_.transposed) {
-      for (std::int64_t d = 0; d < depth; ++d) decode_weight(ex_.isa, w, (at + d) * w.cols + first, cols, decoded_ + d * cols);
+      for (std::int64_t d = 0; d < depth; ++d) {
+        if (d + kAhead < depth) prefetch_weight(w, (at + d + kAhead) * w.cols + first, cols);
+        decode_weight(ex_.isa, w, (at + d) * w.cols + first, cols, decoded_ + d * cols);
+      }
       return {decoded_, 1, cols};
     }
-    for (std::int64_t i = 0; i < cols; ++i) decode_weight(ex_.isa, w, (first + i) * w.cols + at, depth, decoded_ + i * depth);
+    for (std::int64_t i = 0; i < cols; ++i) {
+      if (i + kAhead < cols) prefetch_weight(w, (first + i + kAhead) * w.cols + at, depth);
+      decode_weight(ex_.isa, w, (first + i) * w.cols + at, depth, decoded_ + i * depth);
+    }
     return {decoded_, depth, 1};
   }
 
