@@ -61,7 +61,9 @@ void block8(const AdamWConstants& c, float* p, const float* g, std::uint8_t* m_c
   *v_absmax = v_largest;
 }
 
-AdamWConstants constants(const AdamW& adamw) {
+}  // namespace
+
+AdamWConstants adamw_constants(const AdamW& adamw) {
   require(adamw.step >= 1, "adamw step is ", adamw.step, "; the first is 1");
   const double c1 = 1.0 - std::pow(double{adamw.beta1}, static_cast<double>(adamw.step));
   const double c2 = std::sqrt(1.0 - std::pow(double{adamw.beta2}, static_cast<double>(adamw.step)));
@@ -76,19 +78,17 @@ AdamWConstants constants(const AdamW& adamw) {
           adamw.grad_scale};
 }
 
-}  // namespace
-
 const AdamWRows adamw_rows_scalar = {f32, block8};
 
 void adamw_f32(const Exec& ex, const AdamW& adamw, float* p, const float* g, float* m, float* v, std::int64_t n) {
-  const AdamWConstants c = constants(adamw);
+  const AdamWConstants c = adamw_constants(adamw);
   const AdamWRows& rows = ENGINE_ROWS(ex.isa, adamw_rows);
   ex.pool.for_ranges(n, 16384, [&](std::int64_t first, std::int64_t last) { rows.f32(c, p + first, g + first, m + first, v + first, last - first); });
 }
 
 void adamw_8bit(const Exec& ex, const AdamW& adamw, float* p, const float* g, std::uint8_t* m_codes, std::uint8_t* v_codes, float* m_absmax,
                 float* v_absmax, std::int64_t n) {
-  const AdamWConstants c = constants(adamw);
+  const AdamWConstants c = adamw_constants(adamw);
   const AdamWRows& rows = ENGINE_ROWS(ex.isa, adamw_rows);
   ex.pool.for_ranges(dynamic_blocks(n), 16, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t block = first; block < last; ++block) {

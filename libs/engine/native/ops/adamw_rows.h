@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "ops/adamw.h"
+
 namespace engine {
 
 // What one step needs, computed once in fp64 and rounded.
@@ -14,6 +16,9 @@ struct AdamWConstants {
   bool decay_before;
   float grad_scale;
 };
+
+// Throws invalid for a step below 1.
+AdamWConstants adamw_constants(const AdamW& adamw);
 
 struct AdamWRows {
   void (*f32)(const AdamWConstants& c, float* p, const float* g, float* m, float* v, std::int64_t n);
