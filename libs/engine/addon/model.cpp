@@ -3,18 +3,20 @@
 #include "arguments.h"
 #include "context.h"
 #include "convert.h"
-#include "core/cpu_info.h"
 #include "model_handle.h"
 #include "model/lora.h"
+#include "train/backend.h"
 
 namespace engine::addon {
 namespace {
 
 using AdapterHandle = TypedHandle<const LoraAdapter>;
 
-void check_device(const std::string& device) {
-  require(Code::unsupported, device == "auto" || device == "cpu" || device == "cpu:0", "the device is \"", device.substr(0, 40),
-          "\"; this build has cpu only (listDevices names what there is)");
+// Throws unsupported for a GPU that is not there: better now than after the base was read.
+DeviceChoice read_device(Napi::Value value) {
+  const DeviceChoice device = parse_device(read_string(value, "device"));
+  if (device.kind == DeviceKind::cuda) require_cuda_device(device.index);
+  return device;
 }
 
 // score and logits differ only in the method.
@@ -55,15 +57,17 @@ Napi::Value to_js(Napi::Env env, const ModelInfo& info) {
 
 Napi::Value list_devices(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  auto device = Napi::Object::New(env);
-  device.Set("kind", "cpu");
-  device.Set("index", 0);
-  device.Set("name", to_js(env, cpu_name()));
-  device.Set("isa", to_js(env, std::string(isa_name(usable_isa()))));
-  device.Set("threads", to_js(env, std::int64_t{available_threads()}));
-  device.Set("memoryBytes", to_js(env, available_memory_bytes()));
-  auto devices = Napi::Array::New(env, 1);
-  devices.Set(0u, device);
+  auto devices = Napi::Array::New(env);
+  for (const DeviceInfo& found : engine::list_devices()) {
+    auto device = Napi::Object::New(env);
+    device.Set("kind", to_js(env, std::string(device_kind_name(found.kind))));
+    device.Set("index", to_js(env, std::int64_t{found.index}));
+    device.Set("name", to_js(env, found.name));
+    device.Set("isa", to_js(env, found.isa));
+    device.Set("threads", to_js(env, found.threads));
+    device.Set("memoryBytes", to_js(env, found.memory_bytes));
+    devices.Set(devices.Length(), device);
+  }
   return devices;
 }
 
@@ -77,14 +81,14 @@ Napi::Value load_model(const Napi::CallbackInfo& info) {
   options.quantize = quantize == "nf4" ? QuantizeOnLoad::nf4 : QuantizeOnLoad::none;
   options.compute = compute == "f32" ? Compute::f32 : Compute::bf16;
   options.threads = static_cast<int>(read_integer(info[3], "threads", 0, 1024));
-  check_device(read_string(info[4], "device"));
+  const DeviceChoice device = read_device(info[4]);
   return promise_of(
       info.Env(), on_own_thread(info.Env()), [dir, options] { return std::make_shared<Model>(dir, options); },
-      [](Napi::Env env, std::shared_ptr<Model>& model) -> Napi::Value {
+      [device](Napi::Env env, std::shared_ptr<Model>& model) -> Napi::Value {
         auto object = Napi::Object::New(env);
         object.Set("info", to_js(env, model->info()));
         object.Set("residentBytes", to_js(env, model->resident_bytes()));
-        object.Set("handle", wrap_handle(env, std::make_shared<ModelHandle>("model", Context::of(env).threads(), std::move(model))));
+        object.Set("handle", wrap_handle(env, std::make_shared<ModelHandle>("model", Context::of(env).threads(), std::move(model), device)));
         return object;
       });
 }

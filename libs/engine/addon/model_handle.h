@@ -1,6 +1,7 @@
 // model_handle.h: a loaded model and, once something was generated with it, the engine thread that generates.
 #pragma once
 
+#include "core/device.h"
 #include "handles.h"
 #include "infer/generator.h"
 #include "model/model.h"
@@ -9,7 +10,10 @@ namespace engine::addon {
 
 class ModelHandle : public TypedHandle<Model> {
  public:
-  using TypedHandle<Model>::TypedHandle;
+  ModelHandle(std::string what, const std::shared_ptr<Threads>& threads, std::shared_ptr<Model> object, const DeviceChoice& device)
+      : TypedHandle<Model>(std::move(what), threads, std::move(object)), device_(device) {}
+
+  const DeviceChoice& device() const noexcept { return device_; }  // where its trainers run
 
   // Made on first use: a cache for a model that only trains would be waste.
   static const std::shared_ptr<Generator>& generator_of(Napi::Env env, const std::shared_ptr<ModelHandle>& self);
@@ -19,6 +23,7 @@ class ModelHandle : public TypedHandle<Model> {
   std::shared_ptr<const void> take() override;
 
  private:
+  DeviceChoice device_;
   std::shared_ptr<Generator> generator_;
 };
 

@@ -4,13 +4,15 @@
 #include "context.h"
 #include "convert.h"
 #include "handles.h"
-#include "train/trainer.h"
+#include "model_handle.h"
+#include "train/backend.h"
 
 namespace engine::addon {
 namespace {
 
-using TrainerHandle = TypedHandle<Trainer>;
+using TrainerHandle = TypedHandle<AnyTrainer>;
 constexpr std::int64_t kManySteps = std::int64_t{1} << 40;
+constexpr std::int64_t kLargestMemory = std::int64_t{1} << 50;
 
 // A micro-batch of our own: JavaScript may change its arrays while we compute.
 struct OwnedMicroBatch {
@@ -80,7 +82,26 @@ TrainerOptions read_options(Napi::Value value) {
   options.seed = static_cast<std::uint64_t>(read_integer(object.Get("seed"), "seed", 0, (std::int64_t{1} << 53) - 1));
   options.gradient_checkpointing = read_boolean(object.Get("gradientCheckpointing"), "gradientCheckpointing");
   options.neftune_alpha = read_number(object.Get("neftuneAlpha"), "neftuneAlpha");
+  options.memory_budget = read_integer(object.Get("memoryBudget"), "memoryBudget", 0, kLargestMemory);
+  options.micro_batch_tokens = read_integer(object.Get("microBatchTokens"), "microBatchTokens", 0, INT32_MAX);
   return options;
+}
+
+Napi::Value to_js(Napi::Env env, const std::optional<TrainingPlan>& plan) {
+  if (!plan) return env.Null();
+  auto object = Napi::Object::New(env);
+  object.Set("budgetBytes", addon::to_js(env, plan->budget_bytes));
+  object.Set("deviceBytes", addon::to_js(env, plan->device_bytes));
+  object.Set("pinnedBytes", addon::to_js(env, plan->pinned_bytes));
+  object.Set("tokens", addon::to_js(env, plan->tokens));
+  object.Set("keptLayers", addon::to_js(env, plan->kept_layers));
+  object.Set("partlyKeptLayers", addon::to_js(env, plan->partly_kept_layers));
+  object.Set("recomputedLayers", addon::to_js(env, plan->recomputed_layers));
+  object.Set("offloadedLayers", addon::to_js(env, plan->offloaded_layers));
+  object.Set("decodedLayers", addon::to_js(env, plan->decoded_layers));
+  object.Set("embeddingOnDevice", addon::to_js(env, plan->embedding_on_device));
+  object.Set("table", addon::to_js(env, plan->table));
+  return object;
 }
 
 // Trainer work that answers with nothing.
@@ -98,11 +119,12 @@ Napi::Value run_void(const Napi::CallbackInfo& info, const std::shared_ptr<Train
 }  // namespace
 
 Napi::Value create_trainer(const Napi::CallbackInfo& info) {
-  const auto model = handle_of<Model>(info[0], "model");
+  const auto model = model_of(info[0]);
   const TrainerOptions options = read_options(info[1]);
   return promise_of(
-      info.Env(), on_own_thread(info.Env()), [object = model->object(), options] { return std::make_shared<Trainer>(object, options); },
-      [model](Napi::Env env, std::shared_ptr<Trainer>& trainer) -> Napi::Value {
+      info.Env(), on_own_thread(info.Env()),
+      [object = model->object(), device = model->device(), options] { return std::shared_ptr<AnyTrainer>(create_trainer(object, device, options)); },
+      [model](Napi::Env env, std::shared_ptr<AnyTrainer>& trainer) -> Napi::Value {
         require(!model->closed(), "the model was closed while the trainer was made");
         auto object = Napi::Object::New(env);
         object.Set("trainableParameterCount", to_js(env, trainer->trainable_parameter_count()));
@@ -114,16 +136,18 @@ Napi::Value create_trainer(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value train_step(const Napi::CallbackInfo& info) {
-  const auto trainer = handle_of<Trainer>(info[0], "trainer");
+  const auto trainer = handle_of<AnyTrainer>(info[0], "trainer");
   auto micros = read_micros(info[1]);
   const auto flag = cancel_flag(info[2], {trainer.get()});
   return promise_of(
       info.Env(), on_strand(trainer->strand()),
       [object = trainer->object(), micros = std::move(micros), flag] {
         check_cancelled(flag.get());
-        return object->train_step(views(micros), flag.get());
+        StepResult result = object->train_step(views(micros), flag.get());
+        return std::pair(result, object->plan());
       },
-      [](Napi::Env env, StepResult& result) -> Napi::Value {
+      [](Napi::Env env, std::pair<StepResult, std::optional<TrainingPlan>>& done) -> Napi::Value {
+        const auto& [result, plan] = done;
         auto step = Napi::Object::New(env);
         step.Set("step", to_js(env, result.step));
         step.Set("loss", to_js(env, result.loss));
@@ -134,12 +158,13 @@ Napi::Value train_step(const Napi::CallbackInfo& info) {
         step.Set("skipped", to_js(env, result.skipped));
         step.Set("durationMs", to_js(env, result.duration_ms));
         step.Set("peakBytes", to_js(env, result.peak_bytes));
+        step.Set("plan", to_js(env, plan));
         return step;
       });
 }
 
 Napi::Value evaluate(const Napi::CallbackInfo& info) {
-  const auto trainer = handle_of<Trainer>(info[0], "trainer");
+  const auto trainer = handle_of<AnyTrainer>(info[0], "trainer");
   auto micros = read_micros(info[1]);
   const auto flag = cancel_flag(info[2], {trainer.get()});
   return promise_of(
@@ -157,17 +182,17 @@ Napi::Value evaluate(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value save_adapter(const Napi::CallbackInfo& info) {
-  const auto trainer = handle_of<Trainer>(info[0], "trainer");
-  return run_void(info, trainer, [dir = read_path(info[1], "dir"), base = read_string(info[2], "baseModelName")](Trainer& t) { t.save(dir, base); });
+  const auto trainer = handle_of<AnyTrainer>(info[0], "trainer");
+  return run_void(info, trainer, [dir = read_path(info[1], "dir"), base = read_string(info[2], "baseModelName")](AnyTrainer& t) { t.save(dir, base); });
 }
 
 Napi::Value save_checkpoint(const Napi::CallbackInfo& info) {
-  const auto trainer = handle_of<Trainer>(info[0], "trainer");
-  return run_void(info, trainer, [dir = read_path(info[1], "dir")](Trainer& t) { t.save_checkpoint(dir); });
+  const auto trainer = handle_of<AnyTrainer>(info[0], "trainer");
+  return run_void(info, trainer, [dir = read_path(info[1], "dir")](AnyTrainer& t) { t.save_checkpoint(dir); });
 }
 
 Napi::Value restore_checkpoint(const Napi::CallbackInfo& info) {
-  const auto trainer = handle_of<Trainer>(info[0], "trainer");
+  const auto trainer = handle_of<AnyTrainer>(info[0], "trainer");
   return promise_of(
       info.Env(), on_strand(trainer->strand()),
       [object = trainer->object(), dir = read_path(info[1], "dir")] {
@@ -178,8 +203,8 @@ Napi::Value restore_checkpoint(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value save_gradients(const Napi::CallbackInfo& info) {
-  const auto trainer = handle_of<Trainer>(info[0], "trainer");
-  return run_void(info, trainer, [path = read_path(info[1], "path")](Trainer& t) { t.save_gradients(path); });
+  const auto trainer = handle_of<AnyTrainer>(info[0], "trainer");
+  return run_void(info, trainer, [path = read_path(info[1], "path")](AnyTrainer& t) { t.save_gradients(path); });
 }
 
 }  // namespace engine::addon

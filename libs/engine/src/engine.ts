@@ -54,6 +54,8 @@ async function createTrainer(model: ModelHandle, o: TrainerOptions): Promise<Tra
       seed: o.seed,
       gradientCheckpointing: o.gradientCheckpointing ?? true,
       neftuneAlpha: o.neftuneAlpha ?? 0,
+      memoryBudget: o.memoryBudget === undefined || o.memoryBudget === 'auto' ? 0 : o.memoryBudget,
+      microBatchTokens: o.microBatchTokens ?? 0,
     }),
   );
   return trainerOf(handle, trainableParameterCount);

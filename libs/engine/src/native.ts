@@ -35,6 +35,8 @@ export type NativeTrainerOptions = {
   seed: number;
   gradientCheckpointing: boolean;
   neftuneAlpha: number;
+  memoryBudget: number;
+  microBatchTokens: number;
 };
 
 export type NativeSampling = {

@@ -139,6 +139,28 @@ export type TrainerOptions = {
   gradientCheckpointing?: boolean;
   /** NEFTune's noise on the embeddings; 0, the default, is off. */
   neftuneAlpha?: number;
+  /** GPUs only: bytes of device memory the whole run may take, weights included. `auto`, the default: what is free. Too little is `oom` at once. */
+  memoryBudget?: 'auto' | number;
+  /** GPUs only: the longest micro-batch to come, so that memory is planned before the first step. Without it memory is planned as they come. */
+  microBatchTokens?: number;
+};
+
+/** How a GPU's memory is spent, decided before any of it is taken. `deviceBytes` is exact. */
+export type TrainingPlan = {
+  budgetBytes: number;
+  deviceBytes: number;
+  pinnedBytes: number;
+  /** Of the longest micro-batch planned for. */
+  tokens: number;
+  keptLayers: number;
+  partlyKeptLayers: number;
+  recomputedLayers: number;
+  offloadedLayers: number;
+  /** Layers whose weights are kept decoded, as bf16. */
+  decodedLayers: number;
+  embeddingOnDevice: boolean;
+  /** Every part with its bytes, for people. */
+  table: string;
 };
 
 /**
@@ -161,6 +183,8 @@ export type StepResult = {
   skipped: boolean;
   durationMs: number;
   peakBytes: number;
+  /** Null on a CPU. */
+  plan: TrainingPlan | null;
 };
 
 /** One call is one optimizer step; the loop is the caller's. Calls on one trainer run in their order. */

@@ -77,7 +77,7 @@ Json describe_run(const ModelSpec& spec, Compute compute, const TrainerOptions& 
           {"rng", {{"kind", "philox4x32-10"}, {"seed", options.seed}}}};
 }
 
-void write_checkpoint(const std::filesystem::path& dir, const CheckpointState& state, const Optimizer& optimizer, const LoraAdapter* adapter,
+void write_checkpoint(const std::filesystem::path& dir, const CheckpointState& state, const std::vector<NamedTensor>& optimizer, const LoraAdapter* adapter,
                       const FullParameters* full) {
   if (adapter != nullptr) {
     adapter->write(dir, "");
@@ -86,7 +86,7 @@ void write_checkpoint(const std::filesystem::path& dir, const CheckpointState& s
     for (const auto& entry : full->entries()) tensors.push_back({{entry.parameter.name, Dtype::f32, entry.parameter.shape}, full->data() + entry.offset});
     write_safetensors(dir / kParametersFile, tensors, {});
   }
-  write_safetensors(dir / kOptimizerFile, optimizer.state(), {});
+  write_safetensors(dir / kOptimizerFile, optimizer, {});
   const Json json = {{"version", kVersion}, {"step", state.step}, {"optimizer_updates", state.updates}, {"run", state.run}};
   write_file(dir / kStateFile, json.dump(2) + "\n");
 }

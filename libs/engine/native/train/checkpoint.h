@@ -30,8 +30,8 @@ struct CheckpointState {
 // What must be the same for a continuation to mean anything: the model's shape, the method, optimizer, schedule, seed and precision.
 Json describe_run(const ModelSpec& spec, Compute compute, const TrainerOptions& options);
 
-// Into an existing (staged) folder. One of adapter and full is not null.
-void write_checkpoint(const std::filesystem::path& dir, const CheckpointState& state, const Optimizer& optimizer, const LoraAdapter* adapter,
+// Into an existing (staged) folder. `optimizer` as Optimizer::state() gives it. One of adapter and full is not null.
+void write_checkpoint(const std::filesystem::path& dir, const CheckpointState& state, const std::vector<NamedTensor>& optimizer, const LoraAdapter* adapter,
                       const FullParameters* full);
 
 // Throws io or corrupt for files that are no checkpoint, invalid naming the first setting that differs from `run`.

@@ -10,6 +10,7 @@
 
 #include "core/exec.h"
 #include "formats/safetensors.h"
+#include "ops/adamw.h"
 
 namespace engine {
 
@@ -30,6 +31,22 @@ struct TrainableTensor {
   bool embedding = false;
 };
 
+// Consecutive tensors that one call can update: neighbours without a gap, with the same decay and the same kind of state. With 8-bit state the join
+// falls on a block's edge.
+struct OptimizerRun {
+  std::string name;  // of its first tensor
+  std::int64_t offset = 0, size = 0;
+  bool decay = true, eight_bit = false;
+};
+// Checks the options as Optimizer's constructor does. `tensors` ascending by offset.
+std::vector<OptimizerRun> optimizer_runs(const OptimizerOptions& options, const std::vector<TrainableTensor>& tensors);
+// The tensors of one run's state, by name, without data. 8-bit: "<run>.m_codes", ".v_codes", ".m_absmax", ".v_absmax"; fp32: ".m", ".v".
+std::vector<TensorSpec> optimizer_state_specs(const OptimizerRun& run);
+// Throws corrupt when the file's tensors are not exactly these.
+void check_optimizer_state(const SafetensorsFile& file, const std::vector<TensorSpec>& wanted);
+// Update `step` (from 1) of a run, with gradients scaled by grad_scale.
+AdamW adamw_of(const OptimizerOptions& options, const OptimizerRun& run, double learning_rate, std::int64_t step, float grad_scale);
+
 class Optimizer {
  public:
   // `tensors` ascending by offset. Throws invalid for betas outside [0, 1), an epsilon that is not positive, a negative decay.
@@ -47,12 +64,7 @@ class Optimizer {
   void restore(const SafetensorsFile& file, std::int64_t updates);
 
  private:
-  // Consecutive tensors that one call can update: neighbours without a gap, with the same decay and the same kind of state. With 8-bit state the
-  // join must fall on a block's edge.
-  struct Run {
-    std::string name;  // of its first tensor
-    std::int64_t offset = 0, size = 0;
-    bool decay = true, eight_bit = false;
+  struct Run : OptimizerRun {
     std::vector<float> m, v;                       // fp32 state
     std::vector<std::uint8_t> m_codes, v_codes;    // 8-bit state
     std::vector<float> m_absmax, v_absmax;

@@ -1,0 +1,88 @@
+#include "train/backend.h"
+
+#include <dlfcn.h>
+
+#include <array>
+#include <cstdlib>
+
+#include "core/cpu_info.h"
+#include "core/error.h"
+#include "train/trainer.h"
+
+#ifndef ENGINE_ABI_DIGEST
+#define ENGINE_ABI_DIGEST "dev"
+#endif
+
+namespace engine {
+namespace {
+
+constexpr const char* kLibraryVariable = "MEDMESH_ENGINE_CUDA_LIBRARY";
+constexpr const char* kLibraryName = "libengine_cuda.so";
+
+// The file this code was loaded from.
+std::filesystem::path own_file() {
+  Dl_info info{};
+  if (dladdr(reinterpret_cast<const void*>(&own_file), &info) == 0 || info.dli_fname == nullptr) return {};
+  return info.dli_fname;
+}
+
+std::filesystem::path library_path() {
+  if (const char* named = std::getenv(kLibraryVariable); named != nullptr && *named != '\0') return named;
+  std::error_code ignored;
+  return std::filesystem::absolute(own_file(), ignored).parent_path() / kLibraryName;
+}
+
+std::size_t gpu_count() { return cuda_backend().backend == nullptr ? 0 : cuda_backend().backend->devices().size(); }
+
+}  // namespace
+
+const char* backend_abi() noexcept { return ENGINE_ABI_DIGEST; }
+
+LoadedBackend load_backend(const std::filesystem::path& path) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored)) return {nullptr, text(path.filename().string(), " is not at ", path.string(), "; build it, or name it by ", kLibraryVariable)};
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) return {nullptr, text(path.string(), " could not be loaded: ", dlerror())};
+  const auto abi = reinterpret_cast<const char* (*)()>(dlsym(library, kBackendAbiSymbol));
+  const auto create = reinterpret_cast<const Backend* (*)()>(dlsym(library, kBackendSymbol));
+  if (abi == nullptr || create == nullptr) {
+    dlclose(library);
+    return {nullptr, text(path.string(), " is not a back end of this engine")};
+  }
+  if (std::string_view(abi()) != backend_abi()) {
+    dlclose(library);
+    return {nullptr, text(path.string(), " was built from other sources than this engine; build both together")};
+  }
+  return {create(), ""};
+}
+
+const LoadedBackend& cuda_backend() {
+  static const LoadedBackend loaded = load_backend(library_path());
+  return loaded;
+}
+
+std::vector<DeviceInfo> list_devices() {
+  std::vector<DeviceInfo> devices{{DeviceKind::cpu, 0, cpu_name(), std::string(isa_name(usable_isa())), available_threads(), available_memory_bytes()}};
+  if (const Backend* cuda = cuda_backend().backend)
+    for (DeviceInfo& device : cuda->devices()) devices.push_back(std::move(device));
+  return devices;
+}
+
+void require_cuda_device(int index) {
+  const std::size_t count = gpu_count();
+  if (count == 0) fail(Code::unsupported, "there is no CUDA device: ", cuda_backend().backend == nullptr ? cuda_backend().reason : "the driver shows none");
+  require(Code::unsupported, static_cast<std::size_t>(index) < count, "there is no cuda:", index, "; this machine has ", count, " CUDA device", count == 1 ? "" : "s");
+}
+
+std::unique_ptr<AnyTrainer> create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options) {
+  const bool lora = options.lora.has_value(), bf16 = model->exec().compute == Compute::bf16;
+  const bool on_cpu = device.automatic ? gpu_count() == 0 || !lora || !bf16 : device.kind == DeviceKind::cpu;
+  if (on_cpu) return std::make_unique<Trainer>(std::move(model), options);
+  require_cuda_device(device.index);
+  require(Code::unsupported, lora, "full-parameter training runs on the CPU only; train an adapter, or use device cpu");
+  require(Code::unsupported, bf16, "training on a GPU computes in bf16; load the model with compute bf16, or use device cpu");
+  const std::array chosen{device.index};
+  return cuda_backend().backend->create_trainer({model, model->spec(), model->weights()}, chosen, options);
+}
+
+}  // namespace engine

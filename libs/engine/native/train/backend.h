@@ -1,0 +1,62 @@
+// backend.h: trainers of other devices than the CPU, from a library of their own that is looked for when they are first asked for.
+//   The library lies beside the code that loads it (engine.node, a program), or is named by MEDMESH_ENGINE_CUDA_LIBRARY. It shares C++ types with its
+//   loader, so both must come from the same headers and compiler: the digest of those is compared before anything else is called. Where the library,
+//   the driver or a GPU is missing, there are no such devices; that is never a failure by itself.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+#include "core/exec.h"
+#include "model/model.h"
+#include "train/any_trainer.h"
+
+namespace engine {
+
+// The frozen base a trainer starts from. `owner` keeps what the references point to alive.
+struct TrainingBase {
+  std::shared_ptr<const void> owner;
+  const ModelSpec& spec;
+  const DecoderWeights& weights;  // in host memory
+};
+
+class __attribute__((visibility("default"))) Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::vector<DeviceInfo> devices() const = 0;
+  // One trainer over one device, or several that share the micro-batches of each step. Throws invalid for options out of range or a device that
+  // devices() does not list, unsupported for what this back end does not train, oom when the memory budget is too small: before anything is allocated.
+  virtual std::unique_ptr<AnyTrainer> create_trainer(const TrainingBase& base, std::span<const int> devices, const TrainerOptions& options) const = 0;
+};
+
+// What a back end's library exports, with C linkage.
+inline constexpr const char* kBackendAbiSymbol = "engine_backend_abi";  // const char*(): backend_abi() as the library was built
+inline constexpr const char* kBackendSymbol = "engine_backend";         // const engine::Backend*(): never null; lives as long as the process
+// Digest of the headers and the compiler that this code was built with.
+const char* backend_abi() noexcept;
+
+// A back end, or the reason there is none.
+struct LoadedBackend {
+  const Backend* backend = nullptr;
+  std::string reason;
+};
+// Opens the library at `path`. It stays loaded.
+LoadedBackend load_backend(const std::filesystem::path& path);
+// The CUDA back end, looked for once.
+const LoadedBackend& cuda_backend();
+
+// The CPU, then every other device.
+std::vector<DeviceInfo> list_devices();
+
+// Throws unsupported, saying why, when there is no CUDA device of this number.
+void require_cuda_device(int index);
+
+// The trainer for a model on a device. `automatic` takes the first GPU if it trains what the options say (an adapter, in bf16), else the CPU.
+// Throws unsupported when there is no such device, saying why, and what the trainers' constructors throw.
+std::unique_ptr<AnyTrainer> create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options);
+
+}  // namespace engine

@@ -1,0 +1,52 @@
+#include "train/backend.h"
+
+#include <fstream>
+
+#include "core/test.h"
+#include "model/golden_case.h"
+#include "train/trainer.h"
+
+using namespace engine;
+using namespace engine::test;
+
+namespace {
+
+std::shared_ptr<Model> tiny_model(Compute compute) {
+  return std::make_shared<Model>(family_goldens().front().dir, LoadOptions{QuantizeOnLoad::none, compute, 1});
+}
+
+TrainerOptions lora_options() {
+  TrainerOptions options;
+  options.lora = LoraConfig{8, 16, 0, false, {"q_proj"}, ""};
+  options.schedule.learning_rate = 1e-3;
+  return options;
+}
+
+}  // namespace
+
+TEST("a library that is missing, is no library, or is no back end means no devices, with the reason") {
+  const TempDir dir;
+  const LoadedBackend missing = load_backend(dir / "libengine_cuda.so");
+  CHECK(missing.backend == nullptr);
+  CHECK(missing.reason.find("libengine_cuda.so is not at") == 0);
+  std::ofstream(dir / "text.so") << "not a library";
+  const LoadedBackend text_file = load_backend(dir / "text.so");
+  CHECK(text_file.backend == nullptr);
+  CHECK(text_file.reason.find("could not be loaded") != std::string::npos);
+}
+
+TEST("the CPU is always the first device") {
+  const std::vector<DeviceInfo> devices = list_devices();
+  CHECK(!devices.empty());
+  CHECK(devices.front().kind == DeviceKind::cpu && devices.front().threads >= 1 && devices.front().memory_bytes > 0);
+}
+
+TEST("a GPU that is not there is refused by name, and automatic choice falls back to the CPU") {
+  const std::shared_ptr<Model> model = tiny_model(Compute::bf16);
+  CHECK_THROWS(unsupported, create_trainer(model, parse_device("cuda:63"), lora_options()));
+  TrainerOptions full = lora_options();
+  full.lora.reset();
+  CHECK(dynamic_cast<Trainer*>(create_trainer(model, parse_device("auto"), full).get()) != nullptr);
+  CHECK(dynamic_cast<Trainer*>(create_trainer(tiny_model(Compute::f32), parse_device("auto"), lora_options()).get()) != nullptr);
+  CHECK(dynamic_cast<Trainer*>(create_trainer(model, parse_device("cpu"), lora_options()).get()) != nullptr);
+}
