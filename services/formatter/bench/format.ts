@@ -1,5 +1,5 @@
 /**
- * Formats generated rows and prints speed and peak memory.
+ * Formats generated rows as the service does, and prints speed, peak memory, and how late the event loop was.
  *   node services/formatter/bench/format.ts [rows] [tokenizer folder]
  * Without a folder of a real tokenizer a tiny one is used, whose speed says little.
  */
@@ -13,8 +13,8 @@ import { pipeline } from 'node:stream/promises';
 import { dataset } from '@medmesh/proto';
 import { loadTokenizer, resolveTemplate } from '@medmesh/text';
 import { writeTinyTokenizer } from '@medmesh/text/testing';
-import { formatRows } from '../src/pipeline/format-rows.ts';
 import { resolveSpec } from '../src/pipeline/resolve-spec.ts';
+import { formatInThread } from '../src/thread/format-in-thread.ts';
 
 const rowCount = Number(process.argv[2] ?? 200_000);
 const dir = await mkdtemp(join(tmpdir(), 'medmesh-format-bench-'));
@@ -22,7 +22,9 @@ try {
   const path = join(dir, 'rows.jsonl');
   await pipeline(Readable.from(generateRows(rowCount)), createWriteStream(path));
   const { size } = await stat(path);
-  const tokenizer = await loadTokenizer(process.argv[3] ?? (await writeTinyTokenizer(join(dir, 'tokenizer'))));
+  const tokenizerDir = process.argv[3] ?? (await writeTinyTokenizer(join(dir, 'tokenizer')));
+  // The service holds one of its own, for templates and previews.
+  const tokenizer = await loadTokenizer(tokenizerDir);
   const template = resolveTemplate(undefined, tokenizer);
   const spec = resolveSpec(
     dataset.DatasetVersionSpec.fromPartial({
@@ -34,14 +36,19 @@ try {
 
   const delay = monitorEventLoopDelay({ resolution: 5 });
   let peakBytes = 0;
+  let rowsDone = 0;
+  const rssOver: [rows: number, mebibytes: number][] = [];
   const sampler = setInterval(() => {
-    peakBytes = Math.max(peakBytes, process.memoryUsage.rss());
+    const rss = process.memoryUsage.rss();
+    peakBytes = Math.max(peakBytes, rss);
+    // A point for every tenth of the rows: memory that grows with them shows.
+    if (rowsDone >= (rssOver.length * rowCount) / 10) rssOver.push([rowsDone, Math.round(rss / 2 ** 20)]);
   }, 50);
   const before = process.cpuUsage();
   const begun = performance.now();
   delay.enable();
   let stored = 0;
-  const result = await formatRows(
+  const result = await formatInThread(
     {
       sources: [
         {
@@ -49,8 +56,11 @@ try {
           open: () => createReadStream(path, { highWaterMark: 256 * 1024 }),
         },
       ],
-      tokenizer,
+      openTokenizer: async () => ({ dir: tokenizerDir, release: () => undefined }),
       template,
+      onProgress: (progress) => {
+        rowsDone = progress.rowCount;
+      },
       limits: { maxFieldLength: 2 ** 20, maxRowLength: 2 ** 24, maxRowCount: 10_000_000 },
       sink: {
         putBlob: async (source) => {
@@ -80,6 +90,7 @@ try {
       megabytesPerSecond: round(size / 1e6 / wallSeconds),
       megabytesPerCoreSecond: round(size / 1e6 / cpuSeconds),
       peakRssMebibytes: Math.round(peakBytes / 2 ** 20),
+      rssMebibytesByRows: Object.fromEntries(rssOver),
       eventLoopDelayP99Ms: round(delay.percentile(99) / 1e6),
       packingEfficiency: round(result.stats.packingEfficiency),
     })}\n`,

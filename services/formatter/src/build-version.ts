@@ -6,9 +6,10 @@ import { keyOf } from '@medmesh/records';
 import { traceId, withSpan } from '@medmesh/telemetry';
 import { datasetEntry } from './datasets.ts';
 import type { FormatterDeps } from './deps.ts';
-import { type FormatProgress, formatRows } from './pipeline/format-rows.ts';
+import type { FormatProgress } from './pipeline/format-rows.ts';
 import { specDigest } from './pipeline/resolve-spec.ts';
 import { formatDepsOf, type PreparedFormat, prepareFormat } from './prepare-format.ts';
+import { formatInThread } from './thread/format-in-thread.ts';
 
 /** What a build reports while it works. */
 export type ReportProgress = (progress: FormatProgress & { readonly totalBytes: number }) => void;
@@ -43,7 +44,7 @@ export async function buildVersion(
     'format rows',
     { attributes: { 'medmesh.dataset.name': request.parent } },
     async (span) => {
-      const formatted = await formatRows(
+      const formatted = await formatInThread(
         { ...formatDepsOf(prepared), sink: deps.store, onProgress: (p) => report({ ...p, totalBytes }) },
         spec,
         signal,
@@ -103,7 +104,7 @@ export async function validateVersion(
 ): Promise<dataset.DataStats> {
   const prepared = await checkBuild(deps, request, signal);
   const { totalBytes } = prepared;
-  const { stats } = await formatRows(
+  const { stats } = await formatInThread(
     { ...formatDepsOf(prepared), onProgress: (p) => report({ ...p, totalBytes }) },
     prepared.spec,
     signal,

@@ -2,14 +2,21 @@ import { createHash } from 'node:crypto';
 import type { Catalog } from '@medmesh/catalog';
 import { manifestOf, names } from '@medmesh/catalog';
 import { Failure, notFound } from '@medmesh/errors';
-import type { Cache } from '@medmesh/objects';
+import type { Cache, Materialized } from '@medmesh/objects';
 import { model } from '@medmesh/proto';
 import { keyOf } from '@medmesh/records';
 import { loadTokenizer, type TextTokenizer } from '@medmesh/text';
 
+export type ModelTokenizer = {
+  readonly model: model.Model;
+  readonly tokenizer: TextTokenizer;
+  /** Lays out the files it was loaded from. */
+  readonly openFolder: (signal: AbortSignal) => Promise<Materialized>;
+};
+
 export type ModelTokenizers = {
   /** A ready model and its tokenizer. Failures: `not_found`, `failed_precondition` MODEL_NOT_READY or TOKENIZER_MISSING. */
-  get(modelName: string, signal: AbortSignal): Promise<{ model: model.Model; tokenizer: TextTokenizer }>;
+  get(modelName: string, signal: AbortSignal): Promise<ModelTokenizer>;
 };
 
 /** The files of a model that decide its tokens and templates. */
@@ -71,7 +78,11 @@ export function createModelTokenizers(o: {
       if (known === undefined) tokenizer.catch(() => loaded.delete(key));
       if (loaded.size > o.maxLoaded) loaded.delete(loaded.keys().next().value!);
       signal.throwIfAborted();
-      return { model: entry.value, tokenizer: await tokenizer };
+      return {
+        model: entry.value,
+        tokenizer: await tokenizer,
+        openFolder: (until) => o.cache.materialize(manifestOf('model', files), until),
+      };
     },
   };
 }

@@ -1,18 +1,21 @@
 import { invalidField } from '@medmesh/errors';
+import type { Materialized } from '@medmesh/objects';
 import { isDigest } from '@medmesh/objects';
 import type { dataset, model } from '@medmesh/proto';
 import { type ResolvedTemplate, resolveTemplate, type TextTokenizer } from '@medmesh/text';
 import type { FormatterDeps } from './deps.ts';
-import type { FormatDeps, FormatLimits } from './pipeline/format-rows.ts';
+import type { FormatLimits } from './pipeline/format-rows.ts';
 import { resolveSpec } from './pipeline/resolve-spec.ts';
 import type { SourceFile } from './rows/read-source.ts';
 import { sourceFormat } from './rows/source-format.ts';
+import type { ThreadedFormatDeps } from './thread/format-in-thread.ts';
 
 /** A spec with everything it names at hand. */
 export type PreparedFormat = {
   readonly spec: dataset.DatasetVersionSpec;
   readonly model: model.Model;
   readonly tokenizer: TextTokenizer;
+  readonly openTokenizer: (signal: AbortSignal) => Promise<Materialized>;
   readonly template: ResolvedTemplate;
   readonly sources: readonly SourceFile[];
   /** Bytes of all sources as they are stored. */
@@ -27,7 +30,7 @@ export async function prepareFormat(
   signal: AbortSignal,
 ): Promise<PreparedFormat> {
   const spec = resolveSpec(given);
-  const { model: base, tokenizer } = await deps.tokenizers.get(spec.model, signal);
+  const { model: base, tokenizer, openFolder } = await deps.tokenizers.get(spec.model, signal);
   if (base.contextLength > 0 && spec.maxTokens > base.contextLength) {
     throw invalidField('spec.max_tokens', `is ${spec.maxTokens}; the model's context holds ${base.contextLength}`);
   }
@@ -39,6 +42,7 @@ export async function prepareFormat(
     spec,
     model: base,
     tokenizer,
+    openTokenizer: openFolder,
     template,
     sources: spec.sources.map((source, i) => openableSource(deps, source, `spec.sources[${i}]`)),
     totalBytes: sizes.reduce((sum, size) => sum + size, 0),
@@ -50,10 +54,10 @@ export async function prepareFormat(
   };
 }
 
-/** What `formatRows` needs of it. */
-export const formatDepsOf = ({ sources, tokenizer, template, limits }: PreparedFormat): FormatDeps => ({
+/** What `formatInThread` needs of it. */
+export const formatDepsOf = ({ sources, openTokenizer, template, limits }: PreparedFormat): ThreadedFormatDeps => ({
   sources,
-  tokenizer,
+  openTokenizer,
   template,
   limits,
 });

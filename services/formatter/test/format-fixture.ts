@@ -1,6 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { StoredBlob } from '@medmesh/objects';
 import { dataset } from '@medmesh/proto';
 import { loadTokenizer, resolveTemplate, type TextTokenizer } from '@medmesh/text';
 import { writeTinyTokenizer } from '@medmesh/text/testing';
@@ -50,14 +51,8 @@ export async function formatFiles(
     readonly onProgress?: (p: FormatProgress) => void;
   } = {},
 ): Promise<Formatted> {
-  const resolved = resolveSpec(
-    dataset.DatasetVersionSpec.fromPartial({
-      ...spec,
-      sources: files.map((f) => ({ uri: 'sha256:0', fileName: f.name, charset: f.charset ?? '' })),
-      model: 'projects/p/models/m',
-    }),
-  );
-  const blobs: Uint8Array[] = [];
+  const resolved = specOf(files, spec);
+  const sink = memorySink();
   const result = await formatRows(
     {
       sources: files.map(sourceOf),
@@ -65,27 +60,39 @@ export async function formatFiles(
       template: resolveTemplate(resolved.template, tokenizer),
       limits: { ...testLimits, ...o.limits },
       onProgress: o.onProgress,
-      ...(o.keep === false
-        ? {}
-        : {
-            sink: {
-              async putBlob(source) {
-                blobs.push(Uint8Array.from(source as Uint8Array));
-                return {
-                  digest: `sha256:${String(blobs.length).padStart(64, '0')}`,
-                  sizeBytes: (source as Uint8Array).length,
-                };
-              },
-            },
-          }),
+      ...(o.keep === false ? {} : { sink }),
     },
     resolved,
     o.signal ?? AbortSignal.timeout(60_000),
   );
-  const shards = new Map(
-    result.files.map((f) => [f.path, decodeShard(blobs[Number(f.digest.slice('sha256:'.length)) - 1]!)]),
+  return { ...result, shards: sink.shardsOf(result.files) };
+}
+
+/** A spec over these files with its defaults written out. */
+export const specOf = (
+  files: readonly Pick<TestFile, 'name' | 'charset'>[],
+  spec: Parameters<typeof dataset.DatasetVersionSpec.fromPartial>[0] = {},
+): dataset.DatasetVersionSpec =>
+  resolveSpec(
+    dataset.DatasetVersionSpec.fromPartial({
+      ...spec,
+      sources: files.map((f) => ({ uri: 'sha256:0', fileName: f.name, charset: f.charset ?? '' })),
+      model: 'projects/p/models/m',
+    }),
   );
-  return { ...result, shards };
+
+/** Keeps shards in memory, under digests that are their numbers. */
+export function memorySink() {
+  const blobs: Uint8Array[] = [];
+  return {
+    async putBlob(bytes: Uint8Array): Promise<StoredBlob> {
+      blobs.push(Uint8Array.from(bytes));
+      return { digest: `sha256:${String(blobs.length).padStart(64, '0')}`, sizeBytes: bytes.length };
+    },
+    count: () => blobs.length,
+    shardsOf: (files: FormatResult['files']): ReadonlyMap<string, Shard> =>
+      new Map(files.map((f) => [f.path, decodeShard(blobs[Number(f.digest.slice('sha256:'.length)) - 1]!)])),
+  };
 }
 
 /** The rows of the shards whose path begins so, as plain arrays. */

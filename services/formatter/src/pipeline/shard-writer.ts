@@ -1,9 +1,12 @@
 import type { SplitFiles } from '@medmesh/catalog';
-import type { ManifestFile, ObjectStore } from '@medmesh/objects';
+import type { ManifestFile, StoredBlob } from '@medmesh/objects';
 import type { FittedRow } from './fit-row.ts';
 import { encodeShard } from './shard.ts';
 
-export type ShardSink = Pick<ObjectStore, 'putBlob'>;
+/** Where shards go: an object store, or the way to one. */
+export type ShardSink = {
+  putBlob(bytes: Uint8Array, o: { readonly signal: AbortSignal }): Promise<StoredBlob>;
+};
 
 /** A shard ends before it would hold more than this: 2.5 MiB of ids and masks, 512 KiB of offsets. A longer row has its own. */
 const maxShardTokens = 2 ** 19;
