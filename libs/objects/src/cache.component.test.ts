@@ -226,31 +226,63 @@ describe.skipIf(missing !== null)(
       expectLaidOut((await cache.materialize(second.manifest)).dir, second.contents);
     });
 
-    test('a caller that gives up leaves nothing behind and does not spoil it for another', async () => {
-      const { manifest, contents } = await putModel(store, { a: 4_000 * kilobyte });
-      // The store lingers after each piece, so that the caller surely gives up in the middle.
+    /** A cache whose store stops in the middle of a blob, after its first piece, until the gate is opened. */
+    const openGated = () => {
+      const { store: watched, reads } = counted(store);
       const begun = Promise.withResolvers<void>();
-      const slow: ObjectStore = {
-        ...store,
+      const gate = Promise.withResolvers<void>();
+      const gated: ObjectStore = {
+        ...watched,
         async *readBlob(digest, o) {
-          for await (const piece of store.readBlob(digest, o)) {
+          for await (const piece of watched.readBlob(digest, o)) {
             yield piece;
             begun.resolve();
-            await sleep(20);
+            await gate.promise;
           }
         },
       };
       const dir = join(tempDir('cache'), 'cache');
-      const cache = openCache({ dir, maxBytes: 10_000 * kilobyte, store: slow });
-      const stop = new AbortController();
-      const first = cache.materialize(manifest, stop.signal);
-      const second = cache.materialize(manifest);
-      await begun.promise;
-      stop.abort();
-      await expect(first).rejects.toThrow(/abort/);
-      expectLaidOut((await second).dir, contents);
-      expect(readdirSync(join(dir, 'incoming'))).toEqual([]);
-      expect(readdirSync(join(dir, 'views'))).toHaveLength(1);
+      const cache = openCache({ dir, maxBytes: 10_000 * kilobyte, store: gated });
+      return { cache, dir, reads, begun: begun.promise, open: gate.resolve };
+    };
+
+    test.each([
+      ['first', 0],
+      ['second', 1],
+    ])(
+      'of two callers that share a fetch, the %s leaves at once when it gives up, and the other gets its files',
+      async (_, leaver) => {
+        const { manifest, contents } = await putModel(store, { a: 4_000 * kilobyte });
+        const { cache, dir, reads, begun, open } = openGated();
+        const stop = new AbortController();
+        const calls = [0, 1].map((caller) => cache.materialize(manifest, caller === leaver ? stop.signal : undefined));
+        await begun;
+        stop.abort();
+        // The store gives nothing more until the gate opens: who leaves does not wait for it.
+        await expect(calls[leaver]).rejects.toThrow(/abort/);
+        open();
+        expectLaidOut((await calls[1 - leaver]!).dir, contents);
+        expect(reads).toHaveLength(1);
+        expect(readdirSync(join(dir, 'incoming'))).toEqual([]);
+        expect(readdirSync(join(dir, 'claims'))).toEqual([]);
+        expect(readdirSync(join(dir, 'views'))).toHaveLength(1);
+      },
+    );
+
+    test('a fetch that nobody wants any more ends and leaves nothing behind, and the next caller fetches anew', async () => {
+      const { manifest, contents } = await putModel(store, { a: 4_000 * kilobyte });
+      const { cache, dir, reads, begun, open } = openGated();
+      const stops = [new AbortController(), new AbortController()];
+      const calls = stops.map(({ signal }) => cache.materialize(manifest, signal));
+      await begun;
+      for (const [i, stop] of stops.entries()) {
+        stop.abort();
+        await expect(calls[i]).rejects.toThrow(/abort/);
+      }
+      for (const folder of ['incoming', 'claims', 'views']) expect(readdirSync(join(dir, folder))).toEqual([]);
+      open();
+      expectLaidOut((await cache.materialize(manifest)).dir, contents);
+      expect(reads).toHaveLength(2);
     });
 
     const startProcess = (dir: string, digest: string, then: 'end' | 'stay', maxBytes = 10_000 * kilobyte) =>

@@ -18,6 +18,8 @@ import { createCacheOwner } from './cache-owner.ts';
 import { checkDigest, corrupt } from './digest.ts';
 import { checkManifest, type Manifest } from './manifest.ts';
 import type { ObjectStore } from './object-store.ts';
+import { createSharedWork } from './shared-work.ts';
+import { untilAborted } from './source.ts';
 import { createVerifiedMarks } from './verified.ts';
 
 export type CacheOptions = {
@@ -78,7 +80,7 @@ export function openCache(o: CacheOptions): Cache {
   const owner = createCacheOwner(join(root, 'owners'));
   const marks = createVerifiedMarks(folders.verified, owner.id);
   const views = new Set<string>();
-  const fetching = new Map<string, Promise<void>>();
+  const shareFetch = createSharedWork();
   const ownName = (): string => `${owner.id}.${++names}`;
 
   let opened: Promise<void> | undefined;
@@ -185,22 +187,10 @@ export function openCache(o: CacheOptions): Cache {
       if (!damaged && !isCode(error, 'ENOENT')) throw error;
       if (damaged) await rm(pathOf(hex), { force: true });
     }
-    for (;;) {
-      const others = fetching.get(hex);
-      if (others === undefined) break;
-      try {
-        return await others;
-      } catch {
-        // The other caller may have given up; this one has not.
-        signal?.throwIfAborted();
-      }
-    }
-    const fetched = fetchBlob(digest, sizeBytes, signal).finally(() => fetching.delete(hex));
-    fetching.set(hex, fetched);
-    await fetched;
+    await shareFetch(hex, signal, (stopped) => fetchBlob(digest, sizeBytes, stopped));
   }
 
-  async function fetchBlob(digest: string, sizeBytes: number, signal: AbortSignal | undefined): Promise<void> {
+  async function fetchBlob(digest: string, sizeBytes: number, signal: AbortSignal): Promise<void> {
     const hex = digest.slice('sha256:'.length);
     const free = await claim(hex, signal);
     const incoming = join(folders.incoming, `${hex}.${ownName()}`);
@@ -221,10 +211,10 @@ export function openCache(o: CacheOptions): Cache {
    * Lets one process at a time fetch a blob: two copies on their way could fill the cache and wait for each other. Nothing but room depends on it; should
    * two processes take over the claim of a dead one at the same moment, both fetch, and either copy is right.
    */
-  async function claim(hex: string, signal: AbortSignal | undefined): Promise<() => Promise<void>> {
+  async function claim(hex: string, signal: AbortSignal): Promise<() => Promise<void>> {
     const path = join(folders.claims, hex);
     for (;;) {
-      signal?.throwIfAborted();
+      signal.throwIfAborted();
       try {
         await writeFile(path, owner.id, { flag: 'wx' });
         return () => rm(path, { force: true });
@@ -248,19 +238,15 @@ export function openCache(o: CacheOptions): Cache {
     return age > emptyClaimMs;
   }
 
-  async function receive(
-    path: string,
-    digest: string,
-    sizeBytes: number,
-    signal: AbortSignal | undefined,
-  ): Promise<void> {
+  async function receive(path: string, digest: string, sizeBytes: number, signal: AbortSignal): Promise<void> {
     const file = await openFile(path, 'wx', 0o600);
     try {
       // Full size from the start, without taking the space yet: that is how other processes see what is spoken for.
       await file.truncate(sizeBytes);
       await makeRoom(sizeBytes, signal);
       let received = 0;
-      for await (const piece of store.readBlob(digest, { signal })) {
+      // A store that hangs must not keep the claim of who gave up.
+      for await (const piece of untilAborted(store.readBlob(digest, { signal }), signal)) {
         if (received + piece.length > sizeBytes) throw corrupt(digest, `longer than ${sizeBytes} bytes`);
         for (let at = 0; at < piece.length; )
           at += (await file.write(piece, at, piece.length - at, received + at)).bytesWritten;
@@ -290,7 +276,7 @@ export function openCache(o: CacheOptions): Cache {
     );
 
   /** Evicts until what is kept and what is on its way fit. Waits a little for others' fetches that may fail or be released. */
-  async function makeRoom(neededBytes: number, signal: AbortSignal | undefined): Promise<void> {
+  async function makeRoom(neededBytes: number, signal: AbortSignal): Promise<void> {
     // Of two processes that wait for each other, one gives up first.
     const patienceMs = roomPatienceMs * (1 + Math.random());
     const started = performance.now();
@@ -309,7 +295,7 @@ export function openCache(o: CacheOptions): Cache {
           kept.filter((blob) => blob.pinned).reduce((sum, blob) => sum + blob.sizeBytes, 0),
         );
       }
-      signal?.throwIfAborted();
+      signal.throwIfAborted();
       await pause();
     }
   }
