@@ -12,7 +12,7 @@ namespace engine::cuda {
 void sum_of_squares(const float* x, std::int64_t n, double* out, void* workspace, cudaStream_t stream);
 std::int64_t sum_of_squares_workspace();
 
-// *scale = min(1, max_norm / √*sum): what gradients are multiplied by (max_norm ≤ 0: always 1); NaN when *sum is not finite, which skips the step.
+// *scale = min(1, max_norm / (√*sum + 1e-6)): what gradients are multiplied by (max_norm ≤ 0: always 1); NaN when *sum is not finite, which skips the step.
 // *norm = √*sum when not null.
 void clip_scale(const double* sum, float max_norm, float* scale, float* norm, cudaStream_t stream);
 

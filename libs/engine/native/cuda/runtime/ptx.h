@@ -1,0 +1,262 @@
+// ptx.h: the instructions that kernels are written in: shuffles, 16-byte and asynchronous copies, ldmatrix, mma.sync.
+//   Each has its device form and its emulated definition side by side. All lanes of a warp take part in what is marked (warp).
+//
+//   mma m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"); lane = 4·g + t:
+//     A [16,16]  a0 = (g, 2t..2t+1)  a1 = (g+8, 2t..)  a2 = (g, 2t+8..)  a3 = (g+8, 2t+8..)      two bf16 in each, the first in the low half
+//     B [16,8]   b0 = (2t..2t+1, g)  b1 = (2t+8.., g)
+//     C [16,8]   c0, c1 = (g, 2t..2t+1)  c2, c3 = (g+8, 2t..)
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "core/bf16.h"
+#include "cuda/runtime/cuda.h"
+
+#ifdef ENGINE_CUDA_EMULATED
+#define ENGINE_DEVICE inline
+// Shared memory of a fixed size; `name` is a pointer to `count` values, poisoned at the start of a block.
+#define SHARED_ARRAY(type, name, count)  \
+  static const char name##_site = 0;     \
+  type* const name = static_cast<type*>( \
+      ::engine::cuda::emulation::static_shared(&name##_site, sizeof(type) * (count)))
+#else
+#define ENGINE_DEVICE __device__ __forceinline__
+#define SHARED_ARRAY(type, name, count) __shared__ __align__(16) type name[count]
+#endif
+
+namespace engine::cuda {
+
+inline constexpr int kWarp = 32;
+
+// ---- numbers
+
+ENGINE_DEVICE float widen(std::uint32_t low_half) {
+#ifdef ENGINE_CUDA_EMULATED
+  return std::bit_cast<float>(low_half << 16);
+#else
+  return __uint_as_float(low_half << 16);
+#endif
+}
+ENGINE_DEVICE float widen(bf16 value) { return widen(std::uint32_t{value.bits}); }
+ENGINE_DEVICE float widen_low(std::uint32_t pair) { return widen(pair); }
+ENGINE_DEVICE float widen_high(std::uint32_t pair) { return widen((pair & 0xffff0000u) >> 16); }
+
+// Two values rounded to nearest even, `low` in the low half.
+ENGINE_DEVICE std::uint32_t pack(float low, float high) {
+#ifdef ENGINE_CUDA_EMULATED
+  return static_cast<std::uint32_t>(to_bf16(low).bits) | (static_cast<std::uint32_t>(to_bf16(high).bits) << 16);
+#else
+  std::uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#endif
+}
+ENGINE_DEVICE bf16 narrow(float value) { return {static_cast<std::uint16_t>(pack(value, 0.0f) & 0xffffu)}; }
+
+// 2^x, relative error about 2^-22; 0 for x ≤ -127 and for -infinity.
+ENGINE_DEVICE float exp2_fast(float x) {
+#ifdef ENGINE_CUDA_EMULATED
+  return std::exp2(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+ENGINE_DEVICE float exp_fast(float x) { return exp2_fast(x * 1.4426950408889634f); }
+
+ENGINE_DEVICE float infinity() {
+#ifdef ENGINE_CUDA_EMULATED
+  return INFINITY;
+#else
+  return __int_as_float(0x7f800000);
+#endif
+}
+ENGINE_DEVICE float quiet_nan() {
+#ifdef ENGINE_CUDA_EMULATED
+  return NAN;
+#else
+  return __int_as_float(0x7fc00000);
+#endif
+}
+
+// ---- lanes of a warp (warp)
+
+ENGINE_DEVICE unsigned lane_id() {
+#ifdef ENGINE_CUDA_EMULATED
+  return emulation::lane_number;
+#else
+  return threadIdx.x % kWarp;  // blocks are one-dimensional
+#endif
+}
+
+ENGINE_DEVICE void sync_warp() {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::meet(emulation::Together::sync_warp, nullptr, 0);
+#else
+  __syncwarp();
+#endif
+}
+
+// The value of lane `from` of this lane's group of `width` lanes; only from % width counts.
+template <class T>
+ENGINE_DEVICE T shuffle(T value, unsigned from, unsigned width = kWarp) {
+#ifdef ENGINE_CUDA_EMULATED
+  const unsigned lane = emulation::lane_number;
+  const std::byte* slots = emulation::meet(emulation::Together::shuffle, &value, sizeof(T));
+  T result;
+  std::memcpy(&result, slots + (lane / width * width + from % width) * emulation::kSlotBytes, sizeof(T));
+  return result;
+#else
+  return __shfl_sync(0xffffffffu, value, static_cast<int>(from), static_cast<int>(width));
+#endif
+}
+
+template <class T>
+ENGINE_DEVICE T shuffle_xor(T value, unsigned mask) {
+#ifdef ENGINE_CUDA_EMULATED
+  return shuffle(value, emulation::lane_number ^ mask);
+#else
+  return __shfl_xor_sync(0xffffffffu, value, static_cast<int>(mask));
+#endif
+}
+
+// Over groups of `width` lanes (a power of two); every lane has the result.
+template <class T>
+ENGINE_DEVICE T warp_sum(T value, unsigned width = kWarp) {
+  for (unsigned mask = width / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+ENGINE_DEVICE float warp_max(float value, unsigned width = kWarp) {
+  for (unsigned mask = width / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
+  return value;
+}
+
+// ---- memory
+
+// All of a block's dynamic shared memory.
+ENGINE_DEVICE void* block_shared() {
+#ifdef ENGINE_CUDA_EMULATED
+  return emulation::dynamic_shared();
+#else
+  extern __shared__ __align__(128) unsigned char engine_dynamic_shared[];
+  return engine_dynamic_shared;
+#endif
+}
+
+ENGINE_DEVICE uint4 load16(const void* address) {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::check_aligned16(address);
+#endif
+  return *static_cast<const uint4*>(address);
+}
+ENGINE_DEVICE void store16(void* address, uint4 value) {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::check_aligned16(address);
+#endif
+  *static_cast<uint4*>(address) = value;
+}
+// What is read once and by nobody else: not kept in the first-level cache.
+ENGINE_DEVICE uint4 load16_once(const void* address) {
+#ifdef ENGINE_CUDA_EMULATED
+  return load16(address);
+#else
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
+  return v;
+#endif
+}
+
+// Eight bf16 values of 16 bytes, as floats, and back.
+ENGINE_DEVICE void widen8(uint4 packed, float (&out)[8]) {
+  const std::uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] = widen_low(words[i]);
+    out[2 * i + 1] = widen_high(words[i]);
+  }
+}
+ENGINE_DEVICE uint4 pack8(const float (&x)[8]) { return {pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])}; }
+
+// Copies 16 bytes from global to shared memory in the background; zeros when not `valid` (the address is then not read).
+ENGINE_DEVICE void copy_async16(void* shared, const void* global, bool valid = true) {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::copy_later(shared, global, 16, valid ? 16 : 0);
+#else
+  const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#endif
+}
+// Ends a group of copies.
+ENGINE_DEVICE void copy_async_commit() {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::commit_copies();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until at most `kLeft` of this thread's groups are under way; a barrier then shows the data to others.
+template <int kLeft>
+ENGINE_DEVICE void copy_async_wait() {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::wait_copies(kLeft);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+#endif
+}
+
+// ---- matrices (warp)
+
+// Four 8×8 matrices of 16-bit values from shared memory: lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned); register i holds,
+// of matrix i, the pair (row lane / 4, columns 2·(lane % 4) …). Transposed: the pair is of the matrix's transpose.
+template <bool kTransposed = false>
+ENGINE_DEVICE void load_matrix4(std::uint32_t (&r)[4], const void* row) {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::check_aligned16(row);
+  const unsigned lane = emulation::lane_number;
+  const std::byte* slots = emulation::meet(emulation::Together::load_matrix, &row, sizeof row);
+  for (unsigned i = 0; i < 4; ++i) {
+    const auto element = [&](unsigned matrix_row, unsigned column) -> std::uint32_t {
+      const std::uint16_t* at;
+      std::memcpy(&at, slots + (i * 8 + matrix_row) * emulation::kSlotBytes, sizeof at);
+      return at[column];
+    };
+    const unsigned major = lane / 4, minor = 2 * (lane % 4);
+    r[i] = kTransposed ? element(minor, major) | (element(minor + 1, major) << 16) : element(major, minor) | (element(major, minor + 1) << 16);
+  }
+#else
+  const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+#endif
+}
+
+#ifdef ENGINE_CUDA_EMULATED
+namespace emulation {
+// D = A·B of one warp: slots hold a lane's a[4] and b[2], results its four products.
+void multiply_fragments(const std::byte* slots, std::byte* results);
+}  // namespace emulation
+#endif
+
+// c += a·b, bf16 operands, fp32 sums.
+ENGINE_DEVICE void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+#ifdef ENGINE_CUDA_EMULATED
+  const std::uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const unsigned lane = emulation::lane_number;
+  const std::byte* results = emulation::meet(emulation::Together::multiply, mine, sizeof mine, emulation::multiply_fragments);
+  float d[4];
+  std::memcpy(d, results + lane * emulation::kSlotBytes, sizeof d);
+  for (int i = 0; i < 4; ++i) c[i] += d[i];
+#else
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+}  // namespace engine::cuda
