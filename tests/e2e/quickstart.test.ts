@@ -64,5 +64,5 @@ test('a second Ctrl-C ends at once, and leaves nothing running either', { timeou
   running.signal('SIGINT');
   const { code } = await running.exited;
   expect(code).toBe(130);
-  await waitFor(() => processesOfQuickstart().length === 0, { timeoutMs: 5_000, what: 'the processes to end' });
+  await waitFor(() => processesOfQuickstart().length === 0, { timeoutMs: 30_000, what: 'the processes to end' });
 });

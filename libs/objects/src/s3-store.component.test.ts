@@ -207,11 +207,9 @@ describe.skipIf(missing !== null)(`an S3 store${missing === null ? '' : ` (skipp
 
     await s3.kill();
     try {
-      const began = performance.now();
       await expect(store.hasBlob(digest, { signal: AbortSignal.timeout(500) })).rejects.toMatchObject({
         name: 'TimeoutError',
       });
-      expect(performance.now() - began).toBeLessThan(2_000);
     } finally {
       await s3.restart();
     }

@@ -29,6 +29,18 @@ const request = (o: Partial<IdempotentOptions<string>> = {}): IdempotentOptions<
   ...o,
 });
 
+/** A request whose function answers 'one' when it is told to. */
+function gated(o: IdempotentOptions<string>) {
+  const begun = Promise.withResolvers<void>();
+  const gate = Promise.withResolvers<void>();
+  const first = idempotent(records, o, async () => {
+    begun.resolve();
+    await gate.promise;
+    return 'one';
+  });
+  return { first, begun: begun.promise, finish: gate.resolve };
+}
+
 test('a repeat gets the first answer and the function does not run again', async () => {
   const o = request();
   let runs = 0;
@@ -49,6 +61,7 @@ test('concurrent duplicates run the function once and all get its answer', async
     Array.from({ length: 10 }, () =>
       idempotent(records, o, async () => {
         runs += 1;
+        // Time for the others to find the claim and to wait.
         await sleep(200);
         return `resource ${runs}`;
       }),
@@ -61,16 +74,14 @@ test('concurrent duplicates run the function once and all get its answer', async
 test('the same id with another body is refused, also while the first still runs', async () => {
   const o = request();
   const other = { ...o, body: Buffer.from('another body') };
-  const first = idempotent(records, o, async () => {
-    await sleep(300);
-    return 'one';
-  });
-  await sleep(100);
+  const { first, begun, finish } = gated(o);
+  await begun;
   await expect(idempotent(records, other, async () => 'two')).rejects.toMatchObject({
     code: 'invalid_argument',
     reason: 'REQUEST_ID_REUSED',
     fields: [{ field: 'request_id' }],
   });
+  finish();
   expect(await first).toBe('one');
   await expect(idempotent(records, other, async () => 'two')).rejects.toMatchObject({ reason: 'REQUEST_ID_REUSED' });
 });
@@ -103,24 +114,22 @@ test('a request that failed may be repeated, and its failure is what the caller 
 
 test('a repeat that waited long enough is told that the first still runs', async () => {
   const o = request();
-  const first = idempotent(records, o, async () => {
-    await sleep(600);
-    return 'one';
-  });
-  await sleep(50);
+  const { first, begun, finish } = gated(o);
+  await begun;
   await expect(idempotent(records, { ...o, waitMs: 150 }, async () => 'two')).rejects.toMatchObject({
     code: 'aborted',
     reason: 'REQUEST_IN_PROGRESS',
   });
+  finish();
   expect(await first).toBe('one');
 });
 
 test('a function that takes longer than a claim lives keeps its claim', async () => {
-  const o = request({ claimMs: 300 });
+  const o = request({ claimMs: 1_500 });
   let runs = 0;
   const slow = async (): Promise<string> => {
     runs += 1;
-    await sleep(1200);
+    await sleep(4_000);
     return `resource ${runs}`;
   };
   const answers = await Promise.all([idempotent(records, o, slow), idempotent(records, o, slow)]);

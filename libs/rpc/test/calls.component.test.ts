@@ -1,5 +1,4 @@
 import { once } from 'node:events';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { Failure } from '@medmesh/errors';
 import { waitFor } from '@medmesh/testkit';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
@@ -9,6 +8,7 @@ import { all, EchoServiceDefinition, notes, rejection, startTestServer, type Tes
 let server: TestServer;
 /** What the handlers saw of the current test's calls. */
 let seen: { context: CallContext; cancelled?: boolean }[] = [];
+let retryAfterMs = 20;
 let failuresLeft = 0;
 
 async function untilCancelled(context: CallContext): Promise<never> {
@@ -21,7 +21,7 @@ async function untilCancelled(context: CallContext): Promise<never> {
 
 async function unavailableAtFirst(text: string, context: CallContext) {
   seen.push({ context });
-  if (failuresLeft-- > 0) throw new Failure('unavailable', 'warming up', { retryAfterMs: 20 });
+  if (failuresLeft-- > 0) throw new Failure('unavailable', 'warming up', { retryAfterMs });
   return { text };
 }
 
@@ -45,6 +45,7 @@ afterAll(() => server.stop());
 beforeEach(() => {
   seen = [];
   failuresLeft = 0;
+  retryAfterMs = 20;
 });
 const client = (o?: Parameters<typeof createClient>[2]) => createClient(EchoServiceDefinition, server.address, o);
 
@@ -69,11 +70,9 @@ describe('the four kinds of call', () => {
 
 describe('a deadline', () => {
   test('ends the call on both sides, and both call it deadline_exceeded', async () => {
-    const started = performance.now();
-    expect(await rejection(client().say({ text: 'hang' }, { deadlineMs: 150 }))).toMatchObject({
+    expect(await rejection(client().say({ text: 'hang' }, { deadlineMs: 1000 }))).toMatchObject({
       code: 'deadline_exceeded',
     });
-    expect(performance.now() - started).toBeLessThan(1500);
     await waitFor(() => seen[0]?.cancelled);
     await waitFor(() => server.logLines.some((l) => l.includes('"DEADLINE_EXCEEDED"')));
   });
@@ -106,8 +105,9 @@ describe('a deadline', () => {
     expect(await rejection(client().say({ text: 'a' }, { deadlineMs: 0 }))).toMatchObject({
       code: 'deadline_exceeded',
     });
-    await sleep(50);
-    expect(seen).toEqual([]);
+    // Had it been sent, it would have come before this one.
+    await client().say({ text: 'next' });
+    expect(seen).toHaveLength(1);
   });
 });
 
@@ -164,16 +164,20 @@ describe('an unavailable server', () => {
     expect(seen).toHaveLength(1);
   });
 
-  test('is asked no more than six times, and not beyond the deadline', async () => {
+  test('is asked no more than six times', async () => {
     failuresLeft = 100;
-    const started = performance.now();
-    expect(await rejection(client().getNote({ text: 'a' }, { deadlineMs: 400 }))).toMatchObject({
+    expect(await rejection(client().getNote({ text: 'a' }))).toMatchObject({
       code: 'unavailable',
       message: 'warming up',
     });
-    expect(performance.now() - started).toBeLessThan(450);
-    expect(seen.length).toBeGreaterThan(1);
-    expect(seen.length).toBeLessThanOrEqual(6);
+    expect(seen).toHaveLength(6);
+  });
+
+  test('is not asked again where the pause would outlast the deadline', async () => {
+    failuresLeft = 100;
+    retryAfterMs = 60_000;
+    expect(await rejection(client().getNote({ text: 'a' }))).toMatchObject({ code: 'unavailable' });
+    expect(seen).toHaveLength(1);
   });
 
   test('that nobody started is unavailable within the deadline', async () => {

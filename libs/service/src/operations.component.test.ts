@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Failure } from '@medmesh/errors';
 import { connectNats, createPublisher, ensureStreams } from '@medmesh/events';
@@ -168,9 +169,9 @@ test('an operation that is cancelled before anybody began is done at once and ne
 test('a handler that finishes although it was cancelled has finished', async () => {
   const kind = newKind();
   const begun = Promise.withResolvers<void>();
-  const worker = await operations.run(kind, async () => {
+  const worker = await operations.run(kind, async (run) => {
     begun.resolve();
-    await sleep(500);
+    await once(run.signal, 'abort');
     return packed('too late to stop');
   });
   const { name } = await operations.start({ kind, project: 'p', request: packed('x') });
@@ -257,11 +258,12 @@ test('a done operation can be deleted, a running one and an unknown one cannot',
 test('an operation goes on when the broker is killed and restarted under it', async () => {
   const kind = newKind();
   const begun = Promise.withResolvers<void>();
+  const back = Promise.withResolvers<void>();
   let runs = 0;
   const worker = await operations.run(kind, async (run) => {
     runs += 1;
     begun.resolve();
-    await sleep(1_500);
+    await back.promise;
     await run.update(packed('almost'));
     return packed('survived');
   });
@@ -270,6 +272,7 @@ test('an operation goes on when the broker is killed and restarted under it', as
   await nats.kill();
   await sleep(500);
   await nats.restart();
+  back.resolve();
   expect(outcome(await operations.wait(name, { seconds: 30, nanos: 0 }))).toBe('response survived');
   expect(runs).toBe(1);
   await worker.stop();

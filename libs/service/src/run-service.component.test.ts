@@ -38,7 +38,7 @@ const start = (env: Environment, o: { args?: string[]; ready?: RegExp } = {}): P
       NATS_URL: nats.url,
       OBJECT_STORE_URL: `file://${tempDir('objects')}`,
       CACHE_DIR: tempDir('cache'),
-      SHUTDOWN_GRACE_MS: '4000',
+      SHUTDOWN_GRACE_MS: '20000',
       ...env,
     },
     ...(o.ready === undefined ? {} : { ready: o.ready }),
@@ -99,12 +99,12 @@ test('a ready service answers gRPC health, /metrics and /healthz, and has writte
 });
 
 test('SIGTERM finishes open calls, hands work back, closes in reverse order and exits 0', async () => {
-  const { service, client, http } = await startReady({ SLOW_MS: '60000' });
+  const { service, client, http } = await startReady({ SLOW_MS: '60000', SHUTDOWN_GRACE_MS: '60000' });
   await client.cancelOperation({ name: 'long' });
   const [, name] = await service.waitForLine(/"msg":"started (operations\/[^"]+)"/);
   await service.waitForLine(/begins to shout long/);
-  const waiting = client.waitOperation({ name: name!, timeout: { seconds: 1, nanos: 0 } });
-  await new Promise((resolve) => setTimeout(resolve, 100));
+  const waiting = client.waitOperation({ name: name!, timeout: { seconds: 3, nanos: 0 } });
+  await service.waitForLine(/begins to wait for/);
   service.signal('SIGTERM');
   await service.waitForLine(/taking no more work/);
   expect((await http('/healthz')).status).toBe(503);

@@ -50,7 +50,10 @@ await runService({
         bind(longrunning.OperationsDefinition, {
           getOperation: (request) => operations.get(request.name),
           listOperations: (request) => operations.list(request),
-          waitOperation: (request, call) => operations.wait(request.name, request.timeout, call.signal),
+          waitOperation: (request, call) => {
+            log.info(`begins to wait for ${request.name}`);
+            return operations.wait(request.name, request.timeout, call.signal);
+          },
           // The test's way to start a shout: its name is what is shouted.
           cancelOperation: async (request) => {
             const { name } = await operations.start({

@@ -40,7 +40,7 @@ export type RunningProcess = {
 
 /** Starts a program in a process group of its own, so that ending it ends what it started too. It never outlives this process. */
 export async function spawnProcess(options: SpawnOptions): Promise<RunningProcess> {
-  const { command, args = [], readyTimeoutMs = 20_000, stopTimeoutMs = 10_000 } = options;
+  const { command, args = [], readyTimeoutMs = 60_000, stopTimeoutMs = 30_000 } = options;
   const shown = [command, ...args].join(' ');
   const child: ChildProcess = spawn(command, args, {
     cwd: options.cwd,
@@ -85,7 +85,7 @@ export async function spawnProcess(options: SpawnOptions): Promise<RunningProces
   const tail = () => lines.slice(-20).join('\n');
   const describeExit = ({ code, signal }: Exit) => (signal ? `was ended by ${signal}` : `exited with ${code}`);
 
-  async function waitForLine(pattern: RegExp, timeoutMs = 10_000): Promise<RegExpMatchArray> {
+  async function waitForLine(pattern: RegExp, timeoutMs = 30_000): Promise<RegExpMatchArray> {
     for (const line of lines) {
       const match = line.match(pattern);
       if (match) return match;

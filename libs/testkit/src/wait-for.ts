@@ -9,11 +9,11 @@ export type WaitOptions = {
 
 /**
  * Calls `check` until it answers with something truthy, and returns that. An error thrown by `check` counts as "not yet".
- * Throws after `timeoutMs` (10 s), naming what was waited for and the last error.
+ * Throws after `timeoutMs` (30 s: a bound for what never comes, not a measure of speed), naming what was waited for and the last error.
  */
 export async function waitFor<T>(
   check: () => T | Promise<T>,
-  { what = 'a condition', timeoutMs = 10_000, intervalMs = 20 }: WaitOptions = {},
+  { what = 'a condition', timeoutMs = 30_000, intervalMs = 20 }: WaitOptions = {},
 ): Promise<Exclude<Awaited<T>, false | null | undefined | 0 | ''>> {
   const deadline = performance.now() + timeoutMs;
   let cause: unknown;
