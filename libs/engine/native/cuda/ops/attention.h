@@ -15,7 +15,7 @@
 namespace engine::cuda {
 
 // Rows of one tile. Tiles cover every sequence from its first token; the last of a sequence may be short.
-inline constexpr std::int64_t kAttentionTile = 64;
+inline constexpr std::int64_t kAttentionTile = 128;
 
 // One tile: tokens [row, min(row + kAttentionTile, last)) of the sequence [first, last). An empty one has first = last = row = 0.
 struct AttentionTile {

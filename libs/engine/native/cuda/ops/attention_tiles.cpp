@@ -1,0 +1,32 @@
+#include <algorithm>
+#include <string>
+
+#include "cuda/ops/attention_launch.h"
+
+namespace engine::cuda {
+namespace attention {
+
+void check_shapes(const AttentionShape& shape, View<const bf16> q, View<const bf16> k, View<const bf16> v) {
+  require(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, "attention: ", shape.heads, " heads do not share ", shape.kv_heads, " key heads evenly");
+  require(q.cols == shape.heads * shape.head_dim, "attention: q has ", q.cols, " columns, not ", shape.heads, " heads of ", shape.head_dim);
+  for (const View<const bf16>& kv : {k, v})
+    require(kv.rows == q.rows && kv.cols == shape.kv_heads * shape.head_dim, "attention: k and v are ", kv.rows, " x ", kv.cols, ", not ", q.rows, " x ",
+            shape.kv_heads, " heads of ", shape.head_dim);
+}
+
+}  // namespace attention
+
+std::vector<AttentionTile> attention_tiles(std::span<const std::int64_t> offsets) {
+  std::vector<AttentionTile> tiles;
+  for (std::size_t i = 1; i < offsets.size(); ++i)
+    for (std::int64_t row = offsets[i - 1]; row < offsets[i]; row += kAttentionTile)
+      tiles.push_back({static_cast<std::int32_t>(row), static_cast<std::int32_t>(offsets[i - 1]), static_cast<std::int32_t>(offsets[i]), 0});
+  std::stable_sort(tiles.begin(), tiles.end(), [](const AttentionTile& a, const AttentionTile& b) { return a.row - a.first > b.row - b.first; });
+  return tiles;
+}
+
+std::int64_t most_attention_tiles(std::int64_t tokens, std::int64_t sequences) {
+  return tokens / kAttentionTile + std::min(tokens, sequences);
+}
+
+}  // namespace engine::cuda
