@@ -36,8 +36,36 @@ export type Adapters = {
 const failureTtlMs = 30_000;
 const bytesPerWeight = 4;
 
+const baseMismatch = (record: lifecycle.Adapter, trainedOn: string): Failure =>
+  new Failure(
+    'failed_precondition',
+    `${record.name} was trained on base ${trainedOn}, its record says ${record.baseDigest}`,
+    { reason: 'ADAPTER_BASE_MISMATCH' },
+  );
+
+const templateMismatch = (record: lifecycle.Adapter): Failure =>
+  new Failure(
+    'failed_precondition',
+    `${record.name} was trained with another template or tokenizer than its files hold`,
+    { reason: 'TEMPLATE_MISMATCH' },
+  );
+
+/** Files that are in memory already were loaded for another record of the same digest; this one must say the same of them. */
+function checkRecord(record: lifecycle.Adapter, lease: Lease<LoadedAdapter>): void {
+  const { description, template, base } = lease.value;
+  const problem =
+    description.base.digest !== record.baseDigest
+      ? baseMismatch(record, description.base.digest)
+      : template.digest !== record.templateDigest || base.value.tokenizer.digest !== record.tokenizerDigest
+        ? templateMismatch(record)
+        : undefined;
+  if (problem === undefined) return;
+  lease.release();
+  throw problem;
+}
+
 export function createAdapters(deps: BaseDeps, bases: Bases, now: () => number): Adapters {
-  const failures = new Map<string, { failure: Failure; until: number }>();
+  const failures = new Map<string, { failure: Failure; digest: string; until: number }>();
   const resident = createResidentSet<LoadedAdapter>({
     maxBytes: deps.config.ADAPTER_MEMORY_BYTES,
     maxCount: Number.POSITIVE_INFINITY,
@@ -55,24 +83,12 @@ export function createAdapters(deps: BaseDeps, bases: Bases, now: () => number):
     try {
       onState(State.VALIDATING);
       const description = parseAdapterDescription(await readFile(join(dir, adapterDescriptionFile), 'utf8'));
-      if (description.base.digest !== record.baseDigest) {
-        throw new Failure(
-          'failed_precondition',
-          `${record.name} was trained on base ${description.base.digest}, its record says ${record.baseDigest}`,
-          {
-            reason: 'ADAPTER_BASE_MISMATCH',
-          },
-        );
-      }
+      if (description.base.digest !== record.baseDigest) throw baseMismatch(record, description.base.digest);
       const base = await bases.acquire(await bases.resolve(record.baseDigest));
       try {
         const template = resolveCanonicalTemplate(description.template, base.value.tokenizer);
         if (template.digest !== record.templateDigest || base.value.tokenizer.digest !== record.tokenizerDigest) {
-          throw new Failure(
-            'failed_precondition',
-            `${record.name} was trained with another template or tokenizer than its files hold`,
-            { reason: 'TEMPLATE_MISMATCH' },
-          );
+          throw templateMismatch(record);
         }
         const engine = await base.value.model.loadAdapter(dir);
         try {
@@ -131,9 +147,9 @@ export function createAdapters(deps: BaseDeps, bases: Bases, now: () => number):
       return record;
     },
     async acquire(record, onState = () => undefined) {
-      const failed = failures.get(record.digest);
-      if (failed !== undefined && failed.until > now()) throw failed.failure;
-      failures.delete(record.digest);
+      const failed = failures.get(record.name);
+      if (failed?.digest === record.digest && failed.until > now()) throw failed.failure;
+      failures.delete(record.name);
       try {
         const lease = await resident.acquire(record.digest, () =>
           withSpan(
@@ -142,6 +158,7 @@ export function createAdapters(deps: BaseDeps, bases: Bases, now: () => number):
             () => load(record, onState),
           ),
         );
+        checkRecord(record, lease);
         onState(State.READY);
         return lease;
       } catch (error) {
@@ -152,7 +169,7 @@ export function createAdapters(deps: BaseDeps, bases: Bases, now: () => number):
           failure.code === 'data_loss' ||
           failure.code === 'invalid_argument'
         ) {
-          failures.set(record.digest, { failure, until: now() + failureTtlMs });
+          failures.set(record.name, { failure, digest: record.digest, until: now() + failureTtlMs });
         }
         throw failure;
       }
