@@ -9,6 +9,8 @@ const address = (service: string) =>
 
 export const configSchema = z.object({
   ...commonConfig,
+  // It forwards and keeps nothing: a store may be named, and is not used.
+  OBJECT_STORE_URL: commonConfig.OBJECT_STORE_URL.optional(),
   GRPC_PORT: z.coerce
     .number()
     .int()
