@@ -28,6 +28,7 @@ export type MedmeshClient = {
     readonly operations: OperationsClient;
     readonly tokenizer: ReturnType<typeof rawTokenizer>;
     readonly trainer: ReturnType<typeof rawTrainer>;
+    readonly inference: ReturnType<typeof rawInference>;
     readonly inferenceAdmin: ReturnType<typeof rawAdmin>;
   };
   close(): void;
@@ -36,6 +37,7 @@ export type MedmeshClient = {
 type Channel = ReturnType<typeof openChannel>;
 const rawTokenizer = (channel: Channel) => createClient(dataset.TokenizerServiceDefinition, channel);
 const rawTrainer = (channel: Channel) => createClient(trainer.TrainerServiceDefinition, channel);
+const rawInference = (channel: Channel) => createClient(inference.InferenceServiceDefinition, channel);
 const rawAdmin = (channel: Channel) => createClient(inference.InferenceAdminServiceDefinition, channel);
 
 /** Opens a connection to a gateway. It is made lazily: an unreachable one shows at the first call. */
@@ -57,6 +59,7 @@ export function connect(options: ConnectOptions = {}): MedmeshClient {
       operations,
       tokenizer: rawTokenizer(channel),
       trainer: rawTrainer(channel),
+      inference: rawInference(channel),
       inferenceAdmin: rawAdmin(channel),
     },
     close: () => channel.close(),

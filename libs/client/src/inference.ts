@@ -16,6 +16,8 @@ export type AskOptions = {
   adapter?: string;
   sampling?: Parameters<typeof inference.Sampling.fromPartial>[0];
   reasoning?: Parameters<typeof inference.Reasoning.fromPartial>[0];
+  /** What the answer must look like. */
+  constraint?: inference.Constraint['rule'];
   signal?: AbortSignal;
 };
 
@@ -53,6 +55,7 @@ function toRequest(input: AskInput, options: AskOptions): GenerateInput {
     input: body,
     ...(options.sampling === undefined ? {} : { sampling: options.sampling }),
     ...(options.reasoning === undefined ? {} : { reasoning: options.reasoning }),
+    ...(options.constraint === undefined ? {} : { constraint: { rule: options.constraint } }),
   };
 }
 

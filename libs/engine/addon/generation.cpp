@@ -43,6 +43,28 @@ Sampling read_sampling(Napi::Value value) {
   return sampling;
 }
 
+Napi::Value finish_to_js(Napi::Env env, Finish finish) {
+  switch (finish) {
+    case Finish::none: return env.Null();
+    case Finish::stop: return to_js(env, std::string("stop"));
+    case Finish::length: return to_js(env, std::string("length"));
+    case Finish::complete: return to_js(env, std::string("complete"));
+  }
+  return env.Null();
+}
+
+ByteAutomaton read_automaton(Napi::Value value) {
+  const auto object = read_object(value, "automaton");
+  const std::vector<std::uint32_t> next = read_uint32s(object.Get("next"), "next");
+  ByteAutomaton automaton;
+  automaton.class_of = read_bytes(object.Get("classOf"), "classOf");
+  automaton.classes = read_integer(object.Get("classes"), "classes", 1, 256);
+  automaton.next.reserve(next.size());
+  for (const std::uint32_t state : next) automaton.next.push_back(state == std::numeric_limits<std::uint32_t>::max() ? ByteAutomaton::kDead : static_cast<std::int32_t>(state));
+  automaton.accepting = read_bytes(object.Get("accepting"), "accepting");
+  return automaton;
+}
+
 Napi::Value step_to_js(Napi::Env env, const GeneratedToken& token) {
   auto step = Napi::Object::New(env);
   step.Set("tokenId", to_js(env, std::int64_t{token.token}));
@@ -55,7 +77,7 @@ Napi::Value step_to_js(Napi::Env env, const GeneratedToken& token) {
     top.Set(static_cast<std::uint32_t>(i), entry);
   }
   step.Set("topLogprobs", top);
-  step.Set("finish", token.finish == Finish::none ? env.Null() : to_js(env, std::string(token.finish == Finish::stop ? "stop" : "length")));
+  step.Set("finish", finish_to_js(env, token.finish));
   return step;
 }
 
@@ -137,6 +159,24 @@ std::shared_ptr<ModelHandle> model_of(Napi::Value value) {
   return model;
 }
 
+Napi::Value create_vocabulary(const Napi::CallbackInfo& info) {
+  auto bytes = read_bytes(info[0], "bytes");
+  auto offsets = read_uint32s(info[1], "offsets");
+  return promise_of(
+      info.Env(), on_own_thread(info.Env()),
+      [bytes = std::move(bytes), offsets = std::move(offsets)] { return std::shared_ptr<const TokenTrie>(std::make_shared<TokenTrie>(bytes, offsets)); },
+      [](Napi::Env env, std::shared_ptr<const TokenTrie>& trie) {
+        return wrap_handle(env, std::make_shared<TypedHandle<const TokenTrie>>("vocabulary", Context::of(env).threads(), std::move(trie)));
+      });
+}
+
+Napi::Value create_constraint(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto vocabulary = handle_of<const TokenTrie>(info[0], "vocabulary");
+  std::shared_ptr<const Constraint> constraint = std::make_shared<Constraint>(vocabulary->object(), read_automaton(info[1]));
+  return wrap_handle(env, std::make_shared<TypedHandle<const Constraint>>("constraint", Context::of(env).threads(), std::move(constraint)));
+}
+
 Napi::Value generate(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const auto model = model_of(info[0]);
@@ -144,11 +184,15 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
   request.tokens = read_uint32s(info[1], "tokens");
   if (!is_absent(info[2])) request.adapter = handle_of<const LoraAdapter>(info[2], "adapter")->object();
   request.sampling = read_sampling(info[3]);
-  require(info[4].IsFunction(), "onSteps is not a function");
+  const auto options = read_object(info[4], "options");
+  request.generated = read_integer(options.Get("generated"), "generated", 0, kMaxId);
+  if (const Napi::Value constraint = options.Get("constraint"); !is_absent(constraint))
+    request.sampling.constraint = handle_of<const Constraint>(constraint, "constraint")->object();
+  require(info[5].IsFunction(), "onSteps is not a function");
   const auto& generator = ModelHandle::generator_of(env, model);
 
   Context& context = Context::of(env);
-  const std::uint64_t callback = context.keep_callback(env, info[4].As<Napi::Function>(), true);
+  const std::uint64_t callback = context.keep_callback(env, info[5].As<Napi::Function>(), true);
   const auto buffer = std::make_shared<StepBuffer>(context.queue(), callback);
   try {
     const auto id = generator->submit(std::move(request), {[buffer](const GeneratedToken& token) { buffer->add(token); }, [buffer](const Error* error) { buffer->end(error); }});

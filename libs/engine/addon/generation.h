@@ -5,7 +5,12 @@
 
 namespace engine::addon {
 
-// (model, tokens, adapter | null, sampling, onSteps) -> request number.   onSteps(steps: GenerateStep[], ended: boolean, error | null): steps that
+// (bytes, offsets) -> promise of a vocabulary: token t is bytes[offsets[t], offsets[t + 1]).
+Napi::Value create_vocabulary(const Napi::CallbackInfo& info);
+// (vocabulary, {classOf, classes, next, accepting}) -> constraint; 2^32 − 1 in `next` is no state.
+Napi::Value create_constraint(const Napi::CallbackInfo& info);
+
+// (model, tokens, adapter | null, sampling, {generated, constraint | null}, onSteps) -> request number.   onSteps(steps: GenerateStep[], ended: boolean, error | null): steps that
 // were made since the last call, in order; after `ended` it is not called again.
 Napi::Value generate(const Napi::CallbackInfo& info);
 Napi::Value cancel_generation(const Napi::CallbackInfo& info);  // (model, request); a finished request or a closed model is ignored

@@ -38,6 +38,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add<score>(env, exports, "score");
   add<logits>(env, exports, "logits");
 
+  add<create_vocabulary>(env, exports, "createVocabulary");
+  add<create_constraint>(env, exports, "createConstraint");
   add<generate>(env, exports, "generate");
   add<cancel_generation>(env, exports, "cancelGeneration");
 

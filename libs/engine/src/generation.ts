@@ -1,5 +1,6 @@
 import { adapterHandle } from './adapter-handles.ts';
 import { cancelled } from './call.ts';
+import { constraintHandle } from './constraint.ts';
 import { type EngineError, toEngineError } from './errors.ts';
 import { type ModelHandle, type NativeStep, native } from './native.ts';
 import type { GenerateOptions, GenerateStep } from './types.ts';
@@ -53,10 +54,11 @@ export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGe
   }
 }
 
-function submit(model: ModelHandle, o: GenerateOptions, onSteps: Parameters<typeof native.generate>[4]): number {
+function submit(model: ModelHandle, o: GenerateOptions, onSteps: Parameters<typeof native.generate>[5]): number {
   const sampling = { ...o.sampling, logitBias: o.sampling.logitBias ?? [], logprobs: o.sampling.logprobs ?? 0 };
   try {
-    return native.generate(model, o.tokens, adapterHandle(o.adapter), sampling, onSteps);
+    const options = { generated: o.generated ?? 0, constraint: constraintHandle(o.constraint) };
+    return native.generate(model, o.tokens, adapterHandle(o.adapter), sampling, options, onSteps);
   } catch (error) {
     throw toEngineError(error);
   }

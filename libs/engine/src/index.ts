@@ -1,3 +1,4 @@
+export { createVocabulary } from './constraint.ts';
 export { engineVersion, listDevices, loadModel } from './engine.ts';
 export { EngineError, type EngineErrorCode } from './errors.ts';
 export {

@@ -3,7 +3,16 @@ import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { EngineError } from './errors.ts';
-import type { EngineDevice, MicroBatch, ModelInfo, NewTensor, Progress, SafetensorsInfo, StepResult } from './types.ts';
+import type {
+  ByteAutomaton,
+  EngineDevice,
+  MicroBatch,
+  ModelInfo,
+  NewTensor,
+  Progress,
+  SafetensorsInfo,
+  StepResult,
+} from './types.ts';
 
 declare const handleKind: unique symbol;
 /** An object of the engine; freed by close, or when it is collected. */
@@ -11,6 +20,8 @@ export type Handle<Kind extends string> = { readonly [handleKind]: Kind };
 export type CancelToken = Handle<'cancel'>;
 export type ModelHandle = Handle<'model'>;
 export type AdapterHandle = Handle<'adapter'>;
+export type VocabularyHandle = Handle<'vocabulary'>;
+export type ConstraintHandle = Handle<'constraint'>;
 export type TrainerHandle = Handle<'trainer'>;
 
 export type NativeTrainerOptions = {
@@ -58,7 +69,7 @@ export type NativeStep = {
   tokenId: number;
   logprob: number;
   topLogprobs: { tokenId: number; logprob: number }[];
-  finish: 'stop' | 'length' | null;
+  finish: 'stop' | 'length' | 'complete' | null;
 };
 
 export type Native = {
@@ -112,11 +123,14 @@ export type Native = {
     cancel: CancelToken | null,
   ): Promise<Float32Array>;
 
+  createVocabulary(bytes: Uint8Array, offsets: Uint32Array): Promise<VocabularyHandle>;
+  createConstraint(vocabulary: VocabularyHandle, automaton: ByteAutomaton): ConstraintHandle;
   generate(
     model: ModelHandle,
     tokens: Uint32Array,
     adapter: AdapterHandle | null,
     sampling: NativeSampling,
+    options: { generated: number; constraint: ConstraintHandle | null },
     onSteps: (steps: NativeStep[], ended: boolean, error: Error | null) => void,
   ): number;
   cancelGeneration(model: ModelHandle, request: number): void;

@@ -227,10 +227,38 @@ export type Sampling = {
   logprobs?: number | undefined;
 };
 
+/** A deterministic automaton over bytes; state 0 is the start. */
+export type ByteAutomaton = {
+  /** [256]: the class of each byte, below `classes`. */
+  classOf: Uint8Array;
+  classes: number;
+  /** [states · classes]: the state after a byte of that class; 2^32 − 1: none. */
+  next: Uint32Array;
+  /** [states]: 1 where a text may end. */
+  accepting: Uint8Array;
+};
+
+/** The bytes behind a model's tokens, prepared for constraints. */
+export interface Vocabulary {
+  /** Synchronous and cheap; the tokens of a state are found when the state is first met. Failure `invalid` for a table that is no automaton. */
+  createConstraint(automaton: ByteAutomaton): Constraint;
+  close(): Promise<void>;
+}
+
+/** What an output must look like. Any number of requests may share it. */
+export interface Constraint {
+  close(): Promise<void>;
+}
+
 export type GenerateOptions = {
+  /** What the sequence begins with, at least one token. */
   tokens: Uint32Array;
+  /** How many of the last `tokens` are output of an earlier call that this one goes on with; penalties count them as output. Default 0. */
+  generated?: number | undefined;
   adapter?: Adapter | undefined;
   sampling: Sampling;
+  /** For the new tokens. */
+  constraint?: Constraint | undefined;
   signal?: AbortSignal | undefined;
 };
 
@@ -239,5 +267,6 @@ export type GenerateStep = {
   /** From the unmodified distribution. */
   logprob: number;
   topLogprobs?: { tokenId: number; logprob: number }[];
-  finish?: 'stop' | 'length';
+  /** `stop`: at a stop token. `length`: at `maxTokens` or the context. `complete`: the constraint allows nothing more; this token belongs to the output. */
+  finish?: 'stop' | 'length' | 'complete';
 };

@@ -2,6 +2,7 @@ export { readDescriptorSet } from './descriptors.ts';
 export * as longrunning from './gen/index.google.longrunning.ts';
 export * as protobuf from './gen/index.google.protobuf.ts';
 export * as rpc from './gen/index.google.rpc.ts';
+export * as openInference from './gen/index.inference.ts';
 export * as dataset from './gen/index.medmesh.dataset.v1.ts';
 export * as inference from './gen/index.medmesh.inference.v1.ts';
 export * as lifecycle from './gen/index.medmesh.lifecycle.v1.ts';

@@ -1,8 +1,9 @@
-import type { GenerateStep } from '@medmesh/engine';
+import type { Constraint, GenerateStep } from '@medmesh/engine';
 import { inference } from '@medmesh/proto';
+import type { TextTokenizer } from '@medmesh/text';
 import type { Prepared } from './prepare-request.ts';
 import { engineSampling } from './resolve-sampling.ts';
-import { createTextAssembler } from './text-assembler.ts';
+import { createTextAssembler, type Piece } from './text-assembler.ts';
 
 const { ANSWER, REASONING } = inference.Channel;
 const Reason = inference.FinishReason;
@@ -19,57 +20,81 @@ const milliseconds = (ms: number) => ({ seconds: Math.floor(ms / 1000), nanos: M
 /** Share of max_tokens that is kept for the answer when the model reasons and the request says nothing. */
 const answerShare = 0.25;
 
-/** Tokens of reasoning before it is closed, so that an answer always has room. Undefined: no limit of its own. */
+/** What closes a thought whose budget is used up. */
+const closingText = '\n</think>\n';
+
+/**
+ * Tokens of reasoning before it is closed, so that an answer always has room. `room`: tokens that the context leaves; `closing`: tokens that close a
+ * thought, which take of the context but not of `maxTokens`.
+ */
 export function reasoningBudget(
   reasoning: inference.Reasoning | undefined,
   maxTokens: number,
-  startsInsideThink: boolean,
-): number | undefined {
-  if (!startsInsideThink) return undefined;
+  room: number,
+  closing: number,
+): number {
   const reserve = reasoning?.answerReserveTokens || Math.ceil(maxTokens * answerShare);
-  const room = Math.max(0, maxTokens - reserve);
-  return Math.min(room, reasoning?.maxTokens || room);
+  const most = Math.max(0, Math.min(maxTokens, room - closing) - reserve);
+  return Math.min(most, reasoning?.maxTokens || most);
 }
 
-/** A token's log-probability as the API carries it. */
-const tokenLogprob = (step: GenerateStep): inference.TokenLogprob => ({
-  tokenId: step.tokenId,
-  logprob: step.logprob,
-  top: step.topLogprobs ?? [],
-});
+/** A token's log-probability as the API carries it. Ids that no token has (the model's table may be longer) have no bytes. */
+function tokenLogprob(step: GenerateStep, tokenizer: TextTokenizer): inference.TokenLogprob {
+  const bytesOf = (id: number) => Buffer.from(id < tokenizer.vocabularySize ? tokenizer.tokenBytes(id) : []);
+  return {
+    tokenId: step.tokenId,
+    logprob: step.logprob,
+    tokenBytes: bytesOf(step.tokenId),
+    top: (step.topLogprobs ?? []).map((top) => ({ ...top, tokenBytes: bytesOf(top.tokenId) })),
+  };
+}
+
+/** The part of the token that ended a thought before `rest` (leading line feeds of which may be missing) begins. */
+const untilTagEnd = (text: string, rest: string): string => {
+  const ends = [...text.matchAll(/>/g)].map(({ index }) => index + 1);
+  return text.slice(0, ends.find((end) => text.slice(end).replace(/^\n+/, '') === rest) ?? text.length);
+};
 
 /**
- * Makes one answer. If the reasoning uses up its budget, `</think>` is put in its place and the answer follows: a truncated thought is never
- * returned as the answer.
+ * Why a piece of generation ended. `done`: the choice is complete. `length`: its tokens are used up. `cut`: the thought must end here. `answer`: the
+ * thought has ended, and a constraint holds from here on.
+ */
+type End = 'done' | 'length' | 'cut' | 'answer';
+
+/**
+ * Makes one answer. If the reasoning uses up its budget, or the model stops inside it, `</think>` is put in its place and the answer follows: a
+ * truncated thought is never returned as the answer. A constraint holds for the answer alone.
  */
 export async function* generateChoice(
   prepared: Prepared,
   options: ChoiceOptions,
   signal: AbortSignal,
 ): AsyncGenerator<inference.GenerateEvent> {
-  const { base, adapter, started, stopTokenIds } = prepared;
+  const { base, adapter, started, stopTokenIds, constraint } = prepared;
+  const { tokenizer } = base;
   const sampling = started.sampling ?? inference.Sampling.fromPartial({});
   const maxTokens = sampling.maxTokens ?? 0;
   const inline = options.reasoning?.return === inference.Reasoning_Return.INLINE;
   const drop = options.reasoning?.return === inference.Reasoning_Return.DROP;
-  const assembler = createTextAssembler(base.tokenizer, started.startsInsideThink, sampling.stop, inline);
+  const newAssembler = (inside: boolean) => createTextAssembler(tokenizer, inside, sampling.stop, inline);
+  let assembler = newAssembler(started.startsInsideThink);
+  const closing = await tokenizer.encode(closingText, { parseSpecialTokens: true });
+  const room = base.model.info.contextLength - prepared.tokens.length;
+  const budget = reasoningBudget(options.reasoning, maxTokens, room, closing.length);
   const begin = performance.now();
   let firstTokenMs: number | undefined;
   let reasoningTokens = 0;
   let answerTokens = 0;
   let matchedStop = '';
   let reason: inference.FinishReason | undefined;
-  const made: number[] = [];
+  /** What follows the prompt: generated tokens and, where a thought was closed, those that close it. */
+  const following: number[] = [];
 
-  const delta = (
-    pieces: readonly { channel: 'reasoning' | 'answer'; text: string }[],
-    step: GenerateStep | undefined,
-  ): inference.GenerateEvent[] => {
-    const channelOf = (channel: 'reasoning' | 'answer') => (channel === 'reasoning' ? REASONING : ANSWER);
+  const delta = (pieces: readonly Piece[], step: GenerateStep | undefined): inference.GenerateEvent[] => {
     const kept = pieces.filter((piece) => !(drop && piece.channel === 'reasoning'));
-    // Ids and log-probabilities travel with the first piece of their token; a token that ends no piece goes with an empty one if they are wanted.
+    // Ids and log-probabilities travel with the first piece of their token; a token that ends no piece goes with an empty one.
     const ids = step === undefined ? [] : [step.tokenId];
-    const logprobs = step === undefined || options.logprobs === undefined ? [] : [tokenLogprob(step)];
+    const logprobs = step === undefined || options.logprobs === undefined ? [] : [tokenLogprob(step, tokenizer)];
     const list = kept.length > 0 ? kept : [{ channel: assembler.channel, text: '' }];
     if (drop && list[0]?.channel === 'reasoning') return [];
     return list.map((piece, i) => ({
@@ -77,7 +102,7 @@ export async function* generateChoice(
         $case: 'delta',
         value: {
           choice: options.choice,
-          channel: channelOf(piece.channel),
+          channel: piece.channel === 'reasoning' && !inline ? REASONING : ANSWER,
           text: piece.text,
           tokenIds: i === 0 ? ids : [],
           logprobs: i === 0 ? logprobs : [],
@@ -86,51 +111,74 @@ export async function* generateChoice(
     }));
   };
 
-  async function* run(tokens: Uint32Array, limit: number): AsyncGenerator<inference.GenerateEvent, 'stop' | 'length'> {
-    const stopStringFound = new AbortController();
-    const within = AbortSignal.any([signal, stopStringFound.signal]);
+  /** The thought ended inside a token that holds text of an answer too: only what the constraint allows may be the answer. */
+  const dropAnswerOf = async (tokenId: number, rest: string) => {
+    const text = new TextDecoder().decode(tokenizer.tokenBytes(tokenId));
+    following.pop();
+    following.push(...(await tokenizer.encode(untilTagEnd(text, rest))));
+    assembler = newAssembler(true);
+    for (const id of closing) assembler.push(id);
+  };
+
+  async function* run(limit: number, rule: Constraint | undefined): AsyncGenerator<inference.GenerateEvent, End> {
     const steps = base.model.generate({
-      tokens,
+      tokens: Uint32Array.from([...prepared.tokens, ...following]),
+      generated: following.length,
       ...(adapter === undefined ? {} : { adapter }),
       sampling: engineSampling(sampling, stopTokenIds, options.choice, limit, options.logprobs),
-      signal: within,
+      ...(rule === undefined ? {} : { constraint: rule }),
+      signal,
     });
+    // Leaving the loop ends the generation in the engine.
     for await (const step of steps) {
       firstTokenMs ??= performance.now() - begin;
-      made.push(step.tokenId);
-      if (assembler.channel === 'reasoning') reasoningTokens += 1;
+      const thought = assembler.channel === 'reasoning';
+      if (thought) reasoningTokens += 1;
       else answerTokens += 1;
       if (step.finish === 'stop') {
-        reason = sampling.stopTokenIds.includes(step.tokenId) ? Reason.STOP_TOKEN : Reason.EOS;
+        const asked = sampling.stopTokenIds.includes(step.tokenId);
+        if (thought && !asked) return 'cut';
+        reason = asked ? Reason.STOP_TOKEN : Reason.EOS;
         yield* delta([], step);
-        return 'stop';
+        return 'done';
       }
+      following.push(step.tokenId);
       const { pieces, matchedStop: matched } = assembler.push(step.tokenId);
+      if (thought && assembler.channel === 'answer' && constraint !== undefined) {
+        const rest = pieces.filter(({ channel }) => channel === 'answer');
+        yield* delta(inline ? pieces : pieces.filter(({ channel }) => channel === 'reasoning'), step);
+        if (!inline && rest.length > 0) await dropAnswerOf(step.tokenId, rest.map(({ text }) => text).join(''));
+        return 'answer';
+      }
       yield* delta(pieces, step);
       if (matched !== undefined) {
         matchedStop = matched;
         reason = Reason.STOP_STRING;
-        // Leaving the loop ends the generation in the engine.
-        stopStringFound.abort();
-        return 'stop';
+        return 'done';
+      }
+      if (step.finish === 'complete') {
+        reason = Reason.CONSTRAINT;
+        return 'done';
       }
       if (step.finish === 'length') return 'length';
+      if (assembler.channel === 'reasoning' && reasoningTokens >= budget) return 'cut';
     }
     return 'length';
   }
 
-  const budget = inline ? undefined : reasoningBudget(options.reasoning, maxTokens, started.startsInsideThink);
+  const left = () => Math.min(maxTokens - reasoningTokens - answerTokens, room - following.length);
+  let end: End = 'cut';
+  if (!started.startsInsideThink) end = yield* run(maxTokens, constraint);
   // A budget of zero tokens leaves nothing to generate before the thought is closed.
-  let end: 'stop' | 'length' = 'length';
-  if (budget !== 0) end = yield* run(prepared.tokens, budget ?? maxTokens);
-  if (end === 'length' && budget !== undefined && made.length < maxTokens) {
-    const cut = assembler.channel === 'reasoning';
-    const closing = cut ? await base.tokenizer.encode('\n</think>\n', { parseSpecialTokens: true }) : new Uint32Array();
-    if (cut) for (const id of closing) yield* delta(assembler.push(id).pieces, undefined);
-    const room = base.model.info.contextLength - prepared.tokens.length - made.length - closing.length;
-    const limit = Math.min(maxTokens - made.length, room);
-    if (limit > 0) end = yield* run(Uint32Array.from([...prepared.tokens, ...made, ...closing]), limit);
+  else if (budget > 0) end = yield* run(budget, undefined);
+  // Closing tokens take of the context, not of max_tokens.
+  const mayAnswer = reasoningTokens + answerTokens < maxTokens && following.length + closing.length < room;
+  if (end !== 'done' && assembler.channel === 'reasoning' && mayAnswer) {
+    for (const id of closing) yield* delta(assembler.push(id).pieces, undefined);
+    following.push(...closing);
   }
+  if (end !== 'done' && left() > 0 && assembler.channel === 'answer') yield* run(left(), constraint);
+
   reason ??= assembler.channel === 'reasoning' ? Reason.REASONING_BUDGET : Reason.LENGTH;
   const rest = assembler.flush();
   if (rest.length > 0) yield* delta(rest, undefined);

@@ -56,7 +56,7 @@ export async function* generate(
   });
   try {
     place = await deps.admission.enter(request.maxQueueMs, signal);
-    prepared = await context.with(inside, () => prepareRequest(deps, request, requestId));
+    prepared = await context.with(inside, () => prepareRequest(deps, request, requestId, signal));
     span.setAttributes({
       [attribute.genAiRequestModel]: prepared.started.adapter || prepared.started.baseModel,
       [attribute.genAiUsageInputTokens]: prepared.started.promptTokenCount,

@@ -1,5 +1,5 @@
-import type { Adapter as EngineAdapter } from '@medmesh/engine';
-import { Failure, invalidField, unimplemented } from '@medmesh/errors';
+import type { Constraint, Adapter as EngineAdapter } from '@medmesh/engine';
+import { Failure, invalidField } from '@medmesh/errors';
 import { inference } from '@medmesh/proto';
 import {
   encodeSegments,
@@ -11,6 +11,7 @@ import {
 } from '@medmesh/text';
 import type { Adapters, LoadedAdapter } from './adapters.ts';
 import { type Base, type Bases, quantizationName } from './bases.ts';
+import type { Constraints } from './constraints.ts';
 import type { Lease } from './resident.ts';
 import { resolveSampling } from './resolve-sampling.ts';
 
@@ -22,10 +23,12 @@ export type Prepared = {
   tokens: Uint32Array;
   started: inference.Started;
   stopTokenIds: number[];
+  /** Of the answer. When the prompt ends inside a thought, it also takes line feeds before the answer. */
+  constraint: Constraint | undefined;
   release(): void;
 };
 
-export type PrepareDeps = { bases: Bases; adapters: Adapters };
+export type PrepareDeps = { bases: Bases; adapters: Adapters; constraints: Constraints };
 
 type Rendered = { tokens: Uint32Array; template: ResolvedTemplate | undefined; startsInsideThink: boolean };
 
@@ -109,10 +112,8 @@ async function render(
   let prompt: Slots | Turn[];
   if (input.$case === 'chat') {
     prompt = checkTurns(input.value.turns);
-    template =
-      adapter?.template.kind === 'chat'
-        ? adapter.template
-        : resolveTemplate({ template: { $case: 'chat', value: { system: '' } } }, tokenizer);
+    // The adapter's own template, whatever it is: another one would make prompts that it was never trained on.
+    template = adapter?.template ?? resolveTemplate({ template: { $case: 'chat', value: { system: '' } } }, tokenizer);
   } else {
     const slots = checkSlots(input.value.slots);
     if (adapter !== undefined && input.value.builtin === '') template = adapter.template;
@@ -138,8 +139,8 @@ export async function prepareRequest(
   deps: PrepareDeps,
   request: inference.GenerateRequest,
   requestId: string,
+  signal: AbortSignal,
 ): Promise<Prepared> {
-  if (request.constraint?.rule !== undefined) throw unimplemented('a constraint on the answer');
   const top = request.logprobs?.top ?? 0;
   if (!(top >= 0 && top <= 20)) throw invalidField('logprobs.top', `is ${top}; use 0 to 20`);
   const { base: baseLease, adapter: adapterLease } = await acquireModel(deps, request.model);
@@ -164,12 +165,16 @@ export async function prepareRequest(
       );
     }
     const sampling = resolveSampling(request.sampling, contextLength - tokens.length, vocabSize);
+    const rule = request.constraint?.rule;
+    const constraint =
+      rule === undefined ? undefined : await deps.constraints.acquire(base, rule, startsInsideThink, signal);
     const eosIds = sampling.ignoreEos ? [] : (template?.stopTokenIds ?? base.tokenizer.stopTokenIds);
     return {
       base,
       adapter: adapter?.engine,
       adapterTraceparent: adapter?.record.traceparent,
       tokens,
+      constraint,
       stopTokenIds: [...new Set([...eosIds, ...sampling.stopTokenIds])],
       started: {
         requestId,

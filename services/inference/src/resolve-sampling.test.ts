@@ -49,9 +49,14 @@ test('each of several answers has its own stream of chance', () => {
 
 test('a reasoning model keeps room for its answer', () => {
   const R = inference.Reasoning;
-  expect(reasoningBudget(undefined, 400, true)).toBe(300);
-  expect(reasoningBudget(R.fromPartial({ answerReserveTokens: 50 }), 400, true)).toBe(350);
-  expect(reasoningBudget(R.fromPartial({ maxTokens: 10 }), 400, true)).toBe(10);
-  expect(reasoningBudget(R.fromPartial({ answerReserveTokens: 500 }), 400, true)).toBe(0);
-  expect(reasoningBudget(undefined, 400, false)).toBeUndefined();
+  expect(reasoningBudget(undefined, 400, 1000, 3)).toBe(300);
+  expect(reasoningBudget(R.fromPartial({ answerReserveTokens: 50 }), 400, 1000, 3)).toBe(350);
+  expect(reasoningBudget(R.fromPartial({ maxTokens: 10 }), 400, 1000, 3)).toBe(10);
+  expect(reasoningBudget(R.fromPartial({ answerReserveTokens: 500 }), 400, 1000, 3)).toBe(0);
+});
+
+test('what closes a thought is taken from the thought where the context is full, not from the answer', () => {
+  const reserve = inference.Reasoning.fromPartial({ answerReserveTokens: 50 });
+  expect(reasoningBudget(reserve, 400, 400, 3)).toBe(347);
+  expect(reasoningBudget(reserve, 400, 402, 3)).toBe(349);
 });

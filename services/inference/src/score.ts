@@ -22,7 +22,7 @@ export async function score(
   });
   const place = await deps.admission.enter(0, signal);
   try {
-    const prepared = await prepareRequest(deps, generate, '');
+    const prepared = await prepareRequest(deps, generate, '', signal);
     try {
       const { model } = prepared.base;
       const scores: inference.ContinuationScore[] = [];

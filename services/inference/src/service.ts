@@ -9,6 +9,8 @@ import * as admin from './admin.ts';
 import { createAdmission } from './admission.ts';
 import { createBases } from './bases.ts';
 import type { InferenceConfig } from './config.ts';
+import { createConstraintCompiler } from './constraint/compiler.ts';
+import { createConstraints } from './constraints.ts';
 import { complete, type GenerateDeps, generate } from './generate.ts';
 import { prepareRequest } from './prepare-request.ts';
 import { score } from './score.ts';
@@ -24,9 +26,9 @@ const inferenceService = (deps: GenerateDeps): ServiceBinding =>
       running?.abort();
       return Promise.resolve({ found: running !== undefined });
     },
-    async countTokens(request) {
+    async countTokens(request, context) {
       if (request.request === undefined) throw invalidField('request', 'is missing');
-      const prepared = await prepareRequest(deps, request.request, '');
+      const prepared = await prepareRequest(deps, request.request, '', context.signal);
       prepared.release();
       return { promptTokenCount: prepared.tokens.length, contextLength: prepared.base.model.info.contextLength };
     },
@@ -63,6 +65,7 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
   const bases = createBases(baseDeps);
   const adapters = createAdapters(baseDeps, bases, Date.now);
   const admission = createAdmission(config.MAX_RUNNING_REQUESTS, config.MAX_WAITING_REQUESTS);
+  const compiler = createConstraintCompiler();
   const rate = createTokenRate(Date.now);
   const generated = metrics.counter({ name: 'medmesh_generation_tokens_total', help: 'tokens generated' });
   const firstToken = metrics.histogram({
@@ -88,6 +91,7 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
   const deps: GenerateDeps = {
     bases,
     adapters,
+    constraints: createConstraints(compiler),
     admission,
     running: new Map(),
     onTokens(count) {
@@ -106,6 +110,7 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
       return Promise.resolve();
     },
     async close() {
+      await compiler.close();
       await adapters.resident.close();
       await bases.resident.close();
     },

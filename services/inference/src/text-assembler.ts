@@ -14,7 +14,7 @@ export type TextAssembler = {
 
 /**
  * Tokens to text: whole characters only, reasoning and answer apart, nothing of a stop string. Stop strings end the answer; in the reasoning they
- * are ordinary text.
+ * are ordinary text. `inline` leaves the text as it was written, tags and line feeds too; its channels still tell what is reasoning.
  */
 export function createTextAssembler(
   tokenizer: TextTokenizer,
@@ -32,7 +32,7 @@ export function createTextAssembler(
     const pieces: Piece[] = [];
     for (const part of parts) {
       if (part.channel === 'reasoning') {
-        pieces.push(part);
+        if (part.text !== '') pieces.push(part);
         continue;
       }
       const result = stop.push(part.text);
@@ -46,23 +46,22 @@ export function createTextAssembler(
     push(tokenId) {
       const isTag = tokenId === thinkStartId || tokenId === thinkEndId;
       const text = utf8.push(tokenizer.tokenBytes(tokenId));
-      // As written: one channel, tags and all.
-      const parts = inline
-        ? [{ channel: 'answer' as const, text }]
-        : isTag
-          ? splitter.push(tokenId)
-          : splitter.push(text);
-      const pieces = send(parts);
+      const before = splitter.channel;
+      const parts = isTag ? splitter.push(tokenId) : splitter.push(text);
+      const channel = before === 'reasoning' ? before : splitter.channel;
+      const pieces = send(inline ? [{ channel, text }] : parts);
       return matchedStop === undefined ? { pieces } : { pieces, matchedStop };
     },
     flush() {
       const rest = utf8.flush();
-      const pieces = send(inline ? [{ channel: 'answer', text: rest }] : [...splitter.push(rest), ...splitter.flush()]);
+      const { channel } = splitter;
+      const parts = [...splitter.push(rest), ...splitter.flush()];
+      const pieces = send(inline ? [{ channel, text: rest }] : parts);
       const held = stop.flush();
       return held === '' ? pieces : [...pieces, { channel: 'answer', text: held }];
     },
     get channel() {
-      return inline ? 'answer' : splitter.channel;
+      return splitter.channel;
     },
   };
 }

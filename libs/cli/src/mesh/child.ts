@@ -53,6 +53,8 @@ export function isAlive(pid: number): boolean {
 }
 
 export function signalProcess(pid: number, signal: NodeJS.Signals): void {
+  // A program that could not be started has the id 0, which to the system means this process's whole group.
+  if (pid === 0) return;
   try {
     process.kill(pid, signal);
   } catch (error) {

@@ -54,6 +54,7 @@ void Generator::check_request(const GenerateRequest& request) const {
   require(prompt < spec.context, "the prompt has ", prompt, " tokens; this model's context of ", spec.context, " leaves no room for an answer");
   for (std::size_t i = 0; i < request.tokens.size(); ++i)
     require(request.tokens[i] < spec.vocab, "the token id at position ", i, " is outside the vocabulary of ", spec.vocab);
+  require(request.generated >= 0 && request.generated <= prompt, "generated is ", request.generated, " of ", prompt, " tokens");
   check_sampling(request.sampling, spec.vocab);
   const std::int64_t longest = std::min(spec.context, prompt + request.sampling.max_tokens);
   require(blocks_for(longest) <= cache_.total_blocks(), "the prompt and its ", request.sampling.max_tokens, " tokens need ", blocks_for(longest),
@@ -63,7 +64,7 @@ void Generator::check_request(const GenerateRequest& request) const {
 
 Generator::RequestId Generator::submit(GenerateRequest request, GenerateListener listener) {
   check_request(request);
-  auto sequence = std::make_unique<Sequence>(Sequence{0, std::move(listener), std::move(request.adapter), TokenSampler(std::move(request.sampling), request.tokens),
+  auto sequence = std::make_unique<Sequence>(Sequence{0, std::move(listener), std::move(request.adapter), TokenSampler(std::move(request.sampling), request.tokens, request.generated),
                                                       std::move(request.tokens), 0, {}});
   sequence->prompt = static_cast<std::int64_t>(sequence->tokens.size());
   const std::lock_guard lock(mutex_);
@@ -193,6 +194,11 @@ void Generator::deliver(const StepPlan& plan, Rows logits) {
     const std::size_t at = i++;
     if (!std::isfinite(losses_[at])) {
       const Error error(Code::internal, "the model's logits are not finite; the weights or the adapter are broken");
+      end(part.sequence, &error);
+      continue;
+    }
+    if (!sequence.sampler.fits(chosen_[at])) {
+      const Error error(Code::unsupported, "the constraint cannot be met: this model's vocabulary has no token that continues the answer");
       end(part.sequence, &error);
       continue;
     }

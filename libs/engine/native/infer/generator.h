@@ -28,6 +28,7 @@ struct GenerateRequest {
   std::vector<std::uint32_t> tokens;             // the prompt, at least one
   std::shared_ptr<const LoraAdapter> adapter;    // null: the base alone
   Sampling sampling;
+  std::int64_t generated = 0;                    // how many of the last tokens are output of an earlier request that this one goes on with
 };
 
 struct GeneratedToken {

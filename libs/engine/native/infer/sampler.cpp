@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 
 #include "core/error.h"
 #include "core/rng.h"
@@ -48,14 +49,38 @@ std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, std::int64
   return top;
 }
 
-TokenSampler::TokenSampler(Sampling sampling, std::span<const std::uint32_t> prompt)
+TokenSampler::TokenSampler(Sampling sampling, std::span<const std::uint32_t> context, std::int64_t generated)
     : sampling_(std::move(sampling)),
       penalizes_(sampling_.repetition_penalty != 1 || sampling_.presence_penalty != 0 || sampling_.frequency_penalty != 0) {
-  if (penalizes_)
-    for (const std::uint32_t token : prompt) seen_.emplace(token, 0);
+  if (!penalizes_) return;
+  const std::size_t prompt = context.size() - static_cast<std::size_t>(generated);
+  for (const std::uint32_t token : context.first(prompt)) seen_.emplace(token, 0);
+  for (const std::uint32_t token : context.subspan(prompt)) ++seen_[token];
 }
 
-bool TokenSampler::adjusts() const noexcept { return penalizes_ || !sampling_.logit_bias.empty(); }
+bool TokenSampler::adjusts() const noexcept { return penalizes_ || !sampling_.logit_bias.empty() || sampling_.constraint != nullptr; }
+
+bool TokenSampler::stops_at(std::uint32_t token) const { return std::ranges::find(sampling_.stop_token_ids, token) != sampling_.stop_token_ids.end(); }
+
+bool TokenSampler::fits(std::uint32_t token) const {
+  const Constraint* constraint = sampling_.constraint.get();
+  if (constraint == nullptr) return true;
+  return stops_at(token) ? constraint->accepting(state_) : constraint->advance(state_, token) != ByteAutomaton::kDead;
+}
+
+void TokenSampler::mask(std::span<float> logits) const {
+  const Constraint& constraint = *sampling_.constraint;
+  const auto allowed = constraint.allowed(state_);
+  const bool may_end = constraint.accepting(state_);
+  std::vector<std::pair<std::uint32_t, float>> ends;  // few; a stop token may also spell text
+  if (may_end)
+    for (const std::uint32_t token : sampling_.stop_token_ids) ends.emplace_back(token, logits[token]);
+  constexpr float never = -std::numeric_limits<float>::infinity();
+  for (std::size_t t = 0; t < logits.size(); ++t)
+    if (!allowed->has(static_cast<std::uint32_t>(t))) logits[t] = never;
+  for (const std::uint32_t token : sampling_.stop_token_ids) logits[token] = never;
+  for (const auto& [token, z] : ends) logits[token] = z;
+}
 
 void TokenSampler::adjust(std::span<float> logits) const {
   for (const LogitBias& bias : sampling_.logit_bias) logits[bias.token] += bias.bias;
@@ -70,6 +95,7 @@ void TokenSampler::adjust(std::span<float> logits) const {
 std::uint32_t TokenSampler::choose(std::span<const float> logits, std::int64_t position) {
   if (sampling_.temperature == 0 && !adjusts()) return largest(logits);
   row_.assign(logits.begin(), logits.end());
+  if (sampling_.constraint != nullptr) mask(row_);
   adjust(row_);
   return sampling_.temperature == 0 ? largest(row_) : draw(row_, position);
 }
@@ -77,7 +103,11 @@ std::uint32_t TokenSampler::choose(std::span<const float> logits, std::int64_t p
 Finish TokenSampler::accept(std::uint32_t token) {
   ++generated_;
   if (penalizes_) ++seen_[token];
-  if (std::ranges::find(sampling_.stop_token_ids, token) != sampling_.stop_token_ids.end()) return Finish::stop;
+  if (stops_at(token)) return Finish::stop;
+  if (sampling_.constraint != nullptr) {
+    state_ = sampling_.constraint->advance(state_, token);
+    if (state_ == ByteAutomaton::kDead || sampling_.constraint->complete(state_)) return Finish::complete;
+  }
   return generated_ >= sampling_.max_tokens ? Finish::length : Finish::none;
 }
 
@@ -86,7 +116,7 @@ std::uint32_t TokenSampler::draw(std::span<float> row, std::int64_t position) co
   const float top = row[largest(row)];
   const double temperature = sampling_.temperature;
   for (float& z : row) z = static_cast<float>(std::exp((static_cast<double>(z) - top) / temperature));
-  float least = 0;  // what a token must have to be kept
+  float least = std::numeric_limits<float>::denorm_min();  // what a token must have to be kept: more than what is masked
 
   std::vector<float> sorted;  // descending as far as it was needed
   const auto sort_first = [&](std::size_t count) {

@@ -1,5 +1,6 @@
 // sampler.h: from a row of logits to a token.
-//   logit bias → repetition, presence and frequency penalties → temperature → top-k → top-p → min-p → draw
+//   constraint → logit bias → repetition, presence and frequency penalties → temperature → top-k → top-p → min-p → draw
+//     constraint   z[t] = −∞ for tokens that do not continue the output; where it may end, the stop tokens are allowed
 //     bias         z[t] += b                              for each listed token
 //     repetition   z[t] = z[t] > 0 ? z[t] / r : z[t] · r  for tokens of prompt and output
 //     presence     z[t] −= p                              for tokens of the output
@@ -12,9 +13,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <unordered_map>
 #include <vector>
+
+#include "infer/constraint.h"
 
 namespace engine {
 
@@ -36,6 +40,7 @@ struct Sampling {
   std::vector<std::uint32_t> stop_token_ids;
   std::vector<LogitBias> logit_bias;
   std::int64_t top_logprobs = 0;  // alternatives reported with each token
+  std::shared_ptr<const Constraint> constraint;  // of the output; null: none
 };
 
 // Throws invalid naming the setting that is out of range.
@@ -46,7 +51,7 @@ struct TokenLogprob {
   float logprob = 0;
 };
 
-enum class Finish : std::uint8_t { none, stop, length };
+enum class Finish : std::uint8_t { none, stop, length, complete };  // complete: the constraint allows nothing more; the token belongs to the output
 
 // The `count` most likely tokens, most likely first, the lower id first among equals. log_total = log Σ exp(logits).
 std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, std::int64_t count, double log_total);
@@ -54,23 +59,30 @@ std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, std::int64
 // One sequence's sampling state.
 class TokenSampler {
  public:
-  TokenSampler(Sampling sampling, std::span<const std::uint32_t> prompt);
+  // `context`: what the sequence begins with. Its last `generated` tokens count as output: of a sequence that goes on, not as prompt.
+  TokenSampler(Sampling sampling, std::span<const std::uint32_t> context, std::int64_t generated = 0);
 
   // The token at `position` of the sequence. Non-finite logits give some token; the caller sees them by its log-probability.
   std::uint32_t choose(std::span<const float> logits, std::int64_t position);
-  // Takes the token into the output and says whether it is the last.
+  // Whether the constraint lets the output go on with, or end at, this token. False for what choose() gives when there is no such token: the
+  // vocabulary cannot spell what is asked for.
+  bool fits(std::uint32_t token) const;
+  // Takes a token that fits into the output and says whether it is the last.
   Finish accept(std::uint32_t token);
   const Sampling& sampling() const noexcept { return sampling_; }
 
  private:
   bool adjusts() const noexcept;
   void adjust(std::span<float> logits) const;
+  bool stops_at(std::uint32_t token) const;
+  void mask(std::span<float> logits) const;
   std::uint32_t draw(std::span<float> logits, std::int64_t position) const;
 
   Sampling sampling_;
   bool penalizes_;                                        // any penalty is set
   std::unordered_map<std::uint32_t, std::int64_t> seen_;  // token → times in the output, 0 for those of the prompt alone; kept only for penalties
   std::int64_t generated_ = 0;
+  std::int32_t state_ = 0;  // of the constraint
   std::vector<float> row_;  // scratch
 };
 

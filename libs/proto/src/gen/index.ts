@@ -6,4 +6,5 @@
 /* eslint-disable */
 
 export * as google from "./index.google.ts";
+export * as inference from "./index.inference.ts";
 export * as medmesh from "./index.medmesh.ts";

@@ -188,6 +188,8 @@ export const FinishReason = {
   REASONING_BUDGET: 5,
   /** CANCELLED - Cancelled. */
   CANCELLED: 6,
+  /** CONSTRAINT - The constraint allows nothing more. */
+  CONSTRAINT: 7,
   UNRECOGNIZED: -1,
 } as const;
 
@@ -201,6 +203,7 @@ export namespace FinishReason {
   export type LENGTH = typeof FinishReason.LENGTH;
   export type REASONING_BUDGET = typeof FinishReason.REASONING_BUDGET;
   export type CANCELLED = typeof FinishReason.CANCELLED;
+  export type CONSTRAINT = typeof FinishReason.CONSTRAINT;
   export type UNRECOGNIZED = typeof FinishReason.UNRECOGNIZED;
 }
 
@@ -227,6 +230,9 @@ export function finishReasonFromJSON(object: any): FinishReason {
     case 6:
     case "FINISH_REASON_CANCELLED":
       return FinishReason.CANCELLED;
+    case 7:
+    case "FINISH_REASON_CONSTRAINT":
+      return FinishReason.CONSTRAINT;
     case -1:
     case "UNRECOGNIZED":
     default:
@@ -250,6 +256,8 @@ export function finishReasonToJSON(object: FinishReason): string {
       return "FINISH_REASON_REASONING_BUDGET";
     case FinishReason.CANCELLED:
       return "FINISH_REASON_CANCELLED";
+    case FinishReason.CONSTRAINT:
+      return "FINISH_REASON_CONSTRAINT";
     case FinishReason.UNRECOGNIZED:
     default:
       return "UNRECOGNIZED";
@@ -283,7 +291,10 @@ export interface GenerateRequest {
   sampling:
     | Sampling
     | undefined;
-  /** What the answer must look like. Not implemented: a set constraint is refused. */
+  /**
+   * What the answer must look like, from where the reasoning ends. One that is malformed, needs what no automaton can do, or would be too large
+   * is refused as INVALID_ARGUMENT, reason CONSTRAINT_INVALID.
+   */
   constraint:
     | Constraint
     | undefined;
@@ -406,10 +417,13 @@ export interface Constraint {
   /** The rule. */
   rule:
     | //
-    /** A JSON schema. */
+    /**
+     * A JSON schema. The answer is valid under it, with properties in its order. Properties that it does not name are not written, and values of no
+     * given shape are nested 4 deep at most. Unsupported keywords (oneOf, not, recursive $ref, uniqueItems, …) are refused by name.
+     */
     { $case: "jsonSchema"; value: string }
     | //
-    /** A regular expression. */
+    /** A regular expression in JavaScript's notation, matched against the whole answer. No back references, look-around or word boundaries. */
     { $case: "regex"; value: string }
     | //
     /** One of these. */
@@ -419,7 +433,7 @@ export interface Constraint {
 
 /** A choice. */
 export interface Choices {
-  /** The options. */
+  /** The options, 1 to 1000, none empty. */
   options: string[];
 }
 
@@ -629,6 +643,8 @@ export interface TokenLogprob {
   logprob: number;
   /** The likeliest tokens at this place. */
   top: TopLogprob[];
+  /** The token's bytes; alone they need not be whole characters. */
+  tokenBytes: Buffer;
 }
 
 /** A likely token. */
@@ -637,6 +653,8 @@ export interface TopLogprob {
   tokenId: number;
   /** Natural logarithm. */
   logprob: number;
+  /** The token's bytes. */
+  tokenBytes: Buffer;
 }
 
 /** A choice is complete. */
@@ -2965,7 +2983,7 @@ export const Delta: MessageFns<Delta> = {
 };
 
 function createBaseTokenLogprob(): TokenLogprob {
-  return { tokenId: 0, logprob: 0, top: [] };
+  return { tokenId: 0, logprob: 0, top: [], tokenBytes: Buffer.alloc(0) };
 }
 
 export const TokenLogprob: MessageFns<TokenLogprob> = {
@@ -2978,6 +2996,9 @@ export const TokenLogprob: MessageFns<TokenLogprob> = {
     }
     for (const v of message.top) {
       TopLogprob.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.tokenBytes.length !== 0) {
+      writer.uint32(34).bytes(message.tokenBytes);
     }
     return writer;
   },
@@ -3019,6 +3040,14 @@ export const TokenLogprob: MessageFns<TokenLogprob> = {
             message.top.push(TopLogprob.decode(reader, reader.uint32()));
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.tokenBytes = Buffer.from(reader.bytes());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3040,6 +3069,11 @@ export const TokenLogprob: MessageFns<TokenLogprob> = {
         : 0,
       logprob: isSet(object.logprob) ? globalThis.Number(object.logprob) : 0,
       top: globalThis.Array.isArray(object?.top) ? object.top.map((e: any) => TopLogprob.fromJSON(e)) : [],
+      tokenBytes: isSet(object.tokenBytes)
+        ? Buffer.from(bytesFromBase64(object.tokenBytes))
+        : isSet(object.token_bytes)
+        ? Buffer.from(bytesFromBase64(object.token_bytes))
+        : Buffer.alloc(0),
     };
   },
 
@@ -3054,6 +3088,9 @@ export const TokenLogprob: MessageFns<TokenLogprob> = {
     if (message.top?.length) {
       obj.top = message.top.map((e) => TopLogprob.toJSON(e));
     }
+    if (message.tokenBytes.length !== 0) {
+      obj.tokenBytes = base64FromBytes(message.tokenBytes);
+    }
     return obj;
   },
 
@@ -3065,12 +3102,13 @@ export const TokenLogprob: MessageFns<TokenLogprob> = {
     message.tokenId = object.tokenId ?? 0;
     message.logprob = object.logprob ?? 0;
     message.top = object.top?.map((e) => TopLogprob.fromPartial(e)) || [];
+    message.tokenBytes = object.tokenBytes ?? Buffer.alloc(0);
     return message;
   },
 };
 
 function createBaseTopLogprob(): TopLogprob {
-  return { tokenId: 0, logprob: 0 };
+  return { tokenId: 0, logprob: 0, tokenBytes: Buffer.alloc(0) };
 }
 
 export const TopLogprob: MessageFns<TopLogprob> = {
@@ -3080,6 +3118,9 @@ export const TopLogprob: MessageFns<TopLogprob> = {
     }
     if (message.logprob !== 0) {
       writer.uint32(17).double(message.logprob);
+    }
+    if (message.tokenBytes.length !== 0) {
+      writer.uint32(26).bytes(message.tokenBytes);
     }
     return writer;
   },
@@ -3113,6 +3154,14 @@ export const TopLogprob: MessageFns<TopLogprob> = {
             message.logprob = reader.double();
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.tokenBytes = Buffer.from(reader.bytes());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3133,6 +3182,11 @@ export const TopLogprob: MessageFns<TopLogprob> = {
         ? globalThis.Number(object.token_id)
         : 0,
       logprob: isSet(object.logprob) ? globalThis.Number(object.logprob) : 0,
+      tokenBytes: isSet(object.tokenBytes)
+        ? Buffer.from(bytesFromBase64(object.tokenBytes))
+        : isSet(object.token_bytes)
+        ? Buffer.from(bytesFromBase64(object.token_bytes))
+        : Buffer.alloc(0),
     };
   },
 
@@ -3144,6 +3198,9 @@ export const TopLogprob: MessageFns<TopLogprob> = {
     if (message.logprob !== 0) {
       obj.logprob = floatToJson(message.logprob);
     }
+    if (message.tokenBytes.length !== 0) {
+      obj.tokenBytes = base64FromBytes(message.tokenBytes);
+    }
     return obj;
   },
 
@@ -3154,6 +3211,7 @@ export const TopLogprob: MessageFns<TopLogprob> = {
     const message = createBaseTopLogprob();
     message.tokenId = object.tokenId ?? 0;
     message.logprob = object.logprob ?? 0;
+    message.tokenBytes = object.tokenBytes ?? Buffer.alloc(0);
     return message;
   },
 };
@@ -3780,6 +3838,14 @@ export const GenerateChoice: MessageFns<GenerateChoice> = {
     return message;
   },
 };
+
+function bytesFromBase64(b64: string): Uint8Array {
+  return Uint8Array.from(globalThis.Buffer.from(b64, "base64"));
+}
+
+function base64FromBytes(arr: Uint8Array): string {
+  return globalThis.Buffer.from(arr).toString("base64");
+}
 
 function floatToJson(value: number | null | undefined): number | string | null | undefined {
   return typeof value === "number" && !globalThis.Number.isFinite(value) ? globalThis.String(value) : value;
