@@ -1,7 +1,6 @@
-import { connect, type MedmeshClient } from '@medmesh/client';
+import type { MedmeshClient } from '@medmesh/client';
 import { Failure } from '@medmesh/errors';
 import type { Command } from 'commander';
-import { readMesh } from './mesh/mesh.ts';
 import { defaultStateDir } from './mesh/paths.ts';
 import { createOutput, type Output } from './output.ts';
 
@@ -57,12 +56,16 @@ export function withContext<A extends unknown[]>(
       out: createOutput(global.json),
       signal,
       async client() {
+        const { connect } = await import('@medmesh/client');
         client ??= connect({ address: await resolveAddress(global), project: global.project });
         return client;
       },
     };
     try {
       await action(context, ...args);
+    } catch (error) {
+      // Whatever the work says when it is interrupted, the interruption is what happened.
+      throw signal.aborted ? signal.reason : error;
     } finally {
       client?.close();
     }
@@ -71,6 +74,7 @@ export function withContext<A extends unknown[]>(
 
 async function resolveAddress(global: GlobalOptions): Promise<string> {
   if (global.address !== undefined) return global.address;
+  const { readMesh } = await import('./mesh/mesh.ts');
   const mesh = await readMesh(global.state);
   if (mesh !== undefined) return mesh.gateway;
   throw new Failure(

@@ -1,8 +1,7 @@
 import { Failure } from '@medmesh/errors';
-import { flushTelemetry, withSpan } from '@medmesh/telemetry';
 import { CommanderError } from 'commander';
-import { reportError } from './output.ts';
-import { createProgram } from './program.ts';
+import { reportError, usageFailure } from './output.ts';
+import { commandName, createProgram } from './program.ts';
 
 const interrupt = new AbortController();
 const onSignal = () => {
@@ -13,19 +12,30 @@ const onSignal = () => {
 process.on('SIGINT', onSignal);
 process.on('SIGTERM', onSignal);
 
-const json = process.argv.includes('--json');
-const program = createProgram(process.env, interrupt.signal);
-program.exitOverride();
-for (const command of program.commands) {
-  command.exitOverride();
-  for (const sub of command.commands) sub.exitOverride();
+const words = process.argv.slice(2);
+const json = words.includes('--json');
+const wanted = commandName(words);
+
+async function runProgram(): Promise<void> {
+  const program = await createProgram({ env: process.env, signal: interrupt.signal, wanted, silent: json });
+  await program.parseAsync();
 }
+
+/** Every call of one command is one trace. */
+async function runTraced(): Promise<void> {
+  const { flushTelemetry, withSpan } = await import('@medmesh/telemetry');
+  try {
+    await withSpan('medmesh', {}, runProgram);
+  } finally {
+    await flushTelemetry();
+  }
+}
+
 try {
-  // Every call of one command is one trace.
-  await withSpan('medmesh', {}, () => program.parseAsync());
+  // The engine's commands call nobody.
+  await (wanted === 'engine' ? runProgram() : runTraced());
 } catch (error) {
-  // commander has said what was wrong; --help and --version end this way too.
-  if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : 2;
-  else process.exitCode = reportError(error, json);
+  if (!(error instanceof CommanderError)) process.exitCode = reportError(error, json);
+  // --help and --version end this way too.
+  else if (error.exitCode !== 0) process.exitCode = json ? reportError(usageFailure(error), json) : 2;
 }
-await flushTelemetry();

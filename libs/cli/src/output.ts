@@ -1,4 +1,5 @@
-import { type Failure, toFailure } from '@medmesh/errors';
+import { Failure, toFailure } from '@medmesh/errors';
+import type { CommanderError } from 'commander';
 
 /** Where a command writes: a sentence for people, or JSON for programs. */
 export type Output = {
@@ -45,6 +46,17 @@ export function reportError(error: unknown, json: boolean): number {
   );
   return exitCodeOf(failure);
 }
+
+/** Wrong use as commander found it: an unknown command or option, a missing argument, a value that is not allowed. */
+export const usageFailure = (error: CommanderError): Failure =>
+  new Failure(
+    'invalid_argument',
+    // Commander has printed the help in place of a message.
+    error.code.startsWith('commander.help')
+      ? 'name a command; --help lists them'
+      : error.message.replace(/^error: /, ''),
+    { reason: 'USAGE' },
+  );
 
 const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
 

@@ -1,12 +1,12 @@
 import { execFileSync } from 'node:child_process';
 import { expect, test } from 'vitest';
 import { completionScript } from './completion.ts';
-import { createProgram } from './program.ts';
+import { commandName, createProgram } from './program.ts';
 
-const program = () => createProgram({}, new AbortController().signal);
+const program = () => createProgram({ env: {}, signal: new AbortController().signal });
 
-test('the command line has what the README promises', () => {
-  const names = program().commands.map((command) => command.name());
+test('the command line has what the README promises', async () => {
+  const names = (await program()).commands.map((command) => command.name());
   for (const name of [
     'up',
     'down',
@@ -20,6 +20,7 @@ test('the command line has what the README promises', () => {
     'generate',
     'tokenize',
     'template',
+    'engine',
     'completion',
     'quickstart',
   ]) {
@@ -27,8 +28,8 @@ test('the command line has what the README promises', () => {
   }
 });
 
-test('the completion script is bash, and completes commands, subcommands and flags', () => {
-  const script = completionScript(program(), 'bash');
+test('the completion script is bash, and completes commands, subcommands and flags', async () => {
+  const script = completionScript(await program(), 'bash');
   const complete = (...words: string[]) =>
     execFileSync('bash', [
       '-c',
@@ -40,4 +41,17 @@ test('the completion script is bash, and completes commands, subcommands and fla
   expect(complete('fine')).toEqual(['finetune']);
   expect(complete('model', 'imp')).toEqual(['import']);
   expect(complete('model', 'import', 'folder', '--i')).toEqual(['--id']);
+  expect(complete('engine', 'sc')).toEqual(['score']);
+  expect(complete('engine', 'train', '--save')).toEqual(['--save-grads']);
+});
+
+test('the command is the first word that is no option and no option’s value', () => {
+  expect(commandName(['--json', '--state', 'model', 'engine', 'score'])).toBe('engine');
+  expect(commandName(['--address=h:1', 'jobs', 'list'])).toBe('jobs');
+  expect(commandName(['--help'])).toBeUndefined();
+});
+
+test('only the files of the wanted command are loaded', async () => {
+  const names = (await createProgram({ env: {}, signal: new AbortController().signal, wanted: 'engine' })).commands;
+  expect(names.map((command) => command.name())).toEqual(['engine']);
 });

@@ -1,20 +1,63 @@
 import { Failure } from '@medmesh/errors';
 import { Command, Option } from 'commander';
-import { addAdapterCommands } from './commands/adapter.ts';
-import { addDatasetCommands } from './commands/dataset.ts';
-import { addFinetuneCommand } from './commands/finetune.ts';
-import { addGenerateCommands } from './commands/generate.ts';
-import { addJobsCommands } from './commands/jobs.ts';
-import { addMeshCommands } from './commands/mesh.ts';
-import { addModelCommands } from './commands/model.ts';
-import { addQuickstartCommand } from './commands/quickstart.ts';
-import { addTokenizeCommands } from './commands/tokenize.ts';
 import { completionScript } from './completion.ts';
-import { environment } from './context.ts';
+import { type Environment, environment } from './context.ts';
 
-/** The whole command line. `signal` aborts on Ctrl-C. */
-export function createProgram(env: NodeJS.ProcessEnv, signal: AbortSignal): Command {
+type AddCommands = (program: Command, signal: AbortSignal, defaults: Environment) => void;
+
+/** The commands by the file that has them, in the order of --help. A file is loaded only when one of its commands is wanted. */
+const groups: { names: readonly string[]; load: () => Promise<AddCommands> }[] = [
+  { names: ['quickstart'], load: async () => (await import('./commands/quickstart.ts')).addQuickstartCommand },
+  { names: ['up', 'down', 'status'], load: async () => (await import('./commands/mesh.ts')).addMeshCommands },
+  { names: ['model'], load: async () => (await import('./commands/model.ts')).addModelCommands },
+  { names: ['dataset'], load: async () => (await import('./commands/dataset.ts')).addDatasetCommands },
+  { names: ['finetune'], load: async () => (await import('./commands/finetune.ts')).addFinetuneCommand },
+  { names: ['jobs'], load: async () => (await import('./commands/jobs.ts')).addJobsCommands },
+  { names: ['adapter'], load: async () => (await import('./commands/adapter.ts')).addAdapterCommands },
+  { names: ['generate', 'chat'], load: async () => (await import('./commands/generate.ts')).addGenerateCommands },
+  { names: ['tokenize', 'template'], load: async () => (await import('./commands/tokenize.ts')).addTokenizeCommands },
+  { names: ['engine'], load: async () => (await import('./commands/engine/engine.ts')).addEngineCommands },
+  { names: ['completion'], load: async () => addCompletionCommand },
+];
+
+/** Options before the command that take a value of their own. */
+const valued: ReadonlySet<string> = new Set(['--address', '--project', '--state']);
+
+/** The command that a command line names; undefined for none, as with --help. */
+export function commandName(words: readonly string[]): string | undefined {
+  for (let i = 0; i < words.length; i += 1) {
+    const word = words[i] ?? '';
+    if (valued.has(word)) i += 1;
+    else if (!word.startsWith('-')) return word;
+  }
+  return undefined;
+}
+
+function addCompletionCommand(program: Command): void {
+  program
+    .command('completion <shell>')
+    .description('print a completion script: eval "$(./medmesh completion bash)"')
+    .action((shell: string) => {
+      if (shell !== 'bash' && shell !== 'zsh')
+        throw new Failure('invalid_argument', `shell is ${shell}; use bash or zsh`, { reason: 'FIELD_INVALID' });
+      process.stdout.write(completionScript(program, shell));
+    });
+}
+
+export type ProgramOptions = {
+  env: NodeJS.ProcessEnv;
+  /** Aborts on Ctrl-C. */
+  signal: AbortSignal;
+  /** The command that will run, so that nothing else is loaded. Default: all. */
+  wanted?: string | undefined;
+  /** Whether whoever runs the program tells wrong use itself, from the CommanderError. Default false: commander writes it to stderr. */
+  silent?: boolean;
+};
+
+/** The command line. Nothing of it ends the process: wrong use, --help and --version throw a CommanderError. */
+export async function createProgram({ env, signal, wanted, silent = false }: ProgramOptions): Promise<Command> {
   const defaults = environment(env);
+  // Subcommands inherit what is set before they are added.
   const program = new Command('medmesh')
     .description('Fine-tunes language models on a hospital’s own questions and answers, and serves the result.')
     .version('0.1.0')
@@ -29,27 +72,17 @@ export function createProgram(env: NodeJS.ProcessEnv, signal: AbortSignal): Comm
     .addOption(new Option('--state <folder>', 'where a mesh on this machine keeps everything').default(defaults.state))
     .showSuggestionAfterError()
     .configureHelp({ showGlobalOptions: true })
+    .configureOutput({
+      outputError: (text, write) => silent || write(text.replace(/^error: /, 'medmesh: ')),
+    })
+    .exitOverride()
     .addHelpText(
       'after',
       '\nExit codes: 0 done, 1 failed, 2 wrong use or refused, 3 nothing answers, 130 interrupted.',
     );
-  addQuickstartCommand(program, signal, defaults);
-  addMeshCommands(program, signal, defaults);
-  addModelCommands(program, signal);
-  addDatasetCommands(program, signal);
-  addFinetuneCommand(program, signal);
-  addJobsCommands(program, signal);
-  addAdapterCommands(program, signal);
-  addGenerateCommands(program, signal);
-  addTokenizeCommands(program, signal);
-  program
-    .command('completion <shell>')
-    .description('print a completion script: eval "$(./medmesh completion bash)"')
-    .action((shell: string) => {
-      if (shell !== 'bash' && shell !== 'zsh')
-        throw new Failure('invalid_argument', `shell is ${shell}; use bash or zsh`, { reason: 'FIELD_INVALID' });
-      process.stdout.write(completionScript(program, shell));
-    });
-  for (const command of program.commands) command.copyInheritedSettings(program);
+  const named = groups.filter((group) => wanted !== undefined && group.names.includes(wanted));
+  // An unknown command needs all of them, for the suggestion; `completion` describes all of them.
+  for (const group of named.length === 0 || wanted === 'completion' ? groups : named)
+    (await group.load())(program, signal, defaults);
   return program;
 }

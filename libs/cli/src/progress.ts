@@ -1,12 +1,12 @@
 import { SingleBar } from 'cli-progress';
 
-/** A bar on a terminal, a line now and then elsewhere, nothing with --json. */
+/** On stderr: a bar on a terminal, a line now and then elsewhere unless `onlyOnTerminal`, nothing with --json. */
 export type ProgressBar = { update(done: number, total: number, detail: string): void; stop(): void };
 
 const lineEveryMs = 5_000;
 
-export function createProgressBar(label: string, json: boolean): ProgressBar {
-  if (json) return { update: () => undefined, stop: () => undefined };
+export function createProgressBar(label: string, json: boolean, { onlyOnTerminal = false } = {}): ProgressBar {
+  if (json || (onlyOnTerminal && !process.stderr.isTTY)) return { update: () => undefined, stop: () => undefined };
   if (process.stderr.isTTY) {
     const bar = new SingleBar({
       format: `${label} [{bar}] {percentage}% {detail}`,

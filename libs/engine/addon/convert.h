@@ -22,6 +22,12 @@ inline Napi::Value to_js(Napi::Env env, const std::vector<std::string>& values) 
   return array;
 }
 
+inline Napi::Value to_js(Napi::Env env, const std::vector<std::int64_t>& values) {
+  auto array = Napi::Array::New(env, values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) array.Set(static_cast<std::uint32_t>(i), to_js(env, values[i]));
+  return array;
+}
+
 // Hands the vector's memory to JavaScript without a copy.
 template <class Element, class Array>
 Napi::Value adopt(Napi::Env env, std::vector<Element> values) {

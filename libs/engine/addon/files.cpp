@@ -1,7 +1,6 @@
 #include "files.h"
 
 #include <atomic>
-#include <limits>
 
 #include "arguments.h"
 #include "context.h"
@@ -14,12 +13,6 @@
 
 namespace engine::addon {
 namespace {
-
-Napi::Array shape_to_js(Napi::Env env, const std::vector<std::int64_t>& shape) {
-  auto array = Napi::Array::New(env, shape.size());
-  for (std::size_t i = 0; i < shape.size(); ++i) array.Set(static_cast<std::uint32_t>(i), to_js(env, shape[i]));
-  return array;
-}
 
 // Calls a JavaScript progress function from engine threads. A report that JavaScript has not taken yet is replaced by the next one.
 class ProgressReporter {
@@ -75,33 +68,6 @@ struct OwnExec {
   Exec exec = make_exec(pool, Compute::f32);
 };
 
-struct OwnedTensor {
-  TensorSpec spec;
-  std::vector<std::uint8_t> data;
-};
-
-Dtype writable_dtype(const std::string& name) {
-  for (const Dtype dtype : {Dtype::u8, Dtype::u32, Dtype::u64, Dtype::i64, Dtype::f32})
-    if (dtype_name(dtype) == name) return dtype;
-  fail(Code::invalid, "the dtype is \"", name.substr(0, 40), "\"; use u8, u32, u64, i64 or f32");
-}
-
-OwnedTensor read_tensor_argument(Napi::Value value) {
-  const auto object = read_object(value, "tensor");
-  OwnedTensor tensor;
-  tensor.spec.name = read_string(object.Get("name"), "tensor.name");
-  tensor.spec.dtype = writable_dtype(read_string(object.Get("dtype"), "tensor.dtype"));
-  const Napi::Value shape = object.Get("shape");
-  require(shape.IsArray(), "tensor.shape is not an array");
-  for (std::uint32_t i = 0; i < shape.As<Napi::Array>().Length(); ++i)
-    tensor.spec.shape.push_back(read_integer(shape.As<Napi::Array>().Get(i), "tensor.shape", 0, std::int64_t{1} << 53));
-  tensor.data = read_bytes(object.Get("data"), "tensor.data");
-  std::int64_t bytes = 0;
-  require(!__builtin_mul_overflow(element_count(tensor.spec.shape), dtype_size(tensor.spec.dtype), &bytes) && bytes == static_cast<std::int64_t>(tensor.data.size()),
-          "tensor \"", tensor.spec.name, "\" has ", tensor.data.size(), " bytes of data, which its shape and dtype do not");
-  return tensor;
-}
-
 }  // namespace
 
 Napi::Value inspect_safetensors(const Napi::CallbackInfo& info) {
@@ -125,7 +91,7 @@ Napi::Value inspect_safetensors(const Napi::CallbackInfo& info) {
           auto tensor = Napi::Object::New(env);
           tensor.Set("name", to_js(env, view.name));
           tensor.Set("dtype", to_js(env, std::string(dtype_name(view.dtype))));
-          tensor.Set("shape", shape_to_js(env, view.shape));
+          tensor.Set("shape", to_js(env, view.shape));
           tensor.Set("byteOffset", to_js(env, view.offset));
           tensor.Set("byteLength", to_js(env, view.bytes));
           tensors.Set(static_cast<std::uint32_t>(i), tensor);
@@ -146,14 +112,16 @@ Napi::Value inspect_model_dir(const Napi::CallbackInfo& info) {
 Napi::Value quantize_model_dir(const Napi::CallbackInfo& info) {
   const std::string model_dir = read_path(info[0], "modelDir"), out_dir = read_path(info[1], "outDir");
   const bool double_quant = read_boolean(info[2], "doubleQuant");
-  const auto reporter = std::make_shared<ProgressReporter>(info.Env(), info[3]);
-  const auto flag = cancel_flag(info[4], {});
+  const IfExists if_exists = read_boolean(info[3], "replace") ? IfExists::replace : IfExists::refuse;
+  const auto reporter = std::make_shared<ProgressReporter>(info.Env(), info[4]);
+  const auto flag = cancel_flag(info[5], {});
   return promise_of(
       info.Env(), on_own_thread(info.Env()),
       [=] {
         inspect_model(model_dir);  // a model this engine cannot run is not worth quantizing: say so first
         OwnExec own;
-        return quantize_model(own.exec, model_dir, out_dir, {.double_quant = double_quant, .progress = reporter->function(reporter), .cancel = flag.get()});
+        return quantize_model(own.exec, model_dir, out_dir,
+                              {.double_quant = double_quant, .if_exists = if_exists, .progress = reporter->function(reporter), .cancel = flag.get()});
       },
       [](Napi::Env env, QuantizedModel& result) -> Napi::Value {
         auto object = Napi::Object::New(env);
@@ -165,69 +133,21 @@ Napi::Value quantize_model_dir(const Napi::CallbackInfo& info) {
 
 Napi::Value merge_adapter_dir(const Napi::CallbackInfo& info) {
   const std::string model_dir = read_path(info[0], "modelDir"), adapter_dir = read_path(info[1], "adapterDir"), out_dir = read_path(info[2], "outDir");
-  const auto reporter = std::make_shared<ProgressReporter>(info.Env(), info[3]);
-  const auto flag = cancel_flag(info[4], {});
+  const IfExists if_exists = read_boolean(info[3], "replace") ? IfExists::replace : IfExists::refuse;
+  const auto reporter = std::make_shared<ProgressReporter>(info.Env(), info[4]);
+  const auto flag = cancel_flag(info[5], {});
   return promise_of(
       info.Env(), on_own_thread(info.Env()),
       [=] {
         inspect_model(model_dir);
         OwnExec own;
-        return merge_adapter(own.exec, model_dir, adapter_dir, out_dir, {.progress = reporter->function(reporter), .cancel = flag.get()});
+        return merge_adapter(own.exec, model_dir, adapter_dir, out_dir, {.if_exists = if_exists, .progress = reporter->function(reporter), .cancel = flag.get()});
       },
       [](Napi::Env env, MergedModel& result) -> Napi::Value {
         auto object = Napi::Object::New(env);
         object.Set("weightBytes", to_js(env, result.weight_bytes));
         object.Set("base", to_js(env, result.base));
         return object;
-      });
-}
-
-Napi::Value write_tensors(const Napi::CallbackInfo& info) {
-  const std::string path = read_path(info[0], "path");
-  require(info[1].IsArray(), "tensors is not an array");
-  const auto list = info[1].As<Napi::Array>();
-  std::vector<OwnedTensor> tensors;
-  for (std::uint32_t i = 0; i < list.Length(); ++i) tensors.push_back(read_tensor_argument(list.Get(i)));
-  Metadata metadata;
-  const auto entries = read_object(info[2], "metadata");
-  const Napi::Array keys = entries.GetPropertyNames();
-  for (std::uint32_t i = 0; i < keys.Length(); ++i) {
-    const std::string key = read_string(keys.Get(i), "a metadata key");
-    metadata.emplace(key, read_string(entries.Get(key), "a metadata value"));
-  }
-  return promise_of(
-      info.Env(), on_own_thread(info.Env()),
-      [path, tensors = std::move(tensors), metadata = std::move(metadata)] {
-        std::vector<NamedTensor> named;
-        for (const OwnedTensor& tensor : tensors) named.push_back({tensor.spec, tensor.data.data()});
-        write_safetensors(path, named, metadata);
-        return true;
-      },
-      [](Napi::Env env, bool&) -> Napi::Value { return env.Undefined(); });
-}
-
-Napi::Value read_tensors(const Napi::CallbackInfo& info) {
-  const std::string path = read_path(info[0], "path");
-  return promise_of(
-      info.Env(), on_own_thread(info.Env()),
-      [path] {
-        const SafetensorsFile file(path);
-        std::vector<OwnedTensor> tensors;
-        for (const TensorView& view : file.tensors())
-          tensors.push_back({{view.name, view.dtype, view.shape}, std::vector<std::uint8_t>(view.data, view.data + view.bytes)});
-        return tensors;
-      },
-      [](Napi::Env env, std::vector<OwnedTensor>& tensors) -> Napi::Value {
-        auto array = Napi::Array::New(env, tensors.size());
-        for (std::size_t i = 0; i < tensors.size(); ++i) {
-          auto tensor = Napi::Object::New(env);
-          tensor.Set("name", to_js(env, tensors[i].spec.name));
-          tensor.Set("dtype", to_js(env, std::string(dtype_name(tensors[i].spec.dtype))));
-          tensor.Set("shape", shape_to_js(env, tensors[i].spec.shape));
-          tensor.Set("data", adopt_bytes(env, std::move(tensors[i].data)));
-          array.Set(static_cast<std::uint32_t>(i), tensor);
-        }
-        return array;
       });
 }
 

@@ -82,8 +82,13 @@ Napi::Value load_model(const Napi::CallbackInfo& info) {
   options.compute = compute == "f32" ? Compute::f32 : Compute::bf16;
   options.threads = static_cast<int>(read_integer(info[3], "threads", 0, 1024));
   const DeviceChoice device = read_device(info[4]);
+  const auto flag = cancel_flag(info[5], {});
   return promise_of(
-      info.Env(), on_own_thread(info.Env()), [dir, options] { return std::make_shared<Model>(dir, options); },
+      info.Env(), on_own_thread(info.Env()),
+      [dir, options, flag]() mutable {
+        options.cancel = flag.get();
+        return std::make_shared<Model>(dir, options);
+      },
       [device](Napi::Env env, std::shared_ptr<Model>& model) -> Napi::Value {
         auto object = Napi::Object::New(env);
         object.Set("info", to_js(env, model->info()));
@@ -105,6 +110,8 @@ Napi::Value load_adapter(const Napi::CallbackInfo& info) {
         auto object = Napi::Object::New(env);
         object.Set("rank", to_js(env, config.rank));
         object.Set("alpha", to_js(env, config.alpha));
+        object.Set("dropout", to_js(env, config.dropout));
+        object.Set("rslora", to_js(env, config.rslora));
         object.Set("targetModules", to_js(env, config.target_modules));
         object.Set("parameterCount", to_js(env, adapter->size()));
         const auto handle = std::make_shared<AdapterHandle>("adapter", Context::of(env).threads(), std::move(adapter));

@@ -7,6 +7,7 @@
 #include "generation.h"
 #include "handles.h"
 #include "model.h"
+#include "tensors.h"
 #include "trainer.h"
 
 namespace engine::addon {
@@ -32,6 +33,9 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add<merge_adapter_dir>(env, exports, "mergeAdapter");
   add<write_tensors>(env, exports, "writeSafetensors");
   add<read_tensors>(env, exports, "readSafetensors");
+  add<open_tensors>(env, exports, "openSafetensors");
+  add<append_tensor>(env, exports, "appendTensor");
+  add<finish_tensors>(env, exports, "finishSafetensors");
 
   add<load_model>(env, exports, "loadModel");
   add<load_adapter>(env, exports, "loadAdapter");

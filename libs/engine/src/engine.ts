@@ -12,8 +12,8 @@ export const listDevices = (): EngineDevice[] => native.listDevices();
 
 /** Loads a base from a Hugging Face folder. Its weights stay mapped from the files where they can. */
 export async function loadModel(o: LoadOptions): Promise<Model> {
-  const { handle, info, residentBytes } = await call(undefined, () =>
-    native.loadModel(o.modelDir, o.quantize ?? 'none', o.compute ?? 'bf16', o.threads ?? 0, o.device ?? 'auto'),
+  const { handle, info, residentBytes } = await call(o.signal, (cancel) =>
+    native.loadModel(o.modelDir, o.quantize ?? 'none', o.compute ?? 'bf16', o.threads ?? 0, o.device ?? 'auto', cancel),
   );
   return {
     info,

@@ -6,6 +6,7 @@ import {
   inspectModel,
   inspectSafetensors,
   mergeAdapter,
+  openSafetensors,
   quantizeModel,
   readSafetensors,
   writeSafetensors,
@@ -50,6 +51,32 @@ describe('safetensors', () => {
     await expect(writeSafetensors(at('f'), [good, good])).rejects.toMatchObject({ code: 'invalid' });
     expect((await readSafetensors(at('f'))).get('a')?.data).toEqual(Uint8Array.of(1));
     expect(readdirSync(temp.dir)).toEqual(['f']);
+  });
+
+  it('grows a file piece by piece that is there only when it is finished', async () => {
+    const whole = Float32Array.from({ length: 6 }, (_, i) => i / 3);
+    const bytes = new Uint8Array(whole.buffer);
+    const file = await openSafetensors(at('f'), [
+      { name: 'a', dtype: 'f32', shape: [2, 3] },
+      { name: 'b', dtype: 'u8', shape: [1] },
+    ]);
+    await file.append('a', bytes.subarray(0, 7));
+    await file.append('b', Uint8Array.of(9));
+    await expect(file.append('b', Uint8Array.of(9))).rejects.toMatchObject({ code: 'invalid' });
+    await expect(file.append('c', Uint8Array.of(9))).rejects.toMatchObject({ code: 'invalid' });
+    await expect(file.finish()).rejects.toMatchObject({
+      code: 'invalid',
+      message: expect.stringContaining('7 of 24 bytes'),
+    });
+    expect(readdirSync(temp.dir)).not.toContain('f');
+    await file.append('a', bytes.subarray(7));
+    await file.finish();
+    await file.close();
+    expect((await readSafetensors(at('f'))).get('a')).toEqual({ dtype: 'f32', shape: [2, 3], data: bytes });
+    const given = await openSafetensors(at('g'), [{ name: 'a', dtype: 'u8', shape: [1] }]);
+    await given.close();
+    expect(readdirSync(temp.dir)).toEqual(['f']);
+    await expect(openSafetensors(at('no', 'g'), [])).rejects.toMatchObject({ code: 'io' });
   });
 
   it('refuses hostile files as corrupt and a missing one as io', async () => {
@@ -157,6 +184,9 @@ describe('quantizeModel', () => {
     await expect(quantizeModel({ modelDir: goldenDir('llama3'), outDir: at('taken') })).rejects.toMatchObject({
       code: 'invalid',
     });
+    await quantizeModel({ modelDir: goldenDir('llama3'), outDir: at('taken'), replace: true });
+    expect(readdirSync(at('taken')).sort()).toEqual(['config.json', 'model.safetensors']);
+    expect(readdirSync(temp.dir)).toEqual(['taken']);
   });
 });
 

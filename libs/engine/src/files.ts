@@ -7,7 +7,9 @@ import type {
   Progress,
   QuantizeOptions,
   SafetensorsInfo,
+  SafetensorsWriter,
   StoredTensor,
+  TensorShape,
 } from './types.ts';
 
 /** A listener whose exception surfaces as any other in a callback, without ending the work it listens to. */
@@ -34,7 +36,14 @@ export const inspectModel = (dir: string): Promise<ModelInfo> => call(undefined,
 /** Writes an NF4 copy of a 16- or 32-bit model folder. `outDir` appears complete or not at all. */
 export const quantizeModel = (o: QuantizeOptions): Promise<{ weightBytes: number; tensors: number }> =>
   call(o.signal, (cancel) =>
-    native.quantizeModel(o.modelDir, o.outDir, o.doubleQuant ?? true, listener(o.onProgress), cancel),
+    native.quantizeModel(
+      o.modelDir,
+      o.outDir,
+      o.doubleQuant ?? true,
+      o.replace ?? false,
+      listener(o.onProgress),
+      cancel,
+    ),
   );
 
 /**
@@ -42,7 +51,9 @@ export const quantizeModel = (o: QuantizeOptions): Promise<{ weightBytes: number
  * metadata say which it was.
  */
 export const mergeAdapter = (o: MergeOptions): Promise<{ weightBytes: number; base: 'stored' | 'nf4_dequantized' }> =>
-  call(o.signal, (cancel) => native.mergeAdapter(o.modelDir, o.adapterDir, o.outDir, listener(o.onProgress), cancel));
+  call(o.signal, (cancel) =>
+    native.mergeAdapter(o.modelDir, o.adapterDir, o.outDir, o.replace ?? false, listener(o.onProgress), cancel),
+  );
 
 /** Writes a small file atomically. */
 export const writeSafetensors = (
@@ -50,6 +61,26 @@ export const writeSafetensors = (
   tensors: NewTensor[],
   metadata: Record<string, string> = {},
 ): Promise<void> => call(undefined, () => native.writeSafetensors(path, tensors, metadata));
+
+/** At most so many bytes are copied to the engine at once. */
+const pieceBytes = 16 * 2 ** 20;
+
+/** Starts a file that may be larger than memory: its tensors are announced, then their bytes arrive in pieces. */
+export async function openSafetensors(
+  path: string,
+  tensors: TensorShape[],
+  metadata: Record<string, string> = {},
+): Promise<SafetensorsWriter> {
+  const handle = await call(undefined, () => native.openSafetensors(path, tensors, metadata));
+  return {
+    async append(name, bytes) {
+      for (let at = 0; at < bytes.length; at += pieceBytes)
+        await call(undefined, () => native.appendTensor(handle, name, bytes.subarray(at, at + pieceBytes)));
+    },
+    finish: () => call(undefined, () => native.finishSafetensors(handle)),
+    close: () => call(undefined, () => native.close(handle)),
+  };
+}
 
 /** Reads a small file whole: shards, adapters. */
 export async function readSafetensors(path: string): Promise<Map<string, StoredTensor>> {

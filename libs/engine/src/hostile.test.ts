@@ -128,6 +128,13 @@ describe('malformed input is refused and the engine goes on', () => {
     await expect(loadModel({ modelDir: join(temp.dir, 'absent') })).rejects.toMatchObject({ code: 'io' });
   });
 
+  it('stops loading when the signal fires', async () => {
+    const controller = new AbortController();
+    const loading = loadModel({ modelDir: goldenDir('llama3'), quantize: 'nf4', signal: controller.signal });
+    controller.abort();
+    await expect(loading).rejects.toMatchObject({ code: 'cancelled' });
+  });
+
   const other = sharedDir('golden', 'qwen2_untied', 'adapter_init');
   it.skipIf(!other)('refuses an adapter of another base', async () => {
     await expect(model.loadAdapter(other as string)).rejects.toMatchObject({

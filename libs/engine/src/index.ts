@@ -5,6 +5,7 @@ export {
   inspectModel,
   inspectSafetensors,
   mergeAdapter,
+  openSafetensors,
   quantizeModel,
   readSafetensors,
   writeSafetensors,

@@ -12,6 +12,7 @@ import type {
   Progress,
   SafetensorsInfo,
   StepResult,
+  TensorShape,
 } from './types.ts';
 
 declare const handleKind: unique symbol;
@@ -23,6 +24,7 @@ export type AdapterHandle = Handle<'adapter'>;
 export type VocabularyHandle = Handle<'vocabulary'>;
 export type ConstraintHandle = Handle<'constraint'>;
 export type TrainerHandle = Handle<'trainer'>;
+export type FileHandle = Handle<'file'>;
 
 export type NativeTrainerOptions = {
   method:
@@ -86,6 +88,7 @@ export type Native = {
     modelDir: string,
     outDir: string,
     doubleQuant: boolean,
+    replace: boolean,
     onProgress: ((progress: Progress) => void) | null,
     cancel: CancelToken | null,
   ): Promise<{ weightBytes: number; tensors: number }>;
@@ -93,11 +96,15 @@ export type Native = {
     modelDir: string,
     adapterDir: string,
     outDir: string,
+    replace: boolean,
     onProgress: ((progress: Progress) => void) | null,
     cancel: CancelToken | null,
   ): Promise<{ weightBytes: number; base: 'stored' | 'nf4_dequantized' }>;
   writeSafetensors(path: string, tensors: NewTensor[], metadata: Record<string, string>): Promise<void>;
   readSafetensors(path: string): Promise<{ name: string; dtype: string; shape: number[]; data: Uint8Array }[]>;
+  openSafetensors(path: string, tensors: TensorShape[], metadata: Record<string, string>): Promise<FileHandle>;
+  appendTensor(file: FileHandle, name: string, bytes: Uint8Array): Promise<void>;
+  finishSafetensors(file: FileHandle): Promise<void>;
 
   loadModel(
     modelDir: string,
@@ -105,11 +112,20 @@ export type Native = {
     compute: string,
     threads: number,
     device: string,
+    cancel: CancelToken | null,
   ): Promise<{ handle: ModelHandle; info: ModelInfo; residentBytes: number }>;
   loadAdapter(
     model: ModelHandle,
     dir: string,
-  ): Promise<{ handle: AdapterHandle; rank: number; alpha: number; targetModules: string[]; parameterCount: number }>;
+  ): Promise<{
+    handle: AdapterHandle;
+    rank: number;
+    alpha: number;
+    dropout: number;
+    rslora: boolean;
+    targetModules: string[];
+    parameterCount: number;
+  }>;
   score(
     model: ModelHandle,
     tokens: Uint32Array,

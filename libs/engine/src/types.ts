@@ -41,6 +41,8 @@ export type QuantizeOptions = {
   outDir: string;
   /** Quantizes the scales too (0.13 bytes less per 64 weights). Default true. */
   doubleQuant?: boolean;
+  /** Lets a complete result take the place of what is at `outDir`. Default false: only an empty folder may be there. */
+  replace?: boolean;
   onProgress?: ((progress: Progress) => void) | undefined;
   signal?: AbortSignal | undefined;
 };
@@ -49,17 +51,28 @@ export type MergeOptions = {
   modelDir: string;
   adapterDir: string;
   outDir: string;
+  /** As in QuantizeOptions. */
+  replace?: boolean;
   onProgress?: ((progress: Progress) => void) | undefined;
   signal?: AbortSignal | undefined;
 };
 
-export type NewTensor = {
-  name: string;
-  dtype: 'u8' | 'u32' | 'u64' | 'i64' | 'f32';
-  shape: number[];
+export type TensorShape = { name: string; dtype: 'u8' | 'u32' | 'u64' | 'i64' | 'f32'; shape: number[] };
+
+export type NewTensor = TensorShape & {
   /** Little-endian elements, row-major. */
   data: Uint8Array;
 };
+
+/** A file that appears at its name only when it is finished. */
+export interface SafetensorsWriter {
+  /** The next bytes of a tensor that was announced; in pieces, in any order of tensors. */
+  append(name: string, bytes: Uint8Array): Promise<void>;
+  /** Fails unless every tensor is complete. */
+  finish(): Promise<void>;
+  /** Gives up what is not finished. */
+  close(): Promise<void>;
+}
 
 export type StoredTensor = { dtype: string; shape: number[]; data: Uint8Array };
 
@@ -73,6 +86,7 @@ export type LoadOptions = {
   threads?: number;
   /** `auto` (default), `cpu`, or a device as listDevices names it. */
   device?: string;
+  signal?: AbortSignal | undefined;
 };
 
 /** A loaded base. Closing it closes its adapters and trainers and cancels their work. */
@@ -102,6 +116,8 @@ export interface Model {
 export interface Adapter {
   readonly rank: number;
   readonly alpha: number;
+  readonly dropout: number;
+  readonly rslora: boolean;
   readonly targetModules: string[];
   readonly parameterCount: number;
   close(): Promise<void>;

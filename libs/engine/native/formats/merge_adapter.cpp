@@ -80,7 +80,7 @@ Json merged_config(const Json& base, Dtype dtype) {
 
 MergedModel merge_adapter(const Exec& ex, const std::filesystem::path& model_dir, const std::filesystem::path& adapter_dir,
                           const std::filesystem::path& out_dir, const MergeOptions& options) {
-  StagedDirectory staged(out_dir, IfExists::refuse);
+  StagedDirectory staged(out_dir, options.if_exists);
   const HfFolder model(model_dir);
   if (const auto quantization = model.config().find("quantization_config"); quantization != model.config().end()) read_quantization_config(model.config());
   const PeftAdapter adapter(adapter_dir);

@@ -10,6 +10,7 @@
 namespace engine {
 
 struct MergeOptions {
+  IfExists if_exists = IfExists::refuse;
   std::int64_t max_shard_bytes = kMaxShardBytes;
   ProgressFunction progress = {};  // may be empty; bytes of the output
   const CancelFlag* cancel = nullptr;
@@ -20,8 +21,8 @@ struct MergedModel {
   std::string base;  // "nf4_dequantized" or "stored": which numbers the adapter was added to; also in the files' metadata as merged_into
 };
 
-// Writes `out_dir` complete or not at all. Throws invalid when out_dir is taken, corrupt when a module of the adapter is not in the base or does not fit
-// it, io, cancelled, and what HfFolder and PeftAdapter throw.
+// Writes `out_dir` complete or not at all. Throws invalid when out_dir is taken and may not be replaced, corrupt when a module of the adapter is not in the
+// base or does not fit it, io, cancelled, and what HfFolder and PeftAdapter throw.
 MergedModel merge_adapter(const Exec& ex, const std::filesystem::path& model_dir, const std::filesystem::path& adapter_dir,
                           const std::filesystem::path& out_dir, const MergeOptions& options);
 

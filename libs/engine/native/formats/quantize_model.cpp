@@ -90,7 +90,7 @@ bool becomes_nf4(const TensorView& tensor) {
 bool is_block_linear(std::string_view name) { return name.starts_with("model.layers.") && name.ends_with("_proj.weight"); }
 
 QuantizedModel quantize_model(const Exec& ex, const std::filesystem::path& model_dir, const std::filesystem::path& out_dir, const QuantizeOptions& options) {
-  StagedDirectory staged(out_dir, IfExists::refuse);
+  StagedDirectory staged(out_dir, options.if_exists);
   const HfFolder model(model_dir);
   require(Code::unsupported, !model.config().contains("quantization_config") || model.config()["quantization_config"].is_null(), model_dir.string(),
           " is already quantized; quantize the 16-bit model");

@@ -9,6 +9,7 @@
 
 #include "core/cancel.h"
 #include "core/exec.h"
+#include "core/staged_output.h"
 #include "formats/model_writer.h"
 
 namespace engine {
@@ -18,6 +19,7 @@ using ProgressFunction = std::function<void(std::int64_t done, std::int64_t tota
 
 struct QuantizeOptions {
   bool double_quant = true;
+  IfExists if_exists = IfExists::refuse;
   std::int64_t max_shard_bytes = kMaxShardBytes;
   ProgressFunction progress = {};         // may be empty
   const CancelFlag* cancel = nullptr;
@@ -33,7 +35,7 @@ struct QuantizedModel {
 bool is_block_linear(std::string_view tensor_name);
 
 // Writes `out_dir` complete (weights, config.json with its quantization_config, tokenizer and generation files) or not at all.
-// Throws invalid when out_dir is taken, unsupported when the model is already quantized, corrupt for a weight that is not finite, io, cancelled.
+// Throws invalid when out_dir is taken and may not be replaced, unsupported when the model is already quantized, corrupt for a weight that is not finite, io, cancelled.
 QuantizedModel quantize_model(const Exec& ex, const std::filesystem::path& model_dir, const std::filesystem::path& out_dir, const QuantizeOptions& options);
 
 }  // namespace engine

@@ -66,7 +66,7 @@ ModelInfo inspect_model(const std::filesystem::path& dir) {
 
 Model::Model(const std::filesystem::path& dir, const LoadOptions& options)
     : dir_(dir), spec_(read_spec(dir)), pool_(options.threads > 0 ? options.threads : available_threads()), exec_(make_exec(pool_, options.compute)),
-      weights_(std::make_unique<ModelWeights>(spec_, dir, options.quantize, exec_)), info_(describe(spec_)) {
+      weights_(std::make_unique<ModelWeights>(spec_, dir, options.quantize, exec_, options.cancel)), info_(describe(spec_)) {
   info_.stored_dtype = weights_->stored_dtype();
   info_.nf4 = weights_->quantized();
   info_.double_quant = weights_->double_quantized();

@@ -36,11 +36,12 @@ struct LoadOptions {
   QuantizeOnLoad quantize = QuantizeOnLoad::none;
   Compute compute = Compute::bf16;
   int threads = 0;  // 0: as many as this process may use
+  const CancelFlag* cancel = nullptr;  // of the loading
 };
 
 class Model {
  public:
-  // Throws io, corrupt, unsupported, oom.
+  // Throws io, corrupt, unsupported, oom, cancelled.
   Model(const std::filesystem::path& dir, const LoadOptions& options);
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;

@@ -95,10 +95,11 @@ ParameterSlot find_slot(const ModelSpec& spec, DecoderWeights& weights, const st
   fail(Code::internal, "no slot for ", name);
 }
 
-ModelWeights::ModelWeights(const ModelSpec& spec, const std::filesystem::path& dir, QuantizeOnLoad quantize, const Exec& ex)
+ModelWeights::ModelWeights(const ModelSpec& spec, const std::filesystem::path& dir, QuantizeOnLoad quantize, const Exec& ex, const CancelFlag* cancel)
     : folder_(std::make_unique<HfFolder>(dir)) {
   check_tensors(spec, *folder_);
   for (const ParameterSpec& parameter : parameters_of(spec)) {
+    check_cancelled(cancel);
     const TensorView& tensor = folder_->at(parameter.name);
     const ParameterSlot slot = find_slot(spec, view_, parameter.name);
     if (slot.vector != nullptr) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/cancel.h"
 #include "core/exec.h"
 #include "formats/bnb_nf4.h"
 #include "formats/hf_folder.h"
@@ -57,8 +58,8 @@ enum class QuantizeOnLoad : std::uint8_t { none, nf4 };  // nf4: every 16/32-bit
 class ModelWeights {
  public:
   // Throws corrupt naming the tensors when the folder's tensors are not exactly those of the spec, unsupported for a stored type this engine does not
-  // read. `ex` computes the quantization.
-  ModelWeights(const ModelSpec& spec, const std::filesystem::path& dir, QuantizeOnLoad quantize, const Exec& ex);
+  // read, cancelled between tensors. `ex` computes the quantization.
+  ModelWeights(const ModelSpec& spec, const std::filesystem::path& dir, QuantizeOnLoad quantize, const Exec& ex, const CancelFlag* cancel = nullptr);
 
   const DecoderWeights& view() const noexcept { return view_; }
   bool quantized() const noexcept { return quantized_; }        // at least one linear is NF4

@@ -1,0 +1,16 @@
+import { expect, test } from 'vitest';
+import { number, wholeNumber } from './option-values.ts';
+
+test('a number is read as it is written, within its range', () => {
+  expect(['0', '2e-4', '1'].map(number(0, 1))).toEqual([0, 2e-4, 1]);
+  for (const text of ['', ' ', 'x', '1.5', '-1', 'NaN', 'Infinity', '1,5'])
+    expect(() => number(0, 1)(text), text).toThrow('Give a number from 0 to 1.');
+  expect(() => number(0)('-1')).toThrow('Give a number, 0 or more.');
+});
+
+test('a whole number has no fraction and no other words', () => {
+  expect(['1', '60', '1e3'].map(wholeNumber(1))).toEqual([1, 60, 1000]);
+  for (const text of ['0', '1.5', '', 'many', '9007199254740993'])
+    expect(() => wholeNumber(1)(text), text).toThrow('Give a whole number, 1 or more.');
+  expect(() => wholeNumber(0, 65_535)('65536')).toThrow('Give a whole number from 0 to 65535.');
+});

@@ -1,0 +1,29 @@
+import { InvalidArgumentError } from 'commander';
+
+/** Parsers for commander's options: a value that is not allowed ends the command with exit code 2 and says what is. */
+
+/** A finite number from `least` to `most`. */
+export const number =
+  (least = Number.NEGATIVE_INFINITY, most = Number.POSITIVE_INFINITY) =>
+  (text: string): number => {
+    const value = Number(text);
+    if (text.trim() === '' || !Number.isFinite(value) || value < least || value > most)
+      throw new InvalidArgumentError(`Give a number${range(least, most)}.`);
+    return value;
+  };
+
+/** A whole number from `least` to `most`. */
+export const wholeNumber =
+  (least: number, most = Number.MAX_SAFE_INTEGER) =>
+  (text: string): number => {
+    const value = Number(text);
+    if (text.trim() === '' || !Number.isInteger(value) || value < least || value > most)
+      throw new InvalidArgumentError(`Give a whole number${range(least, most)}.`);
+    return value;
+  };
+
+function range(least: number, most: number): string {
+  const upper = most < Number.MAX_SAFE_INTEGER;
+  if (Number.isFinite(least)) return upper ? ` from ${least} to ${most}` : `, ${least} or more`;
+  return upper ? `, at most ${most}` : '';
+}
