@@ -25,8 +25,8 @@ void gather_rows(View<const bf16> from, const std::int32_t* rows, View<bf16> to,
 void scatter_rows(View<const bf16> from, const std::int32_t* rows, View<bf16> to, cudaStream_t stream);
 
 // Conversions, dense or strided.
-void to_bf16(View<const float> x, View<bf16> y, cudaStream_t stream);
-void to_f32(View<const bf16> x, View<float> y, cudaStream_t stream);
+void narrow_rows(View<const float> x, View<bf16> y, cudaStream_t stream);
+void widen_rows(View<const bf16> x, View<float> y, cudaStream_t stream);
 
 // x = value everywhere.
 void fill(View<bf16> x, float value, cudaStream_t stream);

@@ -16,6 +16,9 @@ using engine::test::exec;
 using engine::test::random_values;
 using engine::test::relative_error;
 
+// What one rounding to bf16 of every value can do to the norm of a result.
+inline constexpr double kRounding = 0x1p-8;
+
 inline Stream& stream() {
   static Stream shared;
   return shared;

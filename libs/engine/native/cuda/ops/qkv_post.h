@@ -13,7 +13,7 @@ namespace engine::cuda {
 
 struct QkvShape {
   std::int64_t heads, kv_heads, head_dim;  // head_dim a multiple of 16, at most 256
-  std::int64_t columns() const noexcept { return (heads + 2 * kv_heads) * head_dim; }
+  constexpr std::int64_t columns() const noexcept { return (heads + 2 * kv_heads) * head_dim; }
 };
 
 // Everything optional is null. All in device memory.

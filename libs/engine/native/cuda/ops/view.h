@@ -15,17 +15,17 @@ struct View {
   T* data = nullptr;
   std::int64_t rows = 0, cols = 0, stride = 0;
 
-  View() = default;
-  View(T* d, std::int64_t r, std::int64_t c) : data(d), rows(r), cols(c), stride(c) {}
-  View(T* d, std::int64_t r, std::int64_t c, std::int64_t s) : data(d), rows(r), cols(c), stride(s) {}
+  constexpr View() = default;
+  constexpr View(T* d, std::int64_t r, std::int64_t c) : data(d), rows(r), cols(c), stride(c) {}
+  constexpr View(T* d, std::int64_t r, std::int64_t c, std::int64_t s) : data(d), rows(r), cols(c), stride(s) {}
   // A view that writes may be read through.
   template <class U>
     requires(std::is_same_v<const U, T> && !std::is_same_v<U, T>)
-  View(View<U> other) : data(other.data), rows(other.rows), cols(other.cols), stride(other.stride) {}  // NOLINT: meant to convert
+  constexpr View(View<U> other) : data(other.data), rows(other.rows), cols(other.cols), stride(other.stride) {}  // NOLINT: meant to convert
 
-  T* row(std::int64_t r) const noexcept { return data + r * stride; }
-  View columns(std::int64_t first, std::int64_t count) const noexcept { return {data + first, rows, count, stride}; }
-  View row_range(std::int64_t first, std::int64_t count) const noexcept { return {data + first * stride, count, cols, stride}; }
+  constexpr T* row(std::int64_t r) const noexcept { return data + r * stride; }
+  constexpr View columns(std::int64_t first, std::int64_t count) const noexcept { return {data + first, rows, count, stride}; }
+  constexpr View row_range(std::int64_t first, std::int64_t count) const noexcept { return {data + first * stride, count, cols, stride}; }
 };
 
 }  // namespace engine::cuda

@@ -46,7 +46,7 @@ ENGINE_DEVICE float widen_high(std::uint32_t pair) { return widen((pair & 0xffff
 // Two values rounded to nearest even, `low` in the low half.
 ENGINE_DEVICE std::uint32_t pack(float low, float high) {
 #ifdef ENGINE_CUDA_EMULATED
-  return static_cast<std::uint32_t>(to_bf16(low).bits) | (static_cast<std::uint32_t>(to_bf16(high).bits) << 16);
+  return std::uint32_t{to_bf16(low).bits} | (std::uint32_t{to_bf16(high).bits} << 16);
 #else
   std::uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -168,6 +168,30 @@ ENGINE_DEVICE uint4 load16_once(const void* address) {
   return v;
 #endif
 }
+
+// Four fp32 values of 16 bytes, and back.
+ENGINE_DEVICE float float_of(std::uint32_t bits) {
+#ifdef ENGINE_CUDA_EMULATED
+  return std::bit_cast<float>(bits);
+#else
+  return __uint_as_float(bits);
+#endif
+}
+ENGINE_DEVICE std::uint32_t bits_of(float value) {
+#ifdef ENGINE_CUDA_EMULATED
+  return std::bit_cast<std::uint32_t>(value);
+#else
+  return __float_as_uint(value);
+#endif
+}
+ENGINE_DEVICE void load_floats4(const float* address, float* out) {
+  const uint4 v = load16(address);
+  out[0] = float_of(v.x);
+  out[1] = float_of(v.y);
+  out[2] = float_of(v.z);
+  out[3] = float_of(v.w);
+}
+ENGINE_DEVICE void store_floats4(float* address, const float* x) { store16(address, {bits_of(x[0]), bits_of(x[1]), bits_of(x[2]), bits_of(x[3])}); }
 
 // Eight bf16 values of 16 bytes, as floats, and back.
 ENGINE_DEVICE void widen8(uint4 packed, float (&out)[8]) {

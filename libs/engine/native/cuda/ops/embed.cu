@@ -1,0 +1,54 @@
+// embed.cu: one block a token. Forward: 4 B a value, from device memory or across the bus. Backward: the block of an id's first occurrence adds them all.
+#include "core/error.h"
+#include "cuda/ops/embed.h"
+#include "cuda/runtime/launch.h"
+#include "cuda/runtime/ptx.h"
+
+namespace engine::cuda {
+namespace {
+
+constexpr unsigned kThreads = 256;
+
+__global__ void __launch_bounds__(kThreads) forward(View<const bf16> table, const std::uint32_t* ids, float scale, View<bf16> out) {
+  const std::int64_t row = blockIdx.x, id = ids[row];
+  for (std::int64_t c = 8 * threadIdx.x; c < out.cols; c += 8 * kThreads) {
+    float values[8];
+    if (id < table.rows)
+      widen8(load16_once(table.row(id) + c), values);
+    else
+      for (float& value : values) value = quiet_nan();
+#pragma unroll
+    for (float& value : values) value *= scale;
+    store16(out.row(row) + c, pack8(values));
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) backward(const std::uint32_t* ids, View<const bf16> dout, float scale, View<float> dtable) {
+  SHARED_ARRAY(int, seen_before, 1);
+  const std::int64_t row = blockIdx.x;
+  const std::uint32_t id = ids[row];
+  if (threadIdx.x == 0) *seen_before = 0;
+  __syncthreads();
+  for (std::int64_t t = threadIdx.x; t < row; t += kThreads)
+    if (ids[t] == id) *seen_before = 1;
+  __syncthreads();
+  if (*seen_before != 0) return;
+  for (std::int64_t t = row; t < dout.rows; ++t) {
+    if (ids[t] != id) continue;
+    for (std::int64_t c = threadIdx.x; c < dout.cols; c += kThreads) dtable.row(id)[c] += scale * widen(dout.row(t)[c]);
+  }
+}
+
+}  // namespace
+
+void embed_forward(View<const bf16> table, const std::uint32_t* ids, float scale, View<bf16> out, cudaStream_t stream) {
+  require(table.cols == out.cols && out.cols % 8 == 0, "rows of ", table.cols, " values into rows of ", out.cols, "; the device takes equal multiples of 8");
+  launch(stream, blocks(out.rows), kThreads, 0, forward, table, ids, scale, out);
+}
+
+void embed_backward(const std::uint32_t* ids, View<const bf16> dout, float scale, View<float> dtable, cudaStream_t stream) {
+  require(dtable.cols == dout.cols, "rows of ", dout.cols, " values into rows of ", dtable.cols);
+  launch(stream, blocks(dout.rows), kThreads, 0, backward, ids, dout, scale, dtable);
+}
+
+}  // namespace engine::cuda
