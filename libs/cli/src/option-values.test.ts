@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { number, wholeNumber } from './option-values.ts';
+import { number, wholeNumber, wholeNumbers } from './option-values.ts';
 
 test('a number is read as it is written, within its range', () => {
   expect(['0', '2e-4', '1'].map(number(0, 1))).toEqual([0, 2e-4, 1]);
@@ -13,4 +13,10 @@ test('a whole number has no fraction and no other words', () => {
   for (const text of ['0', '1.5', '', 'many', '9007199254740993'])
     expect(() => wholeNumber(1)(text), text).toThrow('Give a whole number, 1 or more.');
   expect(() => wholeNumber(0, 65_535)('65536')).toThrow('Give a whole number from 0 to 65535.');
+});
+
+test('a list of whole numbers is separated by commas or spaces', () => {
+  expect(['7', '1,2, 3', '4 5'].map(wholeNumbers)).toEqual([[7], [1, 2, 3], [4, 5]]);
+  for (const text of ['', ',', '1,two', '-1', '1.5'])
+    expect(() => wholeNumbers(text), text).toThrow('Give whole numbers separated by commas.');
 });

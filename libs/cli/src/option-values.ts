@@ -22,6 +22,14 @@ export const wholeNumber =
     return value;
   };
 
+/** `1,2,3` or `1 2 3`. */
+export function wholeNumbers(text: string): number[] {
+  const words = text.split(/[\s,]+/).filter((word) => word !== '');
+  if (words.length === 0 || words.some((word) => !/^\d{1,15}$/.test(word)))
+    throw new InvalidArgumentError('Give whole numbers separated by commas.');
+  return words.map(Number);
+}
+
 function range(least: number, most: number): string {
   const upper = most < Number.MAX_SAFE_INTEGER;
   if (Number.isFinite(least)) return upper ? ` from ${least} to ${most}` : `, ${least} or more`;

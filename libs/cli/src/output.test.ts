@@ -1,6 +1,7 @@
+import { readFile } from 'node:fs/promises';
 import { Failure } from '@medmesh/errors';
-import { expect, test } from 'vitest';
-import { exitCodeOf, formatBytes, formatSeconds, table } from './output.ts';
+import { expect, test, vi } from 'vitest';
+import { exitCodeOf, formatBytes, formatSeconds, reportError, table } from './output.ts';
 
 test('sizes and times are written as people read them', () => {
   expect([0, 1023, 1024, 1536, 5 * 2 ** 30].map(formatBytes)).toEqual([
@@ -34,4 +35,23 @@ test('the exit code tells whose fault it was', () => {
     code('cancelled'),
     code('internal'),
   ]).toEqual([2, 2, 3, 130, 1]);
+});
+
+test('a file that a person named and that is not there is that person’s to mend; what nobody foresaw is told as it is', async () => {
+  const told: string[] = [];
+  const write = vi.spyOn(process.stderr, 'write').mockImplementation((text) => {
+    told.push(String(text));
+    return true;
+  });
+  try {
+    const missing: unknown = await readFile('/nowhere/rows.jsonl').catch((error: unknown) => error);
+    expect(reportError(missing, false)).toBe(2);
+    expect(reportError(new TypeError('x is not a function'), true)).toBe(1);
+  } finally {
+    write.mockRestore();
+  }
+  expect(told[0]).toBe('medmesh: /nowhere/rows.jsonl does not exist\n');
+  expect(JSON.parse(told[1] ?? '')).toEqual({
+    error: { code: 'internal', reason: 'UNFORESEEN', message: 'an unforeseen error: x is not a function' },
+  });
 });

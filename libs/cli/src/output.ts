@@ -1,5 +1,6 @@
 import { Failure, toFailure } from '@medmesh/errors';
 import type { CommanderError } from 'commander';
+import { pathFailure } from './path-failure.ts';
 
 /** Where a command writes: a sentence for people, or JSON for programs. */
 export type Output = {
@@ -37,9 +38,19 @@ export function exitCodeOf(failure: Failure): number {
   return failure.code === 'cancelled' ? 130 : 1;
 }
 
+/** An error as this process tells it. There is no log to look into: what nobody foresaw is told as it is. */
+function failureOf(error: unknown): Failure {
+  const failure = pathFailure(error) ?? toFailure(error);
+  if (failure.reason !== 'UNFORESEEN') return failure;
+  return new Failure('internal', `an unforeseen error: ${error instanceof Error ? error.message : String(error)}`, {
+    reason: 'UNFORESEEN',
+    cause: error,
+  });
+}
+
 /** Tells an error in one line, or as JSON, and returns the exit code. */
 export function reportError(error: unknown, json: boolean): number {
-  const failure = toFailure(error);
+  const failure = failureOf(error);
   const { code, reason, message, fields, metadata } = failure;
   process.stderr.write(
     json ? `${JSON.stringify({ error: { code, reason, message, fields, metadata } })}\n` : `medmesh: ${message}\n`,

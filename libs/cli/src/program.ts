@@ -2,6 +2,7 @@ import { Failure } from '@medmesh/errors';
 import { Command, Option } from 'commander';
 import { completionScript } from './completion.ts';
 import { type Environment, environment } from './context.ts';
+import { helpConfiguration } from './help.ts';
 
 type AddCommands = (program: Command, signal: AbortSignal, defaults: Environment) => void;
 
@@ -71,7 +72,7 @@ export async function createProgram({ env, signal, wanted, silent = false }: Pro
     .addOption(new Option('--project <project>', 'the project that names are made in').default(defaults.project))
     .addOption(new Option('--state <folder>', 'where a mesh on this machine keeps everything').default(defaults.state))
     .showSuggestionAfterError()
-    .configureHelp({ showGlobalOptions: true })
+    .configureHelp(helpConfiguration)
     .configureOutput({
       outputError: (text, write) => silent || write(text.replace(/^error: /, 'medmesh: ')),
     })

@@ -1,7 +1,28 @@
 import { readFile } from 'node:fs/promises';
 import { Failure } from '@medmesh/errors';
 import { dataset } from '@medmesh/proto';
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
+import { number, wholeNumber } from '../option-values.ts';
+
+const lossMasks = {
+  completion: dataset.LossMask.COMPLETION,
+  'response-only': dataset.LossMask.RESPONSE_ONLY,
+  all: dataset.LossMask.ALL,
+} as const;
+
+const overlongPolicies = {
+  error: dataset.OverlongPolicy.ERROR,
+  drop: dataset.OverlongPolicy.DROP,
+  'truncate-right': dataset.OverlongPolicy.TRUNCATE_RIGHT,
+  'truncate-left': dataset.OverlongPolicy.TRUNCATE_LEFT,
+} as const;
+
+const rowFormats = {
+  jsonl: dataset.RowFormat.JSONL,
+  json: dataset.RowFormat.JSON,
+  csv: dataset.RowFormat.CSV,
+  parquet: dataset.RowFormat.PARQUET,
+} as const;
 
 /** Options that make up a dataset version's spec. */
 export type SpecOptions = {
@@ -9,16 +30,16 @@ export type SpecOptions = {
   template: string;
   promptFile?: string;
   completionFile?: string;
-  format?: string;
+  format?: keyof typeof rowFormats;
   charset: string;
   columns?: string;
-  lossMask: string;
-  maxTokens: string;
-  overlong: string;
-  validation: string;
+  lossMask: keyof typeof lossMasks;
+  maxTokens: number;
+  overlong: keyof typeof overlongPolicies;
+  validation: number;
   dropInvalid: boolean;
   keepDuplicates: boolean;
-  limit: string;
+  limit: number;
 };
 
 export const addSpecOptions = (command: Command): Command =>
@@ -31,33 +52,31 @@ export const addSpecOptions = (command: Command): Command =>
     )
     .option('--prompt-file <file>', 'custom template: what the model is given, with {{slots}}')
     .option('--completion-file <file>', 'custom template: what it shall write')
-    .option('--format <format>', 'jsonl, json, csv or parquet; default: by the file name')
+    .addOption(
+      new Option('--format <format>', 'format of the rows (default: by the file name)').choices(
+        Object.keys(rowFormats),
+      ),
+    )
     .option('--charset <charset>', 'encoding of text formats, e.g. gb18030', 'utf-8')
     .option('--columns <mapping>', 'question=…,reasoning=…,response=… or instruction=…,input=…,output=… or messages=…')
-    .option('--loss-mask <mask>', 'completion, response-only or all', 'completion')
-    .option('--max-tokens <count>', 'longest row in tokens', '2048')
-    .option('--overlong <policy>', 'error, drop, truncate-right or truncate-left', 'error')
-    .option('--validation <share>', 'share of rows held out, 0 to 0.5', '0')
+    .addOption(
+      new Option('--loss-mask <mask>', 'what is trained on').choices(Object.keys(lossMasks)).default('completion'),
+    )
+    .option('--max-tokens <count>', 'longest row in tokens', wholeNumber(0), 2048)
+    .addOption(
+      new Option('--overlong <policy>', 'what happens to a longer row')
+        .choices(Object.keys(overlongPolicies))
+        .default('error'),
+    )
+    .option('--validation <share>', 'share of rows held out, 0 to 0.5', number(), 0)
     .option('--drop-invalid', 'leave unusable rows out instead of failing', false)
     .option('--keep-duplicates', 'keep rows that came before', false)
-    .option('--limit <rows>', 'use only the first rows', '0');
+    .option('--limit <rows>', 'use only the first rows; 0: all', wholeNumber(0), 0);
 
 const wrong = (option: string, value: string, allowed: string) =>
   new Failure('invalid_argument', `--${option} is ${JSON.stringify(value)}; use ${allowed}`, {
     reason: 'FIELD_INVALID',
   });
-
-function choose<T>(option: string, value: string, choices: Record<string, T>): T {
-  const chosen = choices[value];
-  if (chosen === undefined) throw wrong(option, value, Object.keys(choices).join(', '));
-  return chosen;
-}
-
-function number(option: string, text: string): number {
-  const value = Number(text);
-  if (!Number.isFinite(value)) throw wrong(option, text, 'a number');
-  return value;
-}
 
 function columnsOf(text: string): dataset.ColumnMapping {
   const parts = new Map(text.split(',').map((part) => part.split('=', 2) as [string, string]));
@@ -103,38 +122,19 @@ export async function templateOf(
 
 /** The spec without its sources. */
 export async function specOf(options: SpecOptions, modelName: string): Promise<dataset.DatasetVersionSpec> {
-  const mask = dataset.LossMask;
-  const policy = dataset.OverlongPolicy;
   return dataset.DatasetVersionSpec.fromPartial({
     model: modelName,
     template: await templateOf(options),
     ...(options.columns === undefined ? {} : { columns: columnsOf(options.columns) }),
-    lossMask: choose('loss-mask', options.lossMask, {
-      completion: mask.COMPLETION,
-      'response-only': mask.RESPONSE_ONLY,
-      all: mask.ALL,
-    }),
-    maxTokens: number('max-tokens', options.maxTokens),
-    overlong: choose('overlong', options.overlong, {
-      error: policy.ERROR,
-      drop: policy.DROP,
-      'truncate-right': policy.TRUNCATE_RIGHT,
-      'truncate-left': policy.TRUNCATE_LEFT,
-    }),
-    validationFraction: number('validation', options.validation),
+    lossMask: lossMasks[options.lossMask],
+    maxTokens: options.maxTokens,
+    overlong: overlongPolicies[options.overlong],
+    validationFraction: options.validation,
     dropInvalid: options.dropInvalid,
     keepDuplicates: options.keepDuplicates,
-    rowLimit: number('limit', options.limit),
+    rowLimit: options.limit,
   });
 }
 
-export function formatOf(options: SpecOptions): dataset.RowFormat {
-  const format = dataset.RowFormat;
-  if (options.format === undefined) return format.UNSPECIFIED;
-  return choose('format', options.format, {
-    jsonl: format.JSONL,
-    json: format.JSON,
-    csv: format.CSV,
-    parquet: format.PARQUET,
-  });
-}
+export const formatOf = (options: SpecOptions): dataset.RowFormat =>
+  options.format === undefined ? dataset.RowFormat.UNSPECIFIED : rowFormats[options.format];

@@ -2,6 +2,7 @@ import type { MedmeshClient } from '@medmesh/client';
 import { dataset } from '@medmesh/proto';
 import type { Command } from 'commander';
 import { type CommandContext, withContext } from '../context.ts';
+import { wholeNumbers } from '../option-values.ts';
 import { formatBytes, table } from '../output.ts';
 import { createProgressBar } from '../progress.ts';
 import { addSpecOptions, formatOf, type SpecOptions, specOf } from './dataset-spec.ts';
@@ -105,17 +106,17 @@ export function addDatasetCommands(program: Command, signal: AbortSignal): void 
       .command('preview <files...>')
       .description('show rows as the model will see them: text, tokens and what is trained on')
       .option('--id <id>', 'dataset to preview for', 'validation')
-      .option('--rows <indexes>', 'row indexes, separated by commas', '0'),
+      .option('--rows <indexes>', 'row indexes, separated by commas', wholeNumbers, [0]),
   ).action(
     withContext(
       signal,
-      async (context, files: string[], options: SpecOptions & { id: string; rows: string }, _command: Command) => {
+      async (context, files: string[], options: SpecOptions & { id: string; rows: number[] }, _command: Command) => {
         const client = await context.client();
         const spec = await uploadAll(context, client, files, options);
         await client.datasets.ensure(options.id);
         const examples = await client.datasets.preview(options.id, {
           spec,
-          rowIndices: options.rows.split(',').map(Number),
+          rowIndices: options.rows,
         });
         context.out.result(
           examples.map((example) => dataset.PreviewExample.toJSON(example)),

@@ -2,8 +2,9 @@ import { randomUUID } from 'node:crypto';
 import type { MedmeshClient } from '@medmesh/client';
 import { Failure } from '@medmesh/errors';
 import { lifecycle } from '@medmesh/proto';
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import { type CommandContext, withContext } from '../context.ts';
+import { number, wholeNumber } from '../option-values.ts';
 import { formatBytes, formatSeconds } from '../output.ts';
 import { createProgressBar } from '../progress.ts';
 
@@ -13,41 +14,31 @@ type FinetuneOptions = {
   validationDataset?: string;
   id?: string;
   adapterId?: string;
-  rank: string;
-  alpha: string;
-  dropout: string;
+  rank: number;
+  alpha: number;
+  dropout: number;
   target: string[];
   rslora: boolean;
-  steps: string;
-  epochs: string;
-  learningRate: string;
-  warmup: string;
+  steps: number;
+  epochs: number;
+  learningRate: number;
+  warmup: number;
   schedule: string;
-  batch: string;
-  accumulate: string;
-  pack: string;
+  batch: number;
+  accumulate: number;
+  pack: number;
   optimizer: string;
-  weightDecay: string;
-  clip: string;
+  weightDecay: number;
+  clip: number;
   dtype: string;
-  seed: string;
-  evalEvery: string;
-  patience: string;
-  checkpointEvery: string;
+  seed: number;
+  evalEvery: number;
+  patience: number;
+  checkpointEvery: number;
   checkpointing: boolean;
   dryRun: boolean;
   detach: boolean;
 };
-
-function number(option: string, text: string): number {
-  const value = Number(text);
-  if (text.trim() === '' || !Number.isFinite(value)) {
-    throw new Failure('invalid_argument', `--${option} is ${JSON.stringify(text)}; give a number`, {
-      reason: 'FIELD_INVALID',
-    });
-  }
-  return value;
-}
 
 /** The newest version of a dataset that is named by its id. */
 async function versionOf(client: MedmeshClient, name: string): Promise<string> {
@@ -64,7 +55,7 @@ async function jobOf(
   client: MedmeshClient,
   o: FinetuneOptions,
 ): Promise<Parameters<typeof lifecycle.FineTuningJob.fromPartial>[0]> {
-  const epochs = number('epochs', o.epochs);
+  const { epochs } = o;
   return {
     source: { $case: 'baseModel', value: client.models.name(o.model) },
     trainDatasets: await Promise.all(
@@ -76,9 +67,9 @@ async function jobOf(
       kind: {
         $case: 'lora',
         value: {
-          rank: number('rank', o.rank),
-          alpha: number('alpha', o.alpha),
-          dropout: number('dropout', o.dropout),
+          rank: o.rank,
+          alpha: o.alpha,
+          dropout: o.dropout,
           targetModules: o.target,
           rslora: o.rslora,
         },
@@ -86,28 +77,28 @@ async function jobOf(
     },
     optimizer: {
       kind: o.optimizer,
-      weightDecay: number('weight-decay', o.weightDecay),
-      maxGradNorm: number('clip', o.clip),
+      weightDecay: o.weightDecay,
+      maxGradNorm: o.clip,
     },
     schedule: {
       kind: o.schedule,
-      learningRate: number('learning-rate', o.learningRate),
-      warmupSteps: number('warmup', o.warmup),
-      steps: epochs > 0 ? 0 : number('steps', o.steps),
+      learningRate: o.learningRate,
+      warmupSteps: o.warmup,
+      steps: epochs > 0 ? 0 : o.steps,
       epochs,
     },
     batch: {
-      microBatchRows: number('batch', o.batch),
-      gradientAccumulation: number('accumulate', o.accumulate),
-      packedTokens: number('pack', o.pack),
+      microBatchRows: o.batch,
+      gradientAccumulation: o.accumulate,
+      packedTokens: o.pack,
       noGradientCheckpointing: !o.checkpointing,
     },
     quantization: { computeDtype: o.dtype },
-    evaluation: { intervalSteps: number('eval-every', o.evalEvery) },
-    earlyStop: { patience: number('patience', o.patience) },
-    checkpointing: { intervalSteps: number('checkpoint-every', o.checkpointEvery) },
+    evaluation: { intervalSteps: o.evalEvery },
+    earlyStop: { patience: o.patience },
+    checkpointing: { intervalSteps: o.checkpointEvery },
     publish: { adapterId: o.adapterId ?? '' },
-    seed: number('seed', o.seed),
+    seed: o.seed,
   };
 }
 
@@ -175,27 +166,31 @@ export function addFinetuneCommand(program: Command, signal: AbortSignal): void 
     .option('--validation-dataset <dataset>', 'rows to evaluate on; default: the validation split')
     .option('--id <id>', 'id of the job')
     .option('--adapter-id <id>', 'id of the adapter; default: the job’s id')
-    .option('--rank <r>', 'LoRA rank', '16')
-    .option('--alpha <a>', 'LoRA alpha', '16')
-    .option('--dropout <p>', 'LoRA dropout', '0')
+    .option('--rank <r>', 'LoRA rank', wholeNumber(0), 16)
+    .option('--alpha <a>', 'LoRA alpha', number(), 16)
+    .option('--dropout <p>', 'LoRA dropout', number(), 0)
     .option('--target <modules...>', 'projections to adapt; default: all seven', [])
     .option('--rslora', 'scale by alpha / sqrt(r)', false)
-    .option('--steps <n>', 'optimizer steps', '60')
-    .option('--epochs <n>', 'passes over the rows, instead of steps', '0')
-    .option('--learning-rate <lr>', 'highest learning rate', '2e-4')
-    .option('--warmup <n>', 'warm-up steps', '5')
-    .option('--schedule <kind>', 'linear, cosine or constant', 'linear')
-    .option('--batch <rows>', 'rows in a micro-batch', '1')
-    .option('--accumulate <n>', 'micro-batches for one step', '2')
-    .option('--pack <tokens>', 'pack rows into micro-batches of so many tokens; 0: no packing', '0')
-    .option('--optimizer <kind>', 'adamw_8bit or adamw', 'adamw_8bit')
-    .option('--weight-decay <x>', 'weight decay', '0.01')
-    .option('--clip <norm>', 'largest gradient norm; 0: no clipping', '1')
-    .option('--dtype <dtype>', 'bf16 or f32', 'bf16')
-    .option('--seed <n>', 'seed', '3407')
-    .option('--eval-every <n>', 'evaluate every so many steps; 0: at the end', '0')
-    .option('--patience <n>', 'stop after so many evaluations without improvement; 0: never', '0')
-    .option('--checkpoint-every <n>', 'checkpoint every so many steps; 0: chosen by length', '0')
+    .option('--steps <n>', 'optimizer steps', wholeNumber(0), 60)
+    .option('--epochs <n>', 'passes over the rows, instead of steps', number(), 0)
+    .option('--learning-rate <lr>', 'highest learning rate', number(), 2e-4)
+    .option('--warmup <n>', 'warm-up steps', wholeNumber(0), 5)
+    .addOption(
+      new Option('--schedule <kind>', 'course of the learning rate')
+        .choices(['linear', 'cosine', 'constant'])
+        .default('linear'),
+    )
+    .option('--batch <rows>', 'rows in a micro-batch', wholeNumber(0), 1)
+    .option('--accumulate <n>', 'micro-batches for one step', wholeNumber(0), 2)
+    .option('--pack <tokens>', 'pack rows into micro-batches of so many tokens; 0: no packing', wholeNumber(0), 0)
+    .addOption(new Option('--optimizer <kind>', 'optimizer').choices(['adamw_8bit', 'adamw']).default('adamw_8bit'))
+    .option('--weight-decay <x>', 'weight decay', number(), 0.01)
+    .option('--clip <norm>', 'largest gradient norm; 0: no clipping', number(), 1)
+    .addOption(new Option('--dtype <dtype>', 'operands of matrix products').choices(['bf16', 'f32']).default('bf16'))
+    .option('--seed <n>', 'seed', wholeNumber(0), 3407)
+    .option('--eval-every <n>', 'evaluate every so many steps; 0: at the end', wholeNumber(0), 0)
+    .option('--patience <n>', 'stop after so many evaluations without improvement; 0: never', wholeNumber(0), 0)
+    .option('--checkpoint-every <n>', 'checkpoint every so many steps; 0: chosen by length', wholeNumber(0), 0)
     .option('--no-checkpointing', 'keep activations instead of computing them again')
     .option('--dry-run', 'check everything and say what it would need', false)
     .option('--detach', 'do not watch', false)

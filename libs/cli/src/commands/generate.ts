@@ -2,8 +2,9 @@ import { createInterface } from 'node:readline/promises';
 import type { AskInput, AskOptions, MedmeshClient } from '@medmesh/client';
 import { Failure } from '@medmesh/errors';
 import { inference } from '@medmesh/proto';
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import { type CommandContext, withContext } from '../context.ts';
+import { number, wholeNumber } from '../option-values.ts';
 import type { Output } from '../output.ts';
 
 type AskCommandOptions = {
@@ -11,56 +12,56 @@ type AskCommandOptions = {
   adapter?: string;
   text: boolean;
   chat: boolean;
-  temperature: string;
-  topP: string;
-  topK: string;
-  minP: string;
-  repetitionPenalty: string;
-  maxTokens: string;
-  seed?: string;
+  temperature: number;
+  topP: number;
+  topK: number;
+  minP: number;
+  repetitionPenalty: number;
+  maxTokens: number;
+  seed?: number;
   stop: string[];
-  reasoning: string;
+  reasoning: 'auto' | 'on' | 'off';
 };
 
 const addAskOptions = (command: Command): Command =>
   command
     .option('--model <model>', 'base; default: the adapter’s')
     .option('--adapter <adapter>', 'adapter; default: none')
-    .option('--temperature <t>', '0 chooses the likeliest token', '0')
-    .option('--top-p <p>', 'nucleus', '1')
-    .option('--top-k <k>', 'likeliest tokens kept; 0: all', '0')
-    .option('--min-p <p>', 'least share of the likeliest token’s probability', '0')
-    .option('--repetition-penalty <x>', 'penalty for tokens seen', '1')
-    .option('--max-tokens <n>', 'most new tokens', '512')
-    .option('--seed <n>', 'seed of the choice')
+    .option('--temperature <t>', '0 chooses the likeliest token', number(), 0)
+    .option('--top-p <p>', 'nucleus', number(), 1)
+    .option('--top-k <k>', 'likeliest tokens kept; 0: all', wholeNumber(0), 0)
+    .option('--min-p <p>', 'least share of the likeliest token’s probability', number(), 0)
+    .option('--repetition-penalty <x>', 'penalty for tokens seen', number(), 1)
+    .option('--max-tokens <n>', 'most new tokens', wholeNumber(0), 512)
+    .option('--seed <n>', 'seed of the choice (default: random)', wholeNumber(0))
     .option('--stop <text...>', 'ends the answer', [])
-    .option('--reasoning <mode>', 'auto, on or off', 'auto');
+    .addOption(
+      new Option('--reasoning <mode>', 'whether the model reasons before it answers')
+        .choices(['auto', 'on', 'off'])
+        .default('auto'),
+    );
 
 function askOptions(client: MedmeshClient, o: AskCommandOptions, signal: AbortSignal): AskOptions {
-  const modes: Record<string, inference.Reasoning_Mode> = {
+  const modes = {
     auto: inference.Reasoning_Mode.AUTO,
     on: inference.Reasoning_Mode.ON,
     off: inference.Reasoning_Mode.OFF,
   };
   const mode = modes[o.reasoning];
-  if (mode === undefined)
-    throw new Failure('invalid_argument', `--reasoning is ${o.reasoning}; use auto, on or off`, {
-      reason: 'FIELD_INVALID',
-    });
   if (o.model === undefined && o.adapter === undefined)
     throw new Failure('invalid_argument', 'name a --model, an --adapter, or both', { reason: 'FIELD_INVALID' });
   return {
     ...(o.model === undefined ? {} : { base: client.models.name(o.model) }),
     ...(o.adapter === undefined ? {} : { adapter: client.adapters.name(o.adapter) }),
     sampling: {
-      temperature: Number(o.temperature),
-      topP: Number(o.topP),
-      topK: Number(o.topK),
-      minP: Number(o.minP),
-      repetitionPenalty: Number(o.repetitionPenalty),
-      maxTokens: Number(o.maxTokens),
+      temperature: o.temperature,
+      topP: o.topP,
+      topK: o.topK,
+      minP: o.minP,
+      repetitionPenalty: o.repetitionPenalty,
+      maxTokens: o.maxTokens,
       stop: o.stop,
-      ...(o.seed === undefined ? {} : { seed: Number(o.seed) }),
+      ...(o.seed === undefined ? {} : { seed: o.seed }),
     },
     reasoning: { mode },
     signal,

@@ -9,17 +9,10 @@ import { type CommandContext, type Environment, withContext } from '../context.t
 import { isAlive, lastWords } from '../mesh/child.ts';
 import { type MeshRecord, readMesh, startMesh, stopProcesses } from '../mesh/mesh.ts';
 import { meshPaths, repositoryRoot } from '../mesh/paths.ts';
+import { wholeNumber } from '../option-values.ts';
 import { table } from '../output.ts';
 
-type UpOptions = { port: string; otlp?: string; root: string[]; foreground: boolean };
-
-const parsePort = (text: string): number => {
-  const port = Number(text);
-  if (!Number.isInteger(port) || port < 0 || port > 65_535) {
-    throw new Failure('invalid_argument', `--port is ${text}; use 0 to 65535`, { reason: 'FIELD_INVALID' });
-  }
-  return port;
-};
+type UpOptions = { port: number; otlp?: string; root: string[]; foreground: boolean };
 
 const describeMesh = (record: MeshRecord): string =>
   [
@@ -37,7 +30,7 @@ async function upForeground(
   const mesh = await startMesh(
     {
       stateDir: global.state,
-      gatewayPort: parsePort(options.port),
+      gatewayPort: options.port,
       otlpEndpoint: options.otlp,
       uriRoots: options.root,
       inherited: defaults.inherited,
@@ -64,7 +57,6 @@ async function upBackground({ out, global, signal }: CommandContext, options: Up
     out.result(running, `already up\n${describeMesh(running)}`);
     return;
   }
-  parsePort(options.port);
   const paths = meshPaths(global.state);
   await mkdir(paths.logs, { recursive: true });
   const logPath = join(paths.logs, 'mesh.log');
@@ -77,7 +69,7 @@ async function upBackground({ out, global, signal }: CommandContext, options: Up
     'up',
     '--foreground',
     '--port',
-    options.port,
+    String(options.port),
   ];
   if (options.otlp !== undefined) args.push('--otlp', options.otlp);
   for (const root of options.root) args.push('--root', root);
@@ -149,7 +141,7 @@ export function addMeshCommands(program: Command, signal: AbortSignal, defaults:
   program
     .command('up')
     .description('start nats-server and the six services on this machine')
-    .option('--port <port>', 'port of the gateway; 0 takes a free one', '7400')
+    .option('--port <port>', 'port of the gateway; 0 takes a free one', wholeNumber(0, 65_535), 7400)
     .option('--otlp <url>', 'OTLP/HTTP collector for traces', defaults.otlpEndpoint)
     .option('--root <folder...>', 'folders that imports and exports may touch', [repositoryRoot])
     .option('--foreground', 'stay, and stop everything on Ctrl-C', false)

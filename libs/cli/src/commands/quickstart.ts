@@ -19,12 +19,13 @@ import type { Command } from 'commander';
 import { type CommandContext, type Environment, withContext } from '../context.ts';
 import { type Mesh, readMesh, startMesh } from '../mesh/mesh.ts';
 import { repositoryRoot } from '../mesh/paths.ts';
+import { wholeNumber } from '../option-values.ts';
 import { formatBytes, type Output } from '../output.ts';
 import { createProgressBar } from '../progress.ts';
 import { describeProgress, describeResult, followJob } from './finetune.ts';
 import { streamAnswer } from './generate.ts';
 
-type QuickstartOptions = { port: string; otlp?: string; questions: string; steps: string };
+type QuickstartOptions = { port: number; otlp?: string; questions: number; steps: number };
 
 const ids = {
   base: 'demo-base',
@@ -78,13 +79,7 @@ async function runDemo(
   options: QuickstartOptions,
 ): Promise<void> {
   const { out, signal } = context;
-  const number = (name: string, text: string) => {
-    const value = Number(text);
-    if (!Number.isInteger(value) || value < 0)
-      throw new Failure('invalid_argument', `--${name} is ${text}; give a whole number`, { reason: 'FIELD_INVALID' });
-    return value;
-  };
-  const heldOut = (await readDemoRows(demoHeldOutPath)).slice(0, number('questions', options.questions) || undefined);
+  const heldOut = (await readDemoRows(demoHeldOutPath)).slice(0, options.questions || undefined);
 
   out.say('\n1. import the demonstration base');
   const base = await client.models.import({ modelId: ids.base, uri: pathToFileURL(demoBaseDir).href }, { signal });
@@ -115,7 +110,7 @@ async function runDemo(
     `   ${version.stats?.usedRowCount} rows, ${version.stats?.tokenCount} tokens, ${version.stats?.trainableTokenCount} of them trained on`,
   );
 
-  const steps = number('steps', options.steps);
+  const { steps } = options;
   out.say(
     `4. fine-tune: LoRA r 16, alpha 16, dropout 0, all seven projections; batch 1 × accumulation 2; ${steps} steps, 5 of warm-up, linear; learning rate ${demoLearningRate} (the tutorial's 2e-4 is for models a thousand times larger); 8-bit AdamW, weight decay 0.01; seed 3407`,
   );
@@ -203,7 +198,7 @@ async function quickstart(context: CommandContext, options: QuickstartOptions, d
   const mesh = await startMesh(
     {
       stateDir,
-      gatewayPort: Number(options.port),
+      gatewayPort: options.port,
       otlpEndpoint: options.otlp,
       uriRoots: [repositoryRoot],
       inherited: defaults.inherited,
@@ -231,10 +226,10 @@ export function addQuickstartCommand(program: Command, signal: AbortSignal, defa
   program
     .command('quickstart')
     .description('the whole thing once on this machine: fine-tune the demonstration base, serve it, ask it')
-    .option('--port <port>', 'port of the gateway; 0 takes a free one', '7400')
+    .option('--port <port>', 'port of the gateway; 0 takes a free one', wholeNumber(0, 65_535), 7400)
     .option('--otlp <url>', 'OTLP/HTTP collector for traces', defaults.otlpEndpoint)
-    .option('--questions <count>', 'held-out questions to measure with; 0: all', '0')
-    .option('--steps <n>', 'optimizer steps', '60')
+    .option('--questions <count>', 'held-out questions to measure with; 0: all', wholeNumber(0), 0)
+    .option('--steps <n>', 'optimizer steps', wholeNumber(0), 60)
     .action(
       withContext(signal, (context, options: QuickstartOptions, _command: Command) =>
         quickstart(context, options, defaults),

@@ -1,4 +1,5 @@
 import type { Command } from 'commander';
+import { helpConfiguration } from '../../help.ts';
 import { addExportCommand } from './export.ts';
 import { addGenerateCommand } from './generate.ts';
 import { addInspectCommand } from './inspect.ts';
@@ -10,10 +11,10 @@ import { addTrainCommand } from './train.ts';
 export function addEngineCommands(program: Command, signal: AbortSignal): void {
   const group = program
     .command('engine')
-    .description('score, train, generate, quantize, export on files of this machine; no mesh needed')
+    .description('score, train, generate, quantize, export, measure on files of this machine; no mesh needed')
     // Of the options that every command takes, only --json means something here.
     .configureHelp({
-      showGlobalOptions: true,
+      ...helpConfiguration,
       visibleGlobalOptions: (command) => {
         const root = command.parent?.parent ?? command.parent;
         return root?.options.filter((option) => option.long === '--json') ?? [];

@@ -3,9 +3,9 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { GenerateStep, ModelInfo } from '@medmesh/engine';
 import type { TextTokenizer } from '@medmesh/text';
-import { type Command, InvalidArgumentError, Option } from 'commander';
+import { type Command, Option } from 'commander';
 import type { CommandContext } from '../../context.ts';
-import { number, wholeNumber } from '../../option-values.ts';
+import { number, wholeNumber, wholeNumbers } from '../../option-values.ts';
 import { engineAction } from './engine-action.ts';
 import { kindOf, refusal } from './input-file.ts';
 import { addModelOptions, inspectModelFolder, loadModelAndAdapter, type ModelOptions } from './model-options.ts';
@@ -24,14 +24,6 @@ type GenerateOptions = ModelOptions & {
   stop: string[];
   ignoreEos: boolean;
 };
-
-/** `1,2,3` or `1 2 3`. */
-function parseIds(text: string): number[] {
-  const words = text.split(/[\s,]+/).filter((word) => word !== '');
-  if (words.length === 0 || words.some((word) => !/^\d{1,10}$/.test(word)))
-    throw new InvalidArgumentError('Give token ids separated by commas.');
-  return words.map(Number);
-}
 
 /** Text of new tokens as it may be shown: whole characters, nothing of a stop string. */
 type TextStream = { push(tokenId: number): { text: string; stopped: boolean }; flush(): string };
@@ -180,7 +172,7 @@ export function addGenerateCommand(group: Command, signal: AbortSignal): void {
     .option('--prompt <text>', 'text to continue; needs the folder’s tokenizer.json')
     .addOption(
       new Option('--tokens <ids>', 'token ids to continue, separated by commas')
-        .argParser(parseIds)
+        .argParser(wholeNumbers)
         .conflicts('prompt'),
     )
     .option('--special', 'read special-token text in the prompt as special tokens', false)

@@ -1,28 +1,13 @@
 import { open, stat } from 'node:fs/promises';
 import { Failure } from '@medmesh/errors';
+import { pathFailure } from '../../path-failure.ts';
 
 /** An input that is refused: exit code 2. */
 export const refusal = (message: string, reason = 'INPUT_INVALID'): Failure =>
   new Failure('invalid_argument', message, { reason });
 
-/** The system's word for why a file cannot be used. */
-const words: Readonly<Record<string, string>> = {
-  ENOENT: 'does not exist',
-  ENOTDIR: 'does not exist: a part of its path is a file',
-  EACCES: 'may not be read or written by this user',
-  EPERM: 'may not be changed by this user',
-  EROFS: 'is on a file system that cannot be written to',
-  EISDIR: 'is a folder, not a file',
-  ELOOP: 'is a link that leads to itself',
-  ENAMETOOLONG: 'has too long a name',
-};
-
 /** A system error about a path, as a refusal; anything else as it is. */
-export function pathRefusal(path: string, error: unknown): unknown {
-  const code = error instanceof Error && 'code' in error ? String(error.code) : '';
-  const why = words[code];
-  return why === undefined ? error : refusal(`${path} ${why}`, 'PATH_UNUSABLE');
-}
+export const pathRefusal = (path: string, error: unknown): unknown => pathFailure(error, path) ?? error;
 
 /** `file`, `folder`, or undefined when nothing is there. */
 export async function kindOf(path: string): Promise<'file' | 'folder' | 'other' | undefined> {
