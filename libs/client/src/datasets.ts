@@ -28,6 +28,13 @@ export type DatasetsClient = {
   buildVersion(idOrName: string, spec: SpecInput, wait?: Wait, requestId?: string): Promise<dataset.DatasetVersion>;
   /** Does all that buildVersion does, but keeps nothing. */
   validate(idOrName: string, spec: SpecInput, wait?: Wait): Promise<dataset.DataStats>;
+  /** Derives a version from another, under its spec with these changes. */
+  transform(
+    version: string,
+    changes: Omit<Parameters<typeof dataset.TransformDatasetRequest.fromPartial>[0], 'datasetVersion' | 'requestId'>,
+    wait?: Wait,
+    requestId?: string,
+  ): Promise<dataset.DatasetVersion>;
   getVersion(name: string): Promise<dataset.DatasetVersion>;
   listVersions(idOrName: string): AsyncGenerator<dataset.DatasetVersion>;
   /** Rendered text, tokens and mask of chosen rows. Returns patient text: ask only for what you may see. */
@@ -92,6 +99,15 @@ export function createDatasetsClient(
         operations,
         operation,
         { response: dataset.DataStats, metadata: dataset.DatasetVersionMetadata },
+        wait,
+      );
+    },
+    async transform(version, changes, wait, requestId = '') {
+      const operation = await service.transformDataset({ ...changes, datasetVersion: version, requestId });
+      return waitForOperation(
+        operations,
+        operation,
+        { response: dataset.DatasetVersion, metadata: dataset.DatasetVersionMetadata },
         wait,
       );
     },

@@ -14,7 +14,8 @@ import { formatInThread } from './thread/format-in-thread.ts';
 /** What a build reports while it works. */
 export type ReportProgress = (progress: FormatProgress & { readonly totalBytes: number }) => void;
 
-type BuildRequest = { readonly parent: string; readonly spec: dataset.DatasetVersionSpec | undefined };
+/** Where a version is to be built, and from what. */
+export type BuildRequest = { readonly parent: string; readonly spec: dataset.DatasetVersionSpec | undefined };
 
 /** Checks all of a build but its rows, so that most faults are told before anything is queued. */
 export async function checkBuild(

@@ -18,6 +18,7 @@ export type PreparedFormat = {
   readonly openTokenizer: (signal: AbortSignal) => Promise<Materialized>;
   readonly template: ResolvedTemplate;
   readonly sources: readonly SourceFile[];
+  readonly evaluation: readonly SourceFile[];
   /** Bytes of all sources as they are stored. */
   readonly totalBytes: number;
   readonly limits: FormatLimits;
@@ -38,6 +39,10 @@ export async function prepareFormat(
   const sizes = await Promise.all(
     spec.sources.map((source, i) => sizeOf(deps, source, `spec.sources[${i}].uri`, signal)),
   );
+  // Told now rather than in the middle of the build.
+  await Promise.all(
+    spec.evaluationSources.map((source, i) => sizeOf(deps, source, `spec.evaluation_sources[${i}].uri`, signal)),
+  );
   return {
     spec,
     model: base,
@@ -45,6 +50,9 @@ export async function prepareFormat(
     openTokenizer: openFolder,
     template,
     sources: spec.sources.map((source, i) => openableSource(deps, source, `spec.sources[${i}]`)),
+    evaluation: spec.evaluationSources.map((source, i) =>
+      openableSource(deps, source, `spec.evaluation_sources[${i}]`),
+    ),
     totalBytes: sizes.reduce((sum, size) => sum + size, 0),
     limits: {
       maxFieldLength: deps.config.MAX_FIELD_LENGTH,
@@ -55,12 +63,10 @@ export async function prepareFormat(
 }
 
 /** What `formatInThread` needs of it. */
-export const formatDepsOf = ({ sources, openTokenizer, template, limits }: PreparedFormat): ThreadedFormatDeps => ({
-  sources,
-  openTokenizer,
-  template,
-  limits,
-});
+export const formatDepsOf = (prepared: PreparedFormat): ThreadedFormatDeps => {
+  const { sources, evaluation, openTokenizer, template, limits } = prepared;
+  return { sources, evaluation, openTokenizer, template, limits };
+};
 
 async function sizeOf(
   deps: FormatterDeps,

@@ -4,7 +4,8 @@ import { dataset } from '@medmesh/proto';
 import { encodeSegments, type SegmentKind, type TextTokenizer, textOf } from '@medmesh/text';
 import { datasetEntry } from './datasets.ts';
 import type { FormatterDeps } from './deps.ts';
-import { createDigestSet } from './pipeline/digest-set.ts';
+import { createGates } from './gates/gates.ts';
+import { readEvaluation } from './gates/read-evaluation.ts';
 import { fitRow } from './pipeline/fit-row.ts';
 import { createRowMapper, type MappedRow } from './pipeline/map-row.ts';
 import { rowIdentity } from './pipeline/row-identity.ts';
@@ -13,7 +14,7 @@ import { type PreparedFormat, prepareFormat } from './prepare-format.ts';
 import { getVersion } from './read-versions.ts';
 import { openSource } from './rows/read-source.ts';
 
-const { DropReasonCode, SpanKind } = dataset;
+const { SpanKind } = dataset;
 
 const bounds = { rows: 100, tokens: 2 ** 18 } as const;
 
@@ -63,7 +64,10 @@ async function previewSpec(
   const last = Math.max(...wanted);
   const found = new Map<number, MappedRow>();
   const mapper = createRowMapper(prepared.spec.columns, prepared.limits);
-  const seen = createDigestSet();
+  const gates = createGates(
+    prepared.spec,
+    await readEvaluation(prepared.evaluation, prepared.limits, () => undefined, signal),
+  );
   let index = 0;
   for (const source of prepared.sources) {
     if (index > last) break;
@@ -79,8 +83,8 @@ async function previewSpec(
       for await (const raws of opened.rows) {
         for (const raw of raws) {
           const mapped = mapper.map(raw);
-          const repeated = 'row' in mapped && !prepared.spec.keepDuplicates && !seen.add(rowIdentity(mapped.row));
-          if (wanted.has(index)) found.set(index, repeated ? { fault: DropReasonCode.DUPLICATE } : mapped);
+          const refused = 'row' in mapped ? gates.judge(mapped.row, rowIdentity(mapped.row)) : undefined;
+          if (wanted.has(index)) found.set(index, refused === undefined ? mapped : { fault: refused });
           index += 1;
         }
         if (index > last) break;

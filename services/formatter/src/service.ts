@@ -12,9 +12,10 @@ import { previewExamples } from './preview-examples.ts';
 import { getVersion, listVersions } from './read-versions.ts';
 import { renderTemplate } from './render-template.ts';
 import { detokenize, getTokenizer, tokenize } from './tokenize.ts';
+import { transformDataset, transformedBuild } from './transform-dataset.ts';
 import { createUploadUrl, uploadFile } from './upload-file.ts';
 
-const kinds = { build: 'dataset.build', validate: 'dataset.validate' } as const;
+const kinds = { build: 'dataset.build', validate: 'dataset.validate', transform: 'dataset.transform' } as const;
 
 /** At most one progress record in this time. */
 const reportMs = 250;
@@ -61,6 +62,20 @@ function datasetService(deps: FormatterDeps, operations: Operations): ServiceBin
           bytes: dataset.ValidateDatasetVersionRequest.encode(request).finish(),
         },
         metadata: begun(totalBytes),
+      });
+    },
+    async transformDataset(request, context) {
+      const build = await transformedBuild(deps, request);
+      const { totalBytes } = await checkBuild(deps, build, context.signal);
+      return operations.start({
+        kind: kinds.transform,
+        project: projectOf(build.parent),
+        request: {
+          typeUrl: typeUrl('TransformDatasetRequest'),
+          bytes: dataset.TransformDatasetRequest.encode({ ...request, requestId: '' }).finish(),
+        },
+        metadata: begun(totalBytes),
+        requestId: request.requestId,
       });
     },
     getDatasetVersion: (request) => getVersion(deps, request.name),
@@ -120,6 +135,7 @@ export async function startFormatter(context: ServiceContext<FormatterConfig>): 
 
   const workers = await Promise.all([
     run(kinds.build, dataset.CreateDatasetVersionRequest, dataset.DatasetVersion, 'DatasetVersion', buildVersion),
+    run(kinds.transform, dataset.TransformDatasetRequest, dataset.DatasetVersion, 'DatasetVersion', transformDataset),
     run(kinds.validate, dataset.ValidateDatasetVersionRequest, dataset.DataStats, 'DataStats', validateVersion),
   ]);
   return {

@@ -46,6 +46,7 @@ export async function formatFiles(
   spec: Parameters<typeof dataset.DatasetVersionSpec.fromPartial>[0] = {},
   o: {
     readonly limits?: Partial<FormatLimits>;
+    readonly evaluation?: readonly TestFile[];
     readonly keep?: boolean;
     readonly signal?: AbortSignal;
     readonly onProgress?: (p: FormatProgress) => void;
@@ -56,6 +57,7 @@ export async function formatFiles(
   const result = await formatRows(
     {
       sources: files.map(sourceOf),
+      evaluation: o.evaluation?.map(sourceOf),
       tokenizer,
       template: resolveTemplate(resolved.template, tokenizer),
       limits: { ...testLimits, ...o.limits },

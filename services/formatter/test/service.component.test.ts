@@ -270,6 +270,57 @@ describe('a version', () => {
   });
 });
 
+describe('a transformation', () => {
+  test('derives a version under the same spec with its changes, and leaves the first as it is', async () => {
+    const named = jsonl([
+      reasoningRow(0),
+      { ...reasoningRow(1), Response: 'MRN: 00123456' },
+      reasoningRow(2),
+      reasoningRow(3),
+    ]);
+    const uri = await formatter.upload('rows.jsonl', named);
+    const build = await formatter.datasets.createDatasetVersion({ parent, spec: specOf(uri) });
+    const first = await formatter.finish(build, dataset.DatasetVersion);
+    const requestId = crypto.randomUUID();
+    const request = { datasetVersion: first.name, dropIdentifiers: true, validationFraction: 0.5, requestId };
+    const started = await formatter.datasets.transformDataset(request);
+    expect((await formatter.datasets.transformDataset(request)).name).toBe(started.name);
+    const second = await formatter.finish(started, dataset.DatasetVersion);
+    expect(second.name).not.toBe(first.name);
+    expect(second.spec).toEqual({ ...first.spec, dropIdentifiers: true, validationFraction: 0.5 });
+    expect(second.stats).toMatchObject({ rowCount: 4, usedRowCount: 3 });
+    expect(second.stats!.dropReasons).toMatchObject([
+      { code: dataset.DropReasonCode.IDENTIFIER_FOUND, sampleRowIndices: [1] },
+    ]);
+    expect(await formatter.datasets.getDatasetVersion({ name: first.name })).toEqual(first);
+
+    const evaluation = { uri: await formatter.upload('test.txt', named), fileName: 'test.jsonl' };
+    const third = formatter.datasets.transformDataset({ datasetVersion: second.name, evaluationSources: [evaluation] });
+    expect((await formatter.finish(await third, dataset.DatasetVersion)).spec).toMatchObject({
+      evaluationSources: [{ uri: evaluation.uri }],
+      dropIdentifiers: true,
+    });
+  });
+
+  test('of nothing, to something impossible, or of what is not there is refused at the call', async () => {
+    const { datasetVersions } = await formatter.datasets.listDatasetVersions({ parent });
+    const datasetVersion = datasetVersions.at(-1)!.name;
+    const transform = (o: object) => failureOf(formatter.datasets.transformDataset({ datasetVersion, ...o }));
+    expect(await transform({})).toMatchObject({ fields: [{ field: 'dataset_version' }] });
+    expect(await transform({ nearDuplicateSimilarity: 0.1 })).toMatchObject({
+      fields: [{ field: 'spec.near_duplicate_similarity' }],
+    });
+    expect(
+      await transform({ evaluationSources: [{ uri: `sha256:${'0'.repeat(64)}`, fileName: 'a.csv' }] }),
+    ).toMatchObject({
+      fields: [{ field: 'spec.evaluation_sources[0].uri' }],
+    });
+    expect(await transform({ datasetVersion: `${parent}/versions/v-none`, dropIdentifiers: true })).toMatchObject({
+      code: 'not_found',
+    });
+  });
+});
+
 describe('a preview', () => {
   test('shows text, tokens and mask side by side, and why a row would be left out', async () => {
     const uri = await formatter.upload('rows.jsonl', `${rows(2)}oops\n${rows(1)}`);
@@ -380,11 +431,8 @@ describe('tokenizers', () => {
 describe('what is left to later', () => {
   test('answers UNIMPLEMENTED', async () => {
     expect(
-      await failureOf(formatter.datasets.transformDataset({ datasetVersion: 'projects/p/datasets/a/versions/v-0' })),
-    ).toMatchObject({ code: 'unimplemented', reason: 'METHOD_NOT_IMPLEMENTED' });
-    expect(
       await failureOf(formatter.datasets.eraseSubject({ parent: 'projects/p', subjectDigest: 'x' })),
-    ).toMatchObject({ code: 'unimplemented' });
+    ).toMatchObject({ code: 'unimplemented', reason: 'METHOD_NOT_IMPLEMENTED' });
   });
 });
 

@@ -40,7 +40,18 @@ export type SpecOptions = {
   dropInvalid: boolean;
   keepDuplicates: boolean;
   limit: number;
+  nearDuplicates: number;
+  evaluation: string[];
+  dropIdentifiers: boolean;
 };
+
+/** An option that may be given several times. */
+export const collect = (value: string, before: readonly string[]): string[] => [...before, value];
+
+export const evaluationHelp =
+  'evaluation set whose rows must not be trained on (13 words or 64 characters in common); repeatable';
+export const nearDuplicatesHelp = 'leave out rows this similar to one before, 0.5 to 1; 0: none';
+export const dropIdentifiersHelp = 'leave out rows in which a patient identifier is found';
 
 export const addSpecOptions = (command: Command): Command =>
   command
@@ -71,7 +82,10 @@ export const addSpecOptions = (command: Command): Command =>
     .option('--validation <share>', 'share of rows held out, 0 to 0.5', number(), 0)
     .option('--drop-invalid', 'leave unusable rows out instead of failing', false)
     .option('--keep-duplicates', 'keep rows that came before', false)
-    .option('--limit <rows>', 'use only the first rows; 0: all', wholeNumber(0), 0);
+    .option('--limit <rows>', 'use only the first rows; 0: all', wholeNumber(0), 0)
+    .option('--near-duplicates <similarity>', nearDuplicatesHelp, number(), 0)
+    .option('--evaluation <file>', evaluationHelp, collect, [])
+    .option('--drop-identifiers', dropIdentifiersHelp, false);
 
 const wrong = (option: string, value: string, allowed: string) =>
   new Failure('invalid_argument', `--${option} is ${JSON.stringify(value)}; use ${allowed}`, {
@@ -133,6 +147,8 @@ export async function specOf(options: SpecOptions, modelName: string): Promise<d
     dropInvalid: options.dropInvalid,
     keepDuplicates: options.keepDuplicates,
     rowLimit: options.limit,
+    nearDuplicateSimilarity: options.nearDuplicates,
+    dropIdentifiers: options.dropIdentifiers,
   });
 }
 

@@ -2,10 +2,48 @@ import type { MedmeshClient } from '@medmesh/client';
 import { dataset } from '@medmesh/proto';
 import type { Command } from 'commander';
 import { type CommandContext, withContext } from '../context.ts';
-import { wholeNumbers } from '../option-values.ts';
+import { number, wholeNumber, wholeNumbers } from '../option-values.ts';
 import { formatBytes, table } from '../output.ts';
 import { createProgressBar } from '../progress.ts';
-import { addSpecOptions, formatOf, type SpecOptions, specOf } from './dataset-spec.ts';
+import {
+  addSpecOptions,
+  collect,
+  dropIdentifiersHelp,
+  evaluationHelp,
+  formatOf,
+  nearDuplicatesHelp,
+  type SpecOptions,
+  specOf,
+} from './dataset-spec.ts';
+
+/** Uploads files of rows; what is a URI already stays where it is. */
+async function upload(
+  context: CommandContext,
+  client: MedmeshClient,
+  files: readonly string[],
+  how: Pick<dataset.RowSource, 'format' | 'charset'>,
+): Promise<dataset.RowSource[]> {
+  const sources: dataset.RowSource[] = [];
+  for (const path of files) {
+    if (/^(s3|file):\/\//.test(path)) {
+      sources.push({ uri: path, fileName: '', ...how });
+      continue;
+    }
+    const bar = createProgressBar('upload', context.out.json);
+    try {
+      const { digest, fileName } = await client.datasets.upload(path, (done, total) =>
+        bar.update(done, total, `${formatBytes(done)} of ${formatBytes(total)}`),
+      );
+      sources.push({ uri: digest, fileName, ...how });
+    } finally {
+      bar.stop();
+    }
+  }
+  return sources;
+}
+
+/** Evaluation sets are what their file names say. */
+const asNamed = { format: dataset.RowFormat.UNSPECIFIED, charset: '' };
 
 /** Uploads the files and returns the whole spec. */
 async function uploadAll(
@@ -14,23 +52,9 @@ async function uploadAll(
   files: string[],
   options: SpecOptions,
 ): Promise<dataset.DatasetVersionSpec> {
-  const sources: dataset.RowSource[] = [];
-  for (const path of files) {
-    if (/^(s3|file):\/\//.test(path)) {
-      sources.push({ uri: path, fileName: '', format: formatOf(options), charset: options.charset });
-      continue;
-    }
-    const bar = createProgressBar('upload', context.out.json);
-    try {
-      const { digest, fileName } = await client.datasets.upload(path, (done, total) =>
-        bar.update(done, total, `${formatBytes(done)} of ${formatBytes(total)}`),
-      );
-      sources.push({ uri: digest, fileName, format: formatOf(options), charset: options.charset });
-    } finally {
-      bar.stop();
-    }
-  }
-  return { ...(await specOf(options, client.models.name(options.model))), sources };
+  const spec = await specOf(options, client.models.name(options.model));
+  const sources = await upload(context, client, files, { format: formatOf(options), charset: options.charset });
+  return { ...spec, sources, evaluationSources: await upload(context, client, options.evaluation, asNamed) };
 }
 
 const reasonName = (code: dataset.DropReasonCode) =>
@@ -64,7 +88,15 @@ const follow = (context: CommandContext, label: string) => {
   };
 };
 
-/** `dataset create|validate|preview|list|versions`. */
+type TransformOptions = {
+  nearDuplicates?: number;
+  evaluation: string[];
+  dropIdentifiers?: boolean;
+  validation?: number;
+  splitSeed?: number;
+};
+
+/** `dataset create|validate|transform|preview|list|versions`. */
 export function addDatasetCommands(program: Command, signal: AbortSignal): void {
   const group = program.command('dataset').description('rows to train on');
   addSpecOptions(
@@ -84,6 +116,36 @@ export function addDatasetCommands(program: Command, signal: AbortSignal): void 
       context.out.result(dataset.DatasetVersion.toJSON(version), `${version.name}\n${describeStats(version.stats)}`);
     }),
   );
+  group
+    .command('transform <version>')
+    .description('derive a version from another: leave more rows out, or split anew')
+    .option('--near-duplicates <similarity>', nearDuplicatesHelp, number())
+    .option('--evaluation <file>', evaluationHelp, collect, [])
+    .option('--drop-identifiers', dropIdentifiersHelp)
+    .option('--validation <share>', 'share of rows held out, 0 to 0.5', number())
+    .option('--split-seed <seed>', 'seed of the split', wholeNumber(0))
+    .action(
+      withContext(signal, async (context, version: string, options: TransformOptions, _command: Command) => {
+        const client = await context.client();
+        const evaluationSources = await upload(context, client, options.evaluation, asNamed);
+        const { nearDuplicates, dropIdentifiers, validation, splitSeed } = options;
+        const { bar, onProgress } = follow(context, 'build');
+        const derived = await client.datasets
+          .transform(
+            version,
+            {
+              evaluationSources,
+              ...(nearDuplicates === undefined ? {} : { nearDuplicateSimilarity: nearDuplicates }),
+              ...(dropIdentifiers === undefined ? {} : { dropIdentifiers }),
+              ...(validation === undefined ? {} : { validationFraction: validation }),
+              ...(splitSeed === undefined ? {} : { splitSeed }),
+            },
+            { onProgress, signal },
+          )
+          .finally(() => bar.stop());
+        context.out.result(dataset.DatasetVersion.toJSON(derived), `${derived.name}\n${describeStats(derived.stats)}`);
+      }),
+    );
   addSpecOptions(
     group
       .command('validate <files...>')

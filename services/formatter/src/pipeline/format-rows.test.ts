@@ -120,6 +120,46 @@ describe('formatting', () => {
   });
 });
 
+describe('gates', () => {
+  const sentence = 'one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen';
+  const answering = (i: number, response: string) => ({ ...reasoningRow(i), Response: response });
+
+  test('leave out rows that overlap an evaluation set, by index, whatever column holds the text there', async () => {
+    const list = [
+      reasoningRow(0),
+      answering(1, `So: ${sentence}.`),
+      answering(2, sentence.slice(0, 50)),
+      reasoningRow(3),
+    ];
+    const evaluation = [{ name: 'test.jsonl', bytes: `${jsonl([{ item: { passage: [sentence] } }])}broken\n` }];
+    const { stats } = await formatFiles(tokenizer, [file(list)], { maxTokens: 512 }, { evaluation });
+    expect(droppedRows(stats)).toEqual({ CONTAMINATED: [1] });
+    expect(stats.usedRowCount).toBe(3);
+    expect(stats.warnings).toEqual(['evaluation source 0: 1 rows cannot be read, and nothing was compared with them']);
+  });
+
+  test('leave out rows with patient identifiers where that is asked for', async () => {
+    const list = [reasoningRow(0), answering(1, 'MRN: 00123456'), answering(2, 'call 13812345678')];
+    const { stats } = await formatFiles(tokenizer, [file(list)], { maxTokens: 512, dropIdentifiers: true });
+    expect(droppedRows(stats)).toEqual({ IDENTIFIER_FOUND: [1, 2] });
+    expect((await formatFiles(tokenizer, [file(list)], { maxTokens: 512 })).stats.usedRowCount).toBe(3);
+  });
+
+  test('leave out near-duplicates of rows that are used, and only of those', async () => {
+    const row = (response: string) => ({ Question: 'Which?', Complex_CoT: sentence, Response: response });
+    const list = [
+      row(`${sentence} a`),
+      row(`${sentence} b`),
+      { ...row('MRN: 001234'), Complex_CoT: 'x' },
+      row('another'),
+      { ...row('MRN'), Complex_CoT: 'x' },
+    ];
+    const spec = { maxTokens: 2048, nearDuplicateSimilarity: 0.7, dropIdentifiers: true };
+    const { stats } = await formatFiles(tokenizer, [file(list)], spec);
+    expect(droppedRows(stats)).toEqual({ DUPLICATE: [1], IDENTIFIER_FOUND: [2] });
+  });
+});
+
 describe('a file with bad rows', () => {
   const good = reasoningRow(0);
   const bad: [string, string | Buffer, string][] = [

@@ -10,10 +10,11 @@ import {
   type Segment,
   type TextTokenizer,
 } from '@medmesh/text';
+import { createGates } from '../gates/gates.ts';
+import { readEvaluation } from '../gates/read-evaluation.ts';
 import type { DropCode, RawRow, RowLimits } from '../rows/raw-row.ts';
 import { openSource, type SourceFile } from '../rows/read-source.ts';
 import { createStats, type Stats } from './data-stats.ts';
-import { createDigestSet } from './digest-set.ts';
 import { fitRow } from './fit-row.ts';
 import { createRowMapper } from './map-row.ts';
 import { isHeldOut, rowIdentity } from './row-identity.ts';
@@ -30,6 +31,8 @@ export type FormatProgress = { readonly rowCount: number; readonly byteCount: nu
 
 export type FormatDeps = {
   readonly sources: readonly SourceFile[];
+  /** Evaluation sets that no row may overlap. */
+  readonly evaluation?: readonly SourceFile[] | undefined;
   readonly tokenizer: TextTokenizer;
   readonly template: ResolvedTemplate;
   readonly limits: FormatLimits;
@@ -67,12 +70,13 @@ export async function formatRows(
 ): Promise<FormatResult> {
   const { tokenizer, template } = deps;
   const stats = createStats(spec.maxTokens);
-  const seen = createDigestSet();
   const inputDigests: string[] = [];
   const writers = deps.sink === undefined ? undefined : createWriters(deps.sink, signal);
   const progress = { rowCount: 0, byteCount: 0 };
   const fatal = fatalCodes(spec);
   const mapper = createRowMapper(spec.columns, deps.limits);
+  const evaluation = await readEvaluation(deps.evaluation ?? [], deps.limits, (w) => stats.warn(w), signal);
+  const gates = createGates(spec, evaluation);
 
   const prepare = (raw: RawRow, index: number): Prepared | undefined => {
     const mapped = mapper.map(raw);
@@ -81,8 +85,9 @@ export async function formatRows(
       return undefined;
     }
     const identity = rowIdentity(mapped.row);
-    if (!spec.keepDuplicates && !seen.add(identity)) {
-      stats.drop(index, DropReasonCode.DUPLICATE);
+    const refused = gates.judge(mapped.row, identity);
+    if (refused !== undefined) {
+      stats.drop(index, refused);
       return undefined;
     }
     const heldOut = isHeldOut(identity, spec.splitSeed, spec.validationFraction);

@@ -5,7 +5,7 @@ import { sourceFormat } from '../rows/source-format.ts';
 
 const { LossMask, OverlongPolicy } = dataset;
 
-const bounds = { sources: 256, maxTokens: [16, 131_072], validationFraction: 0.5 } as const;
+const bounds = { sources: 256, evaluationSources: 256, maxTokens: [16, 131_072], validationFraction: 0.5 } as const;
 const defaults = { maxTokens: 2048, splitSeed: 3407 } as const;
 
 /**
@@ -24,20 +24,33 @@ export function resolveSpec(spec: dataset.DatasetVersionSpec | undefined): datas
     'sources',
     `has ${sources.length} files; give 1 to ${bounds.sources}`,
   );
-  sources.slice(0, bounds.sources).forEach((source, i) => {
-    const field = `spec.sources[${i}]`;
+  const { evaluationSources, nearDuplicateSimilarity } = spec;
+  require_(
+    evaluationSources.length <= bounds.evaluationSources,
+    'evaluation_sources',
+    `has ${evaluationSources.length} files; give at most ${bounds.evaluationSources}`,
+  );
+  const checkSource = (source: dataset.RowSource, field: string): void => {
     require_(
       source.uri !== '',
-      `sources[${i}].uri`,
+      `${field}.uri`,
       'is required: sha256:<hex> of an upload, s3://bucket/key or file:///path',
     );
     try {
-      sourceFormat(source, field);
+      sourceFormat(source, `spec.${field}`);
     } catch (e) {
       if (!(e instanceof Failure) || e.fields === undefined) throw e;
       faults.push(...e.fields);
     }
-  });
+  };
+  for (const [i, source] of sources.slice(0, bounds.sources).entries()) checkSource(source, `sources[${i}]`);
+  for (const [i, source] of evaluationSources.slice(0, bounds.evaluationSources).entries())
+    checkSource(source, `evaluation_sources[${i}]`);
+  require_(
+    nearDuplicateSimilarity === 0 || (nearDuplicateSimilarity >= 0.5 && nearDuplicateSimilarity <= 1),
+    'near_duplicate_similarity',
+    `is ${nearDuplicateSimilarity}; use 0.5 to 1, or 0 for none`,
+  );
   require_(spec.model !== '', 'model', 'is required: projects/{project}/models/{model}');
   const [least, most] = bounds.maxTokens;
   require_(

@@ -9,9 +9,15 @@ const separator = '\n';
  * space as one space. The chance that two of a million different rows meet is below 10^-26.
  */
 export function rowIdentity(row: Row): Buffer {
-  const text = fieldsOf(row).map(normalise).join(separator);
+  const text = [row.shape.slice(0, 1), ...fieldsOf(row)].map(normalise).join(separator);
   return Buffer.from(hash('sha256', text, 'buffer')).subarray(0, 16);
 }
+
+/** What a row says, field by field. */
+export const textsOf = (row: Row): string[] =>
+  row.shape === 'conversation'
+    ? row.turns.flatMap((t) => (t.reasoning === undefined ? [t.content] : [t.content, t.reasoning]))
+    : fieldsOf(row);
 
 /** A single space stays as it is, so that most texts are not copied. */
 const normalise = (text: string): string =>
@@ -23,11 +29,11 @@ const normalise = (text: string): string =>
 function fieldsOf(row: Row): string[] {
   switch (row.shape) {
     case 'reasoning':
-      return ['r', row.question, row.reasoning, row.response];
+      return [row.question, row.reasoning, row.response];
     case 'instruction':
-      return ['i', row.instruction, row.input, row.output];
+      return [row.instruction, row.input, row.output];
     case 'conversation':
-      return ['c', ...row.turns.flatMap((t) => [t.role, t.content, t.reasoning ?? ''])];
+      return row.turns.flatMap((t) => [t.role, t.content, t.reasoning ?? '']);
   }
 }
 

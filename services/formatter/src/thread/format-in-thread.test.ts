@@ -66,8 +66,12 @@ describe('formatting in a thread', () => {
   test('gives the shards, digests and statistics of the same pass in this thread', async () => {
     const files = [rowsFile(700), { name: 'more.jsonl', bytes: jsonl([reasoningRow(3), { Question: 'x' }]) }];
     const options = { maxTokens: 512, validationFraction: 0.2, dropInvalid: true };
-    const { shards, ...expected } = await formatFiles(tokenizer, files, options);
-    const { deps, spec, sink, folder } = task(files.map(sourceOf), options);
+    const evaluation = [
+      { name: 'test.json', bytes: JSON.stringify(Array.from({ length: 99 }, (_, i) => reasoningRow(i))) },
+    ];
+    const { shards, ...expected } = await formatFiles(tokenizer, files, options, { evaluation });
+    const { deps: bare, spec, sink, folder } = task(files.map(sourceOf), options);
+    const deps = { ...bare, evaluation: evaluation.map(sourceOf) };
     const progress: number[] = [];
     const result = await formatInThread({ ...deps, onProgress: (p) => progress.push(p.rowCount) }, spec, patience());
     expect(result).toEqual(expected);

@@ -18,6 +18,8 @@ import {
 
 export type ThreadedFormatDeps = {
   readonly sources: readonly SourceFile[];
+  /** As in `FormatDeps`. */
+  readonly evaluation?: readonly SourceFile[] | undefined;
   /** Lays out the tokenizer's files; released as soon as the thread has read them. */
   readonly openTokenizer: (signal: AbortSignal) => Promise<Materialized>;
   readonly template: ResolvedTemplate;
@@ -68,6 +70,7 @@ async function runThread(
 ): Promise<FormatResult> {
   const task: ThreadTask = {
     sources: deps.sources.map(({ format, path }) => ({ format, path })),
+    evaluation: (deps.evaluation ?? []).map(({ format, path }) => ({ format, path })),
     tokenizerDir: tokenizer.dir,
     template: deps.template.canonical,
     limits: deps.limits,
@@ -135,6 +138,7 @@ async function runThread(
 
 /** Answers a thread's calls: reads sources piece by piece, and stores shards. */
 function createDesk(deps: ThreadedFormatDeps, signal: AbortSignal) {
+  const sources = [...deps.sources, ...(deps.evaluation ?? [])];
   const open = new Map<number, AsyncIterator<Uint8Array>>();
   const close = async (number: number): Promise<void> => {
     const reader = open.get(number);
@@ -148,7 +152,7 @@ function createDesk(deps: ThreadedFormatDeps, signal: AbortSignal) {
         await close(argument);
         return undefined;
       }
-      const reader = open.get(argument) ?? deps.sources[argument]!.open(signal)[Symbol.asyncIterator]();
+      const reader = open.get(argument) ?? sources[argument]!.open(signal)[Symbol.asyncIterator]();
       open.set(argument, reader);
       const next = await reader.next();
       if (next.done === true) open.delete(argument);

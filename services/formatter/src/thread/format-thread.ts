@@ -7,6 +7,7 @@ import {
   type FromThread,
   ownBytes,
   type ThreadCalls,
+  type ThreadSource,
   type ThreadTask,
   type ToThread,
 } from './messages.ts';
@@ -58,12 +59,15 @@ async function* readSource(number: number): AsyncGenerator<Uint8Array> {
   }
 }
 
+const openable = (source: ThreadSource, number: number) => ({ ...source, open: () => readSource(number) });
+
 try {
   const tokenizer = await loadTokenizer(task.tokenizerDir);
   send({ kind: 'tokenizer loaded' });
   const result = await formatRows(
     {
-      sources: task.sources.map(({ format, path }, number) => ({ format, path, open: () => readSource(number) })),
+      sources: task.sources.map((source, i) => openable(source, i)),
+      evaluation: task.evaluation.map((source, i) => openable(source, task.sources.length + i)),
       tokenizer,
       template: resolveCanonicalTemplate(task.template, tokenizer),
       limits: task.limits,

@@ -4,9 +4,13 @@ import type { FormatLimits, FormatProgress, FormatResult } from '../pipeline/for
 import type { SourceFormat } from '../rows/source-format.ts';
 import type { FailureRecord } from './failure-record.ts';
 
+export type ThreadSource = { readonly format: SourceFormat; readonly path: string | undefined };
+
 /** What a format thread is started with. Holds no rows. */
 export type ThreadTask = {
-  readonly sources: readonly { readonly format: SourceFormat; readonly path: string | undefined }[];
+  readonly sources: readonly ThreadSource[];
+  /** Evaluation sets; their numbers go on where those of the sources end. */
+  readonly evaluation: readonly ThreadSource[];
   /** A folder with the tokenizer's files. They are read before anything else is asked for. */
   readonly tokenizerDir: string;
   /** `ResolvedTemplate.canonical`. */

@@ -222,7 +222,7 @@ export const DropReasonCode = {
   BAD_ENCODING: 6,
   /** BAD_JSON - The line is not a JSON object. */
   BAD_JSON: 7,
-  /** DUPLICATE - The same row came before. */
+  /** DUPLICATE - The same row came before, or nearly the same where `near_duplicate_similarity` is set. */
   DUPLICATE: 8,
   /** CONTAMINATED - The row overlaps a named evaluation set. */
   CONTAMINATED: 9,
@@ -469,6 +469,21 @@ export interface DatasetVersionSpec {
   keepDuplicates: boolean;
   /** Use only the first so many rows. 0 means all. */
   rowLimit: number;
+  /**
+   * Also drops rows that say nearly the same as an earlier one: at least this share of their sequences of five words is common, as MinHash estimates it.
+   * 0.5 to 1; 0 (default) is off. Takes about 300 bytes of memory a row.
+   */
+  nearDuplicateSimilarity: number;
+  /**
+   * Evaluation sets, at most 256 files and 8 Mi characters. Rows that share thirteen words or 64 characters in a row with any text of them are dropped
+   * as CONTAMINATED.
+   */
+  evaluationSources: RowSource[];
+  /**
+   * When set, rows in which a patient identifier is found are dropped as IDENTIFIER_FOUND: e-mail addresses, telephone numbers, national identity
+   * numbers, and record numbers that are named as such. A gate, not a proof of anonymity. Default: off.
+   */
+  dropIdentifiers: boolean;
 }
 
 /** An immutable build of a dataset: tokens, masks and the numbers that describe them. */
@@ -1729,6 +1744,9 @@ function createBaseDatasetVersionSpec(): DatasetVersionSpec {
     dropInvalid: false,
     keepDuplicates: false,
     rowLimit: 0,
+    nearDuplicateSimilarity: 0,
+    evaluationSources: [],
+    dropIdentifiers: false,
   };
 }
 
@@ -1769,6 +1787,15 @@ export const DatasetVersionSpec: MessageFns<DatasetVersionSpec> = {
     }
     if (message.rowLimit !== 0) {
       writer.uint32(96).int64(message.rowLimit);
+    }
+    if (message.nearDuplicateSimilarity !== 0) {
+      writer.uint32(105).double(message.nearDuplicateSimilarity);
+    }
+    for (const v of message.evaluationSources) {
+      RowSource.encode(v!, writer.uint32(114).fork()).join();
+    }
+    if (message.dropIdentifiers !== false) {
+      writer.uint32(120).bool(message.dropIdentifiers);
     }
     return writer;
   },
@@ -1882,6 +1909,30 @@ export const DatasetVersionSpec: MessageFns<DatasetVersionSpec> = {
             message.rowLimit = longToNumber(reader.int64());
             continue;
           }
+          case 13: {
+            if (tag !== 105) {
+              break;
+            }
+
+            message.nearDuplicateSimilarity = reader.double();
+            continue;
+          }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.evaluationSources.push(RowSource.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.dropIdentifiers = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1936,6 +1987,21 @@ export const DatasetVersionSpec: MessageFns<DatasetVersionSpec> = {
         : isSet(object.row_limit)
         ? globalThis.Number(object.row_limit)
         : 0,
+      nearDuplicateSimilarity: isSet(object.nearDuplicateSimilarity)
+        ? globalThis.Number(object.nearDuplicateSimilarity)
+        : isSet(object.near_duplicate_similarity)
+        ? globalThis.Number(object.near_duplicate_similarity)
+        : 0,
+      evaluationSources: globalThis.Array.isArray(object?.evaluationSources)
+        ? object.evaluationSources.map((e: any) => RowSource.fromJSON(e))
+        : globalThis.Array.isArray(object?.evaluation_sources)
+        ? object.evaluation_sources.map((e: any) => RowSource.fromJSON(e))
+        : [],
+      dropIdentifiers: isSet(object.dropIdentifiers)
+        ? globalThis.Boolean(object.dropIdentifiers)
+        : isSet(object.drop_identifiers)
+        ? globalThis.Boolean(object.drop_identifiers)
+        : false,
     };
   },
 
@@ -1977,6 +2043,15 @@ export const DatasetVersionSpec: MessageFns<DatasetVersionSpec> = {
     if (message.rowLimit !== 0) {
       obj.rowLimit = Math.round(message.rowLimit);
     }
+    if (message.nearDuplicateSimilarity !== 0) {
+      obj.nearDuplicateSimilarity = floatToJson(message.nearDuplicateSimilarity);
+    }
+    if (message.evaluationSources?.length) {
+      obj.evaluationSources = message.evaluationSources.map((e) => RowSource.toJSON(e));
+    }
+    if (message.dropIdentifiers !== false) {
+      obj.dropIdentifiers = message.dropIdentifiers;
+    }
     return obj;
   },
 
@@ -2001,6 +2076,9 @@ export const DatasetVersionSpec: MessageFns<DatasetVersionSpec> = {
     message.dropInvalid = object.dropInvalid ?? false;
     message.keepDuplicates = object.keepDuplicates ?? false;
     message.rowLimit = object.rowLimit ?? 0;
+    message.nearDuplicateSimilarity = object.nearDuplicateSimilarity ?? 0;
+    message.evaluationSources = object.evaluationSources?.map((e) => RowSource.fromPartial(e)) || [];
+    message.dropIdentifiers = object.dropIdentifiers ?? false;
     return message;
   },
 };

@@ -17,6 +17,7 @@ import {
   DropReasonCode,
   dropReasonCodeFromJSON,
   dropReasonCodeToJSON,
+  RowSource,
 } from "./dataset.ts";
 
 /** What a run of tokens is. */
@@ -298,10 +299,26 @@ export interface PreviewExamplesResponse {
 
 /** Request of TransformDataset. */
 export interface TransformDatasetRequest {
-  /** Required. The version to derive from. */
+  /** Required. The version to derive from. Its rows are read again, under its spec with the changes below; what is not set stays as it was. */
   datasetVersion: string;
   /** A UUID. A repeat of the same request returns the first answer. */
   requestId: string;
+  /** De-duplicate: as in DatasetVersionSpec. 0 switches it off. */
+  nearDuplicateSimilarity?:
+    | number
+    | undefined;
+  /** Decontaminate: evaluation sets beside those of the version. */
+  evaluationSources: RowSource[];
+  /** De-identify: whether rows with patient identifiers are dropped. */
+  dropIdentifiers?:
+    | boolean
+    | undefined;
+  /** Split: share of rows held out. */
+  validationFraction?:
+    | number
+    | undefined;
+  /** Split: its seed. */
+  splitSeed?: number | undefined;
 }
 
 /** Request of EraseSubject. */
@@ -2375,7 +2392,15 @@ export const PreviewExamplesResponse: MessageFns<PreviewExamplesResponse> = {
 };
 
 function createBaseTransformDatasetRequest(): TransformDatasetRequest {
-  return { datasetVersion: "", requestId: "" };
+  return {
+    datasetVersion: "",
+    requestId: "",
+    nearDuplicateSimilarity: undefined,
+    evaluationSources: [],
+    dropIdentifiers: undefined,
+    validationFraction: undefined,
+    splitSeed: undefined,
+  };
 }
 
 export const TransformDatasetRequest: MessageFns<TransformDatasetRequest> = {
@@ -2385,6 +2410,21 @@ export const TransformDatasetRequest: MessageFns<TransformDatasetRequest> = {
     }
     if (message.requestId !== "") {
       writer.uint32(18).string(message.requestId);
+    }
+    if (message.nearDuplicateSimilarity !== undefined) {
+      writer.uint32(25).double(message.nearDuplicateSimilarity);
+    }
+    for (const v of message.evaluationSources) {
+      RowSource.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.dropIdentifiers !== undefined) {
+      writer.uint32(40).bool(message.dropIdentifiers);
+    }
+    if (message.validationFraction !== undefined) {
+      writer.uint32(49).double(message.validationFraction);
+    }
+    if (message.splitSeed !== undefined) {
+      writer.uint32(56).int64(message.splitSeed);
     }
     return writer;
   },
@@ -2418,6 +2458,46 @@ export const TransformDatasetRequest: MessageFns<TransformDatasetRequest> = {
             message.requestId = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 25) {
+              break;
+            }
+
+            message.nearDuplicateSimilarity = reader.double();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.evaluationSources.push(RowSource.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.dropIdentifiers = reader.bool();
+            continue;
+          }
+          case 6: {
+            if (tag !== 49) {
+              break;
+            }
+
+            message.validationFraction = reader.double();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.splitSeed = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2442,6 +2522,31 @@ export const TransformDatasetRequest: MessageFns<TransformDatasetRequest> = {
         : isSet(object.request_id)
         ? globalThis.String(object.request_id)
         : "",
+      nearDuplicateSimilarity: isSet(object.nearDuplicateSimilarity)
+        ? globalThis.Number(object.nearDuplicateSimilarity)
+        : isSet(object.near_duplicate_similarity)
+        ? globalThis.Number(object.near_duplicate_similarity)
+        : undefined,
+      evaluationSources: globalThis.Array.isArray(object?.evaluationSources)
+        ? object.evaluationSources.map((e: any) => RowSource.fromJSON(e))
+        : globalThis.Array.isArray(object?.evaluation_sources)
+        ? object.evaluation_sources.map((e: any) => RowSource.fromJSON(e))
+        : [],
+      dropIdentifiers: isSet(object.dropIdentifiers)
+        ? globalThis.Boolean(object.dropIdentifiers)
+        : isSet(object.drop_identifiers)
+        ? globalThis.Boolean(object.drop_identifiers)
+        : undefined,
+      validationFraction: isSet(object.validationFraction)
+        ? globalThis.Number(object.validationFraction)
+        : isSet(object.validation_fraction)
+        ? globalThis.Number(object.validation_fraction)
+        : undefined,
+      splitSeed: isSet(object.splitSeed)
+        ? globalThis.Number(object.splitSeed)
+        : isSet(object.split_seed)
+        ? globalThis.Number(object.split_seed)
+        : undefined,
     };
   },
 
@@ -2453,6 +2558,21 @@ export const TransformDatasetRequest: MessageFns<TransformDatasetRequest> = {
     if (message.requestId !== "") {
       obj.requestId = message.requestId;
     }
+    if (message.nearDuplicateSimilarity !== undefined) {
+      obj.nearDuplicateSimilarity = floatToJson(message.nearDuplicateSimilarity);
+    }
+    if (message.evaluationSources?.length) {
+      obj.evaluationSources = message.evaluationSources.map((e) => RowSource.toJSON(e));
+    }
+    if (message.dropIdentifiers !== undefined) {
+      obj.dropIdentifiers = message.dropIdentifiers;
+    }
+    if (message.validationFraction !== undefined) {
+      obj.validationFraction = floatToJson(message.validationFraction);
+    }
+    if (message.splitSeed !== undefined) {
+      obj.splitSeed = Math.round(message.splitSeed);
+    }
     return obj;
   },
 
@@ -2463,6 +2583,11 @@ export const TransformDatasetRequest: MessageFns<TransformDatasetRequest> = {
     const message = createBaseTransformDatasetRequest();
     message.datasetVersion = object.datasetVersion ?? "";
     message.requestId = object.requestId ?? "";
+    message.nearDuplicateSimilarity = object.nearDuplicateSimilarity ?? undefined;
+    message.evaluationSources = object.evaluationSources?.map((e) => RowSource.fromPartial(e)) || [];
+    message.dropIdentifiers = object.dropIdentifiers ?? undefined;
+    message.validationFraction = object.validationFraction ?? undefined;
+    message.splitSeed = object.splitSeed ?? undefined;
     return message;
   },
 };
@@ -2869,6 +2994,10 @@ function bytesFromBase64(b64: string): Uint8Array {
 
 function base64FromBytes(arr: Uint8Array): string {
   return globalThis.Buffer.from(arr).toString("base64");
+}
+
+function floatToJson(value: number | null | undefined): number | string | null | undefined {
+  return typeof value === "number" && !globalThis.Number.isFinite(value) ? globalThis.String(value) : value;
 }
 
 type Builtin = Date | Function | Uint8Array | string | number | boolean | undefined;
