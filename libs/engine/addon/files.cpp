@@ -5,6 +5,7 @@
 #include "arguments.h"
 #include "context.h"
 #include "convert.h"
+#include "export/gguf_export.h"
 #include "formats/merge_adapter.h"
 #include "formats/quantize_model.h"
 #include "formats/safetensors.h"
@@ -147,6 +148,47 @@ Napi::Value merge_adapter_dir(const Napi::CallbackInfo& info) {
         auto object = Napi::Object::New(env);
         object.Set("weightBytes", to_js(env, result.weight_bytes));
         object.Set("base", to_js(env, result.base));
+        return object;
+      });
+}
+
+Napi::Value export_gguf_file(const Napi::CallbackInfo& info) {
+  const std::string model_dir = read_path(info[0], "modelDir"), out_path = read_path(info[2], "outPath");
+  const std::optional<std::string> adapter_dir = is_absent(info[1]) ? std::nullopt : std::optional(read_path(info[1], "adapterDir"));
+  const GgufRecipe recipe = recipe_from_name(read_string(info[3], "type"));
+  const std::string name = read_string(info[4], "name");
+  const IfExists if_exists = read_boolean(info[5], "replace") ? IfExists::replace : IfExists::refuse;
+  const auto reporter = std::make_shared<ProgressReporter>(info.Env(), info[6]);
+  const auto flag = cancel_flag(info[7], {});
+  return promise_of(
+      info.Env(), on_own_thread(info.Env()),
+      [=] {
+        OwnExec own;
+        return export_gguf(own.exec, model_dir, out_path,
+                           {.recipe = recipe,
+                            .adapter_dir = adapter_dir,
+                            .name = name,
+                            .if_exists = if_exists,
+                            .progress = reporter->function(reporter),
+                            .cancel = flag.get()});
+      },
+      [](Napi::Env env, ExportedGguf& result) -> Napi::Value {
+        auto parity = Napi::Object::New(env);
+        parity.Set("weightMean", to_js(env, result.parity.weight_mean));
+        parity.Set("weightMax", to_js(env, result.parity.weight_max));
+        parity.Set("probeTokens", to_js(env, result.parity.probe_tokens));
+        parity.Set("logprobMean", to_js(env, result.parity.logprob_mean));
+        parity.Set("logprobMax", to_js(env, result.parity.logprob_max));
+        parity.Set("klMean", to_js(env, result.parity.kl_mean));
+        parity.Set("top1Agreement", to_js(env, result.parity.top1_agreement));
+        auto object = Napi::Object::New(env);
+        object.Set("fileBytes", to_js(env, result.file_bytes));
+        object.Set("tensors", to_js(env, result.tensors));
+        object.Set("architecture", to_js(env, result.architecture));
+        object.Set("tokenizer", to_js(env, result.tokenizer));
+        object.Set("contextLength", to_js(env, result.context));
+        object.Set("base", to_js(env, result.base));
+        object.Set("parity", parity);
         return object;
       });
 }

@@ -31,6 +31,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add<inspect_model_dir>(env, exports, "inspectModel");
   add<quantize_model_dir>(env, exports, "quantizeModel");
   add<merge_adapter_dir>(env, exports, "mergeAdapter");
+  add<export_gguf_file>(env, exports, "exportGguf");
   add<write_tensors>(env, exports, "writeSafetensors");
   add<read_tensors>(env, exports, "readSafetensors");
   add<open_tensors>(env, exports, "openSafetensors");

@@ -1,6 +1,8 @@
 import { call } from './call.ts';
 import { native } from './native.ts';
 import type {
+  ExportedGguf,
+  ExportGgufOptions,
   MergeOptions,
   ModelInfo,
   NewTensor,
@@ -53,6 +55,24 @@ export const quantizeModel = (o: QuantizeOptions): Promise<{ weightBytes: number
 export const mergeAdapter = (o: MergeOptions): Promise<{ weightBytes: number; base: 'stored' | 'nf4_dequantized' }> =>
   call(o.signal, (cancel) =>
     native.mergeAdapter(o.modelDir, o.adapterDir, o.outDir, o.replace ?? false, listener(o.onProgress), cancel),
+  );
+
+/**
+ * Writes a model, or one with an adapter added, as one GGUF file that llama.cpp reads, and measures how far it is from its source.
+ * `outPath` appears complete or not at all. What llama.cpp cannot express is refused as `unsupported`, with the setting's name.
+ */
+export const exportGguf = (o: ExportGgufOptions): Promise<ExportedGguf> =>
+  call(o.signal, (cancel) =>
+    native.exportGguf(
+      o.modelDir,
+      o.adapterDir ?? null,
+      o.outPath,
+      o.type,
+      o.name ?? '',
+      o.replace ?? false,
+      listener(o.onProgress),
+      cancel,
+    ),
   );
 
 /** Writes a small file atomically. */

@@ -2,6 +2,7 @@ export { createVocabulary } from './constraint.ts';
 export { engineVersion, listDevices, loadModel } from './engine.ts';
 export { EngineError, type EngineErrorCode } from './errors.ts';
 export {
+  exportGguf,
   inspectModel,
   inspectSafetensors,
   mergeAdapter,

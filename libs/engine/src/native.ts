@@ -6,6 +6,7 @@ import { EngineError } from './errors.ts';
 import type {
   ByteAutomaton,
   EngineDevice,
+  ExportedGguf,
   MicroBatch,
   ModelInfo,
   NewTensor,
@@ -100,6 +101,16 @@ export type Native = {
     onProgress: ((progress: Progress) => void) | null,
     cancel: CancelToken | null,
   ): Promise<{ weightBytes: number; base: 'stored' | 'nf4_dequantized' }>;
+  exportGguf(
+    modelDir: string,
+    adapterDir: string | null,
+    outPath: string,
+    type: string,
+    name: string,
+    replace: boolean,
+    onProgress: ((progress: Progress) => void) | null,
+    cancel: CancelToken | null,
+  ): Promise<ExportedGguf>;
   writeSafetensors(path: string, tensors: NewTensor[], metadata: Record<string, string>): Promise<void>;
   readSafetensors(path: string): Promise<{ name: string; dtype: string; shape: number[]; data: Uint8Array }[]>;
   openSafetensors(path: string, tensors: TensorShape[], metadata: Record<string, string>): Promise<FileHandle>;

@@ -57,6 +57,55 @@ export type MergeOptions = {
   signal?: AbortSignal | undefined;
 };
 
+/** How the matrices of a GGUF file are stored: in 32, 16, 8.5, 4.5 and about 4.8 bits a weight. */
+export type GgufType = 'f32' | 'f16' | 'q8_0' | 'q4_0' | 'q4_k_m';
+
+export type ExportGgufOptions = {
+  /** A Hugging Face folder, 16- or 32-bit or NF4. */
+  modelDir: string;
+  /** A PEFT folder whose update is added first. */
+  adapterDir?: string | undefined;
+  outPath: string;
+  /** Replaces an existing file; refused otherwise. Default false. */
+  replace?: boolean | undefined;
+  type: GgufType;
+  /** The model's name in the file. Default: the folder's. */
+  name?: string | undefined;
+  onProgress?: ((progress: Progress) => void) | undefined;
+  signal?: AbortSignal | undefined;
+};
+
+/** How far an exported file is from its source. The same numbers are in the file, under `medmesh.parity`. */
+export type GgufParity = {
+  /** Mean |Δ| of a weight, relative to the root mean square of its tensor. */
+  weightMean: number;
+  /** Largest |Δ| of a weight, relative to the largest weight of its tensor. */
+  weightMax: number;
+  /** Length of the fixed token sequence that both were run on. */
+  probeTokens: number;
+  /** |Δ log p| of the sequence's next tokens, in nats: mean and largest. */
+  logprobMean: number;
+  logprobMax: number;
+  /** Mean Kullback–Leibler divergence of the next-token distributions, in nats. */
+  klMean: number;
+  /** Share of positions with the same most likely token. */
+  top1Agreement: number;
+};
+
+export type ExportedGguf = {
+  fileBytes: number;
+  tensors: number;
+  /** llama.cpp's name of the model's graph: `llama`, `qwen2`, … */
+  architecture: string;
+  /** `no_vocab`: the folder has no tokenizer, so the file takes token ids only. */
+  tokenizer: 'gpt2' | 'llama' | 'no_vocab';
+  /** The longest sequence that llama.cpp computes as the model means it; shorter than the model's where its graph lacks sliding windows. */
+  contextLength: number;
+  /** Which numbers were written, or the adapter was added to. */
+  base: 'stored' | 'nf4_dequantized';
+  parity: GgufParity;
+};
+
 export type TensorShape = { name: string; dtype: 'u8' | 'u32' | 'u64' | 'i64' | 'f32'; shape: number[] };
 
 export type NewTensor = TensorShape & {

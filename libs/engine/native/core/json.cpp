@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/mapped_file.h"
+#include "core/sorted_json.h"
 
 namespace engine {
 namespace {
@@ -64,38 +65,42 @@ void dump_spaced(const Json& value, std::string& out) {
   }
 }
 
-}  // namespace
-
-Json parse_json(std::string_view input, std::string_view what, JsonLimits limits) {
+template <class AnyJson>
+AnyJson parse_as(std::string_view input, std::string_view what, JsonLimits limits) {
   require(Code::corrupt, static_cast<std::int64_t>(input.size()) <= limits.max_bytes, what, " has ", input.size(), " bytes of JSON; the limit is ",
           limits.max_bytes);
   // The parser takes a NUL for the end of its input and would not see what follows.
   require(Code::corrupt, input.find('\0') == std::string_view::npos, what, " has a NUL byte in its JSON");
   std::vector<std::unordered_set<std::string>> open_objects;
-  const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
+  const auto check = [&](int depth, typename AnyJson::parse_event_t event, AnyJson& value) {
     switch (event) {
-      case Json::parse_event_t::object_start:
-      case Json::parse_event_t::array_start:
+      case AnyJson::parse_event_t::object_start:
+      case AnyJson::parse_event_t::array_start:
         require(Code::corrupt, depth < limits.max_depth, what, " nests JSON deeper than ", limits.max_depth, " levels");
-        if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
+        if (event == AnyJson::parse_event_t::object_start) open_objects.emplace_back();
         break;
-      case Json::parse_event_t::object_end: open_objects.pop_back(); break;
-      case Json::parse_event_t::key:
-        require(Code::corrupt, open_objects.back().insert(value.get_ref<const std::string&>()).second, what, " has the key \"",
-                value.get_ref<const std::string&>().substr(0, 200), "\" twice");
+      case AnyJson::parse_event_t::object_end: open_objects.pop_back(); break;
+      case AnyJson::parse_event_t::key:
+        require(Code::corrupt, open_objects.back().insert(value.template get_ref<const std::string&>()).second, what, " has the key \"",
+                value.template get_ref<const std::string&>().substr(0, 200), "\" twice");
         break;
       default: break;
     }
     return true;
   };
   try {
-    return Json::parse(input.begin(), input.end(), check);
+    return AnyJson::parse(input.begin(), input.end(), check);
   } catch (const nlohmann::json::exception& error) {
     // nlohmann quotes the text around the fault; keep only the position.
     const auto* parse = dynamic_cast<const nlohmann::json::parse_error*>(&error);
     fail(Code::corrupt, what, " is not valid JSON", parse != nullptr ? text(" at byte ", parse->byte) : std::string());
   }
 }
+
+}  // namespace
+
+Json parse_json(std::string_view input, std::string_view what, JsonLimits limits) { return parse_as<Json>(input, what, limits); }
+SortedJson parse_sorted_json(std::string_view input, std::string_view what, JsonLimits limits) { return parse_as<SortedJson>(input, what, limits); }
 
 Json read_json(const std::filesystem::path& path, JsonLimits limits) {
   const MappedFile file(path);
