@@ -12,11 +12,16 @@ namespace engine {
 //   bf16  operands rounded to nearest even, products summed in fp32     f32  nothing is rounded
 enum class Compute : std::uint8_t { f32, bf16 };
 
+// In which order linear (ops/linear.h) sums.
+//   fastest  whatever suits the number of rows     same_for_any_rows  one order, so that a row's bits do not depend on the rows beside it
+enum class SumOrder : std::uint8_t { fastest, same_for_any_rows };
+
 // Passed by reference to every operation. Borrows the pool; one thread at a time may run operations on it.
 struct Exec {
   ThreadPool& pool;
   Isa isa;
   Compute compute;
+  SumOrder order = SumOrder::fastest;
 };
 
 // An Exec with the best instructions this process may use (usable_isa reads MEDMESH_ENGINE_ISA here, once).

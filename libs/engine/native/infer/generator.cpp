@@ -19,6 +19,11 @@ std::int64_t cache_bytes(const Model& model, const GeneratorOptions& options) {
   return std::max<std::int64_t>(1, std::min(full, affordable)) * block;
 }
 
+Exec independent_rows(Exec ex) {
+  ex.order = SumOrder::same_for_any_rows;
+  return ex;
+}
+
 const Error& cancelled_error() {
   static const Error error(Code::cancelled, "the generation was cancelled");
   return error;
@@ -27,7 +32,7 @@ const Error& cancelled_error() {
 }  // namespace
 
 Generator::Generator(std::shared_ptr<Model> model, const GeneratorOptions& options)
-    : model_(std::move(model)), options_(options), cache_(model_->spec(), model_->exec().compute, cache_bytes(*model_, options)),
+    : model_(std::move(model)), options_(options), exec_(independent_rows(model_->exec())), cache_(model_->spec(), model_->exec().compute, cache_bytes(*model_, options)),
       scheduler_({options.max_running, options.prefill_tokens},
                  {[this](std::uint64_t id, std::int64_t tokens) { return cache_.grow(sequences_.at(id)->blocks, tokens); },
                   [this](std::uint64_t id) { cache_.release(sequences_.at(id)->blocks); }}),
@@ -160,7 +165,7 @@ Rows Generator::forward(const StepPlan& plan) {
 
   arena_.reset();
   const ModelSpec& spec = model_->spec();
-  const Pass pass{.ex = model_->exec(), .spec = spec, .weights = model_->weights(), .ropes = ropes_, .arena = arena_, .adapters = segments_};
+  const Pass pass{.ex = exec_, .spec = spec, .weights = model_->weights(), .ropes = ropes_, .arena = arena_, .adapters = segments_};
   ropes_.prepare(positions_, lengths_);
   CachedAttention attention(cache_, kv_sequences_, rows_);
   const Rows hidden = hidden_states(pass, ids_, attention);                     // [rows, hidden]
@@ -185,7 +190,7 @@ void Generator::deliver(const StepPlan& plan, Rows logits) {
     }
   ones_.resize(sampled, 1.0f);
   losses_.resize(sampled);
-  cross_entropy(model_->exec(), logits, chosen_, std::span(ones_).first(sampled), 0.0f, LogitGradient::none, losses_.data());  // −log p of each choice
+  cross_entropy(exec_, logits, chosen_, std::span(ones_).first(sampled), 0.0f, LogitGradient::none, losses_.data());  // −log p of each choice
 
   std::size_t i = 0;
   for (const StepPart& part : plan.parts) {

@@ -1,7 +1,7 @@
 // generator.h: continuous batching: any number of requests share one engine thread, one base and one paged key/value cache.
 //   At every step each running sequence advances by one token, and waiting prompts are read in chunks beside them.
-//   A sequence's tokens do not depend on what runs beside it, except that a matrix product of at most kVectorRows rows sums in another order than
-//   a wider one (ops/linear.h): its last bits may differ between a lone and a busy engine, and with them a choice between near-equal tokens.
+//   A sequence's tokens and log-probabilities are the same bits whatever runs beside it and however its prompt is divided: products sum in an
+//   order that does not depend on the number of rows (SumOrder::same_for_any_rows), and attention takes every row by itself.
 #pragma once
 
 #include <condition_variable>
@@ -93,6 +93,7 @@ class Generator {
 
   std::shared_ptr<Model> model_;
   GeneratorOptions options_;
+  Exec exec_;  // the model's, with the order of summation above
   KvCache cache_;
 
   // The engine thread's own. Vectors keep their memory from step to step.

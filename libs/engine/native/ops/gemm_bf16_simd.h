@@ -1,7 +1,8 @@
-// gemm_bf16_simd.h: packing fp32 into bf16 pairs, for the two kernels that multiply bf16 (compiled with AVX512-BF16).
+// gemm_bf16_simd.h: packing fp32 into bf16 pairs, for the two kernels that multiply bf16 (bf16_instructions.h).
 //   A "pair" is a 32-bit word with two consecutive depths of one row, the earlier in its low half: what vdpbf16ps and tdpbf16ps take.
 #pragma once
 
+#include "ops/bf16_instructions.h"
 #include "ops/gemm_finish_simd.h"
 #include "ops/gemm_kernel.h"
 #include "ops/simd.h"
@@ -15,18 +16,10 @@ inline constexpr int kPairDepths = 32;  // depths packed at a time: 16 pairs
 inline __m512i pairs_of_row(const float* row, std::int64_t depth) {  // lanes: pairs along the depth
   const Vec low = depth >= 16 ? load(row) : (depth > 0 ? load_first(row, depth) : broadcast(0));
   const Vec high = depth >= 32 ? load(row + 16) : (depth > 16 ? load_first(row + 16, depth - 16) : broadcast(0));
-  const __m512bh both = _mm512_cvtne2ps_pbh(high.v, low.v);
-  __m512i bits;
-  __builtin_memcpy(&bits, &both, sizeof bits);
-  return bits;
+  return bf16_of(high.v, low.v);
 }
 
-inline __m512i widened_bf16(Vec x) {
-  const __m256bh half = _mm512_cvtneps_pbh(x.v);
-  __m256i bits;
-  __builtin_memcpy(&bits, &half, sizeof bits);
-  return _mm512_cvtepu16_epi32(bits);
-}
+inline __m512i widened_bf16(Vec x) { return _mm512_cvtepu16_epi32(bf16_of(x.v)); }
 
 inline void transpose_words(__m512i (&words)[16]) {
   __m512 rows[16];

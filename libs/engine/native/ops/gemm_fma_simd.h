@@ -84,6 +84,47 @@ void pack_fp32(const float* source, std::int64_t stride, std::int64_t depth_stri
   }
 }
 
+// The same in the order of lane_order.h.
+template <int width, bool round>
+void pack_lanes_of(const float* source, std::int64_t stride, int count, std::int64_t depth, float* panel, const std::int64_t* chain_at) {
+  for (int first = 0; first < width && first < count; first += static_cast<int>(kLanes)) {
+    const float* rows[kLanes];
+    for (int i = 0; i < kLanes; ++i) rows[i] = source + (first + i < count ? first + i : count - 1) * stride;
+    const std::int64_t padded = lane_chain(depth, kLanes) * kLanes;
+    for (std::int64_t d = 0; d < padded; d += kLanes) {
+      Register block[kLanes];
+      const std::int64_t left = depth - d;
+      if (left >= kLanes) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) {
+          block[i] = operand<round>(load(rows[i] + d)).v;
+          __builtin_prefetch(rows[i] + d + 8 * kLanes);
+        }
+      } else {
+        for (int i = 0; i < kLanes; ++i) block[i] = left > 0 ? operand<round>(load_first(rows[i] + d, left)).v : broadcast(0).v;
+      }
+      transpose(block);
+      // Depths d … d + L - 1 are one half of a step of 2L: L / 2 chains, two depths of each.
+      const std::int64_t chain = d / kLanes % 2 * (kLanes / 2);
+      float* out = panel + d / (2 * kLanes) * 2 * width + first;
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) store(out + chain_at[chain + j / 2] + j % 2 * width, Vec{block[j]});
+    }
+  }
+}
+
+template <int width>
+void pack_lanes(const float* source, std::int64_t stride, int count, std::int64_t depth, bool round, float* panel, const std::int64_t* chain_at) {
+  // Vectors of rows that the source does not have at all: zeros, for the reason above.
+  for (int first = (count + static_cast<int>(kLanes) - 1) / static_cast<int>(kLanes) * static_cast<int>(kLanes); first < width; first += static_cast<int>(kLanes))
+    for (int chain = 0; chain < kLanes; ++chain)
+      for (std::int64_t d = 0; d < lane_chain(depth, kLanes); ++d) store(panel + chain_at[chain] + d * width + first, broadcast(0));
+  if (round)
+    pack_lanes_of<width, true>(source, stride, count, depth, panel, chain_at);
+  else
+    pack_lanes_of<width, false>(source, stride, count, depth, panel, chain_at);
+}
+
 template <int rows>
 void fma_tile_rows(std::int64_t depth, const float* a, const float* b, float* c, std::int64_t stride, int cols, float alpha, const float* bias,
                    bool accumulate) {

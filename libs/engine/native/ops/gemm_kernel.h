@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/exec.h"
+#include "ops/lane_order.h"
 #include "ops/matrix.h"
 
 namespace engine {
@@ -23,6 +24,12 @@ struct GemmKernel {
   using Pack = void (*)(const float* source, std::int64_t stride, std::int64_t depth_stride, int count, std::int64_t depth, bool round, void* panel);
   Pack pack_a, pack_b;
 
+  // The lanes of lane_order.h, 0 for a kernel without it, and packing in that order: a source whose depth_stride is 1, depth at most one
+  // sweep. Chain i goes to panel + chain_at[i] (in values), its depths one after another; rows beyond `count` may hold anything finite.
+  int lanes;
+  using PackLanes = void (*)(const float* source, std::int64_t stride, int count, std::int64_t depth, bool round, float* panel, const std::int64_t* chain_at);
+  PackLanes pack_a_lanes, pack_b_lanes;
+
   // Packs columns of a stored weight straight from its codes: null, or for bf16 and for nf4 whose rows are whole blocks of 64.
   //   panel(i, d) = w[first + i, at + d], or w[at + d, first + i] when transposed; i < count, d < depth. What runs along w's rows (at,
   //   or first when transposed) is a multiple of 32.
@@ -36,6 +43,8 @@ struct GemmKernel {
 };
 
 extern const GemmKernel gemm_kernel_avx2, gemm_kernel_avx512, gemm_kernel_avx512bf16, gemm_kernel_amx;
+// The last two for any machine with AVX-512, hundreds of times slower: what the instructions do, written out (bf16_instructions.h). For tests.
+extern const GemmKernel gemm_kernel_avx512bf16_software, gemm_kernel_amx_software;
 
 // The kernel of an instruction set, or null for scalar. fp32 products have the same kernel with and without bf16 instructions.
 const GemmKernel* gemm_kernel(Isa isa, Compute compute) noexcept;

@@ -17,6 +17,12 @@ ExtraProduct extra_product(const LowRank* low_rank, bool transposed) {
   return {left.cols, low_rank->scale, {left.data, left.stride, 1}, b};
 }
 
+// With one order for both ways, the faster is taken: packing weights pays from about here on.
+constexpr std::int64_t kSharedVectorRows = 16;
+
+// A kernel without lanes (of bf16 instructions) has one order for any number of rows by itself, but not linear_vector's.
+bool shares_lane_order(const GemmKernel& kernel) { return kernel.lanes > 0; }
+
 void require_low_rank(const LowRank* low_rank, std::int64_t tokens, std::int64_t rows, std::int64_t cols) {
   if (low_rank == nullptr) return;
   const ConstRows &left = low_rank->left, &right = low_rank->right;
@@ -33,9 +39,10 @@ void linear(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Row
   require_low_rank(low_rank, x.rows, w.rows, low_rank != nullptr ? low_rank->left.cols : 0);
   if (y.rows == 0 || y.cols == 0) return;
   const GemmKernel* kernel = gemm_kernel(ex.isa, ex.compute);
-  if (kernel != nullptr && x.rows > kVectorRows)
+  const bool alike = ex.order == SumOrder::same_for_any_rows;
+  if (kernel != nullptr && (x.rows > (alike ? kSharedVectorRows : kVectorRows) || (alike && !shares_lane_order(*kernel))))
     return gemm_blocked(ex, *kernel, y.rows, y.cols, x.cols, 1.0f, {x.data, x.stride, 1}, {{}, &w, false}, bias, y, accumulate,
-                        extra_product(low_rank, false));
+                        extra_product(low_rank, false), alike ? DepthOrder::by_lanes : DepthOrder::straight);
   if (kernel != nullptr)
     linear_vector(ex, x, w, bias, y, accumulate);
   else

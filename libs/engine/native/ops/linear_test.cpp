@@ -183,6 +183,64 @@ TEST("a row of linear has the same bits whatever the other rows, above and below
   }
 }
 
+TEST("in the order for any rows, a row of linear has one sequence of bits, whatever the rows beside it") {
+  // Depths of a part of a step, of whole steps, of one sweep and of several; outputs that end inside groups, panels and parts.
+  struct Outputs {
+    std::int64_t n, k;
+  };
+  constexpr std::int64_t kRows = 150;
+  for (const Outputs s : {Outputs{1, 1}, Outputs{17, 33}, Outputs{70, 64}, Outputs{45, 257}, Outputs{300, 448}, Outputs{37, 2048}, Outputs{21, 2112},
+                          Outputs{19, 4257}})
+    for (const WeightKind kind : kWeightKinds) {
+      const OwnedWeight w = make_weight(kind, s.n, s.k, 1);
+      const std::int64_t rank = 5;
+      const auto x = random_values(kRows * s.k, 2), bias = random_values(s.n, 3), before = random_values(kRows * s.n, 4);
+      const auto low = random_values(kRows * rank, 5), factor = random_values(s.n * rank, 6);
+      for (const Isa isa : runnable_isas())
+        for (const Compute compute : {Compute::f32, Compute::bf16})
+          for (const bool accumulate : {false, true}) {
+            const Exec ex{pool(), isa, compute, SumOrder::same_for_any_rows};
+            // Row `at` computed among `rows` rows that begin with it.
+            const auto row_among = [&](std::int64_t at, std::int64_t rows) {
+              std::vector<float> y(before.begin() + at * s.n, before.begin() + (at + rows) * s.n);
+              const LowRank term{{low.data() + at * rank, rows, rank}, {factor.data(), s.n, rank}, 0.5f};
+              linear(ex, {x.data() + at * s.k, rows, s.k}, w.view, bias.data(), {y.data(), rows, s.n}, accumulate, &term);
+              y.resize(static_cast<std::size_t>(s.n));
+              return y;
+            };
+            const auto alone = row_among(2, 1);
+            for (const std::int64_t rows : {2, 4, 5, 16, 40, 148})
+              if (row_among(2, rows) != alone)
+                report_failure(__FILE__, __LINE__, text(describe(isa, compute), " weight ", static_cast<int>(kind), " ", s.n, "x", s.k, ": a row among ", rows,
+                                                        " differs from the row alone"));
+          }
+    }
+}
+
+TEST("in the order for any rows, linear equals its definition and does not depend on the number of threads") {
+  for (const WeightKind kind : kWeightKinds)
+    for (const Size s : kSizes) {
+      const OwnedWeight w = make_weight(kind, s.outputs, s.inputs, 1);
+      const auto x = random_values(s.tokens * s.inputs, 2), bias = random_values(s.outputs, 3);
+      for (const Compute compute : {Compute::f32, Compute::bf16}) {
+        std::vector<float> expected;
+        for (const Isa isa : runnable_isas()) {
+          std::vector<float> one_thread;
+          for (const int threads : {1, 3}) {
+            ThreadPool threads_pool(threads);
+            auto y = poisoned(s.tokens * s.outputs);
+            linear({threads_pool, isa, compute, SumOrder::same_for_any_rows}, {x.data(), s.tokens, s.inputs}, w.view, bias.data(), {y.data(), s.tokens, s.outputs});
+            if (isa == Isa::scalar) expected = y;
+            if (threads == 1) one_thread = y;
+            CHECK(y == one_thread);
+            CHECK_ERROR(relative_error(y, expected), tolerance(compute), describe(isa, compute), " weight ", static_cast<int>(kind), " shape ", s.tokens, "x",
+                        s.outputs, "x", s.inputs);
+          }
+        }
+      }
+    }
+}
+
 TEST("NF4 in bf16 precision is worth bf16(code · absmax), exactly") {
   const std::int64_t n = 3, k = 128;
   const OwnedWeight w = make_weight(WeightKind::nf4_double, n, k, 1);

@@ -2,6 +2,6 @@
 
 namespace engine {
 
-const LinearVectorRows linear_vector_rows_avx512 = {rearrange_values, nf4_rows_of, bf16_rows_of, f32_rows_of, nf4_scale_values};
+const LinearVectorRows linear_vector_rows_avx512 = {kLanes, rearrange_values, nf4_sums, bf16_sums, f32_sums, finish_sums, nf4_scale_values};
 
 }  // namespace engine

@@ -15,10 +15,7 @@ inline __m512i code_words(const Nf4Scales& nf4, std::int64_t block) {
                           ? nf4.absmax[block]
                           : nf4.nested_map[nf4.codes[block]] * nf4.nested_absmax[block / 256] + nf4.offset;
   const __m512 values = _mm512_mul_ps(_mm512_loadu_ps(reinterpret_cast<const float*>(&kNf4)), _mm512_set1_ps(scale));
-  const __m512bh both = _mm512_cvtne2ps_pbh(values, values);
-  __m512i words;
-  __builtin_memcpy(&words, &both, sizeof words);
-  return words;
+  return bf16_of(values, values);
 }
 
 // 32 consecutive values of a row, as pairs: bytes hold two codes, the first in the high nibble, and a pair its first value low.
