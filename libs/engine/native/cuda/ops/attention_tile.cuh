@@ -31,7 +31,7 @@ ENGINE_DEVICE void load_tile(bf16* tile, const bf16* source, std::int64_t stride
   for (int i = static_cast<int>(threadIdx.x); i < Rows * chunks; i += kThreads) {
     const int row = i / chunks, chunk = i % chunks;
     const bool inside = first + row < end;
-    copy_async16(tile + chunk_at<D>(row, chunk), source + (inside ? std::int64_t{first} + row : std::int64_t{first}) * stride + chunk * 8, inside);
+    copy_async16(tile + chunk_at<D>(row, chunk), source + (inside ? std::int64_t{first} + row : std::int64_t{first}) * stride + chunk * 8, inside ? 16 : 0);
   }
 }
 

@@ -55,7 +55,7 @@ class Gemm {
   bool restore(std::string_view choices);
 
   std::string_view library() const noexcept;  // "cublasLt 13.1.1" or "mma"
-  static constexpr std::int64_t workspace_bytes() { return std::int64_t{64} << 20; }
+  static constexpr std::int64_t workspace_bytes() { return std::int64_t{32} << 20; }
 
  private:
   struct State;

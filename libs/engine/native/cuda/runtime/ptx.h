@@ -204,14 +204,13 @@ ENGINE_DEVICE void widen8(uint4 packed, float (&out)[8]) {
 }
 ENGINE_DEVICE uint4 pack8(const float (&x)[8]) { return {pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])}; }
 
-// Copies 16 bytes from global to shared memory in the background; zeros when not `valid` (the address is then not read).
-ENGINE_DEVICE void copy_async16(void* shared, const void* global, bool valid = true) {
+// Copies `valid_bytes` ≤ 16 bytes from global to shared memory in the background and fills 16 up with zeros. Both are aligned to 16.
+ENGINE_DEVICE void copy_async16(void* shared, const void* global, int valid_bytes = 16) {
 #ifdef ENGINE_CUDA_EMULATED
-  emulation::copy_later(shared, global, 16, valid ? 16 : 0);
+  emulation::copy_later(shared, global, 16, static_cast<std::size_t>(valid_bytes));
 #else
   const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid_bytes) : "memory");
 #endif
 }
 // Ends a group of copies.
