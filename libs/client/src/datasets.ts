@@ -35,6 +35,8 @@ export type DatasetsClient = {
     wait?: Wait,
     requestId?: string,
   ): Promise<dataset.DatasetVersion>;
+  /** Removes a subject's rows from the project's uploads and versions, and lists what was trained on them. */
+  eraseSubject(subjectDigest: string, wait?: Wait, requestId?: string): Promise<dataset.EraseSubjectResponse>;
   getVersion(name: string): Promise<dataset.DatasetVersion>;
   listVersions(idOrName: string): AsyncGenerator<dataset.DatasetVersion>;
   /** Rendered text, tokens and mask of chosen rows. Returns patient text: ask only for what you may see. */
@@ -108,6 +110,15 @@ export function createDatasetsClient(
         operations,
         operation,
         { response: dataset.DatasetVersion, metadata: dataset.DatasetVersionMetadata },
+        wait,
+      );
+    },
+    async eraseSubject(subjectDigest, wait, requestId = '') {
+      const operation = await service.eraseSubject({ parent, subjectDigest, requestId });
+      return waitForOperation(
+        operations,
+        operation,
+        { response: dataset.EraseSubjectResponse, metadata: dataset.DatasetVersionMetadata },
         wait,
       );
     },

@@ -70,10 +70,16 @@ export async function openFileStore(root: string): Promise<BlobHome> {
     }
   }
 
+  async function deleteBlob(digest: string, o: WaitOptions = {}): Promise<void> {
+    o.signal?.throwIfAborted();
+    await rm(pathOf(digest), { force: true });
+  }
+
   return {
     url: `file://${root}`,
     putBlob,
     readBlob,
+    deleteBlob,
     sizeOf,
     blobPath: pathOf,
     presignPut: () =>

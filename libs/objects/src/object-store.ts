@@ -40,6 +40,8 @@ export interface ObjectStore {
   readBlob: (digest: string, o?: ReadOptions) => AsyncIterable<Uint8Array>;
   hasBlob: (digest: string, o?: WaitOptions) => Promise<boolean>;
   blobSize: (digest: string, o?: WaitOptions) => Promise<number>;
+  /** Deletes a blob; one that is not there is deleted already. Who calls it knows that nothing refers to the blob any more. Copies in caches stay until they go. */
+  deleteBlob: (digest: string, o?: WaitOptions) => Promise<void>;
   /** The file that holds a blob, where blobs are files. Read-only, and not verified. */
   blobPath?: (digest: string) => string;
   /** Stores a manifest whose blobs are all there; otherwise Failure `failed_precondition` BLOB_MISSING. */
@@ -57,7 +59,7 @@ export interface ObjectStore {
 }
 
 /** What a home of blobs does by itself; the rest of an ObjectStore is made of it. */
-export type BlobHome = Pick<ObjectStore, 'url' | 'putBlob' | 'readBlob' | 'blobPath' | 'presignPut'> & {
+export type BlobHome = Pick<ObjectStore, 'url' | 'putBlob' | 'readBlob' | 'deleteBlob' | 'blobPath' | 'presignPut'> & {
   /** Undefined if there is no such blob. */
   sizeOf: (digest: string, o: WaitOptions) => Promise<number | undefined>;
 };
@@ -105,6 +107,7 @@ export function createObjectStore(home: BlobHome, uris: { file: UriHome; s3?: Ur
     url: home.url,
     putBlob: home.putBlob,
     readBlob: home.readBlob,
+    deleteBlob: home.deleteBlob,
     presignPut: home.presignPut,
     ...(home.blobPath === undefined ? {} : { blobPath: home.blobPath }),
     hasBlob: async (digest, o = {}) => (await home.sizeOf(digest, o)) !== undefined,

@@ -137,6 +137,11 @@ export async function openS3Store(s3: S3Bucket, o: S3StoreOptions = {}): Promise
     if (seen !== digest) throw corrupt(digest, seen);
   }
 
+  async function deleteBlob(digest: string, call: WaitOptions = {}): Promise<void> {
+    const key = blobKey(digest);
+    await s3.call('delete a blob', () => client.removeObject(bucket, key), call);
+  }
+
   async function presignPut(key: string, ttlSeconds: number): Promise<{ url: string; uri: string }> {
     if (!/^[A-Za-z0-9][\w.-]*(\/[A-Za-z0-9][\w.-]*)*$/.test(key) || key.length > 512) {
       throw invalidField('key', 'use letters, digits, ".", "_" and "-", in parts separated by "/"');
@@ -149,7 +154,7 @@ export async function openS3Store(s3: S3Bucket, o: S3StoreOptions = {}): Promise
     return { url, uri: `s3://${bucket}/${object}` };
   }
 
-  return { url: s3.url, putBlob, readBlob, sizeOf, presignPut };
+  return { url: s3.url, putBlob, readBlob, deleteBlob, sizeOf, presignPut };
 }
 
 async function makeBucket(s3: S3Bucket, o: S3StoreOptions): Promise<void> {

@@ -168,6 +168,19 @@ export function testStoreContract(home: StoreUnderTest): void {
     expect(await store.hasBlob(digest)).toBe(true);
   });
 
+  test('a deleted blob is gone, deleting it again changes nothing, and its content can be stored again', async () => {
+    const { store } = await home.open();
+    const kept = await store.putBlob(Buffer.from('kept'));
+    const { digest } = await store.putBlob(Buffer.from('gone'));
+    await store.deleteBlob(digest);
+    expect(await store.hasBlob(digest)).toBe(false);
+    await store.deleteBlob(digest);
+    await expect(store.deleteBlob('sha256:../../kept')).rejects.toMatchObject({ code: 'invalid_argument' });
+    expect(await store.hasBlob(kept.digest)).toBe(true);
+    expect((await store.putBlob(Buffer.from('gone'))).digest).toBe(digest);
+    expect(await store.hasBlob(digest)).toBe(true);
+  });
+
   test('progress counts the bytes of the source', async () => {
     const { store } = await home.open();
     const seen: number[] = [];

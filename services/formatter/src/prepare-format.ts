@@ -3,9 +3,11 @@ import type { Materialized } from '@medmesh/objects';
 import { isDigest } from '@medmesh/objects';
 import type { dataset, model } from '@medmesh/proto';
 import { type ResolvedTemplate, resolveTemplate, type TextTokenizer } from '@medmesh/text';
+import type { FormatterConfig } from './config.ts';
 import type { FormatterDeps } from './deps.ts';
 import type { FormatLimits } from './pipeline/format-rows.ts';
 import { resolveSpec } from './pipeline/resolve-spec.ts';
+import type { RowLimits } from './rows/raw-row.ts';
 import type { SourceFile } from './rows/read-source.ts';
 import { sourceFormat } from './rows/source-format.ts';
 import type { ThreadedFormatDeps } from './thread/format-in-thread.ts';
@@ -54,13 +56,15 @@ export async function prepareFormat(
       openableSource(deps, source, `spec.evaluation_sources[${i}]`),
     ),
     totalBytes: sizes.reduce((sum, size) => sum + size, 0),
-    limits: {
-      maxFieldLength: deps.config.MAX_FIELD_LENGTH,
-      maxRowLength: deps.config.MAX_ROW_LENGTH,
-      maxRowCount: deps.config.MAX_ROW_COUNT,
-    },
+    limits: { ...rowLimitsOf(deps.config), maxRowCount: deps.config.MAX_ROW_COUNT },
   };
 }
+
+/** Bounds on what one row may take. */
+export const rowLimitsOf = (config: FormatterConfig): RowLimits => ({
+  maxFieldLength: config.MAX_FIELD_LENGTH,
+  maxRowLength: config.MAX_ROW_LENGTH,
+});
 
 /** What `formatInThread` needs of it. */
 export const formatDepsOf = (prepared: PreparedFormat): ThreadedFormatDeps => {
@@ -80,7 +84,12 @@ async function sizeOf(
   return deps.store.blobSize(uri, { signal });
 }
 
-function openableSource(deps: FormatterDeps, source: dataset.RowSource, field: string): SourceFile {
+/** A source that can be read. Faults of its format name `field`. */
+export function openableSource(
+  deps: Pick<FormatterDeps, 'store'>,
+  source: dataset.RowSource,
+  field: string,
+): SourceFile {
   const format = sourceFormat(source, field);
   const { uri } = source;
   if (!uri.startsWith('sha256:')) return { format, open: (signal) => deps.store.readUri(uri, { signal }) };

@@ -7,6 +7,7 @@ import { buildVersion, checkBuild, type ReportProgress, validateVersion } from '
 import type { FormatterConfig } from './config.ts';
 import { createDataset, deleteDataset, getDataset, listDatasets } from './datasets.ts';
 import type { FormatterDeps } from './deps.ts';
+import { checkErase, eraseSubject } from './erase/erase-subject.ts';
 import { createModelTokenizers } from './model-tokenizers.ts';
 import { previewExamples } from './preview-examples.ts';
 import { getVersion, listVersions } from './read-versions.ts';
@@ -15,7 +16,12 @@ import { detokenize, getTokenizer, tokenize } from './tokenize.ts';
 import { transformDataset, transformedBuild } from './transform-dataset.ts';
 import { createUploadUrl, uploadFile } from './upload-file.ts';
 
-const kinds = { build: 'dataset.build', validate: 'dataset.validate', transform: 'dataset.transform' } as const;
+const kinds = {
+  build: 'dataset.build',
+  validate: 'dataset.validate',
+  transform: 'dataset.transform',
+  erase: 'dataset.erase',
+} as const;
 
 /** At most one progress record in this time. */
 const reportMs = 250;
@@ -78,6 +84,19 @@ function datasetService(deps: FormatterDeps, operations: Operations): ServiceBin
         requestId: request.requestId,
       });
     },
+    async eraseSubject(request) {
+      checkErase(request);
+      return operations.start({
+        kind: kinds.erase,
+        project: projectOf(request.parent),
+        request: {
+          typeUrl: typeUrl('EraseSubjectRequest'),
+          bytes: dataset.EraseSubjectRequest.encode({ ...request, requestId: '' }).finish(),
+        },
+        metadata: begun(0),
+        requestId: request.requestId,
+      });
+    },
     getDatasetVersion: (request) => getVersion(deps, request.name),
     listDatasetVersions: (request) => listVersions(deps, request),
     previewExamples: (request, context) => previewExamples(deps, request, context.signal),
@@ -136,6 +155,7 @@ export async function startFormatter(context: ServiceContext<FormatterConfig>): 
   const workers = await Promise.all([
     run(kinds.build, dataset.CreateDatasetVersionRequest, dataset.DatasetVersion, 'DatasetVersion', buildVersion),
     run(kinds.transform, dataset.TransformDatasetRequest, dataset.DatasetVersion, 'DatasetVersion', transformDataset),
+    run(kinds.erase, dataset.EraseSubjectRequest, dataset.EraseSubjectResponse, 'EraseSubjectResponse', eraseSubject),
     run(kinds.validate, dataset.ValidateDatasetVersionRequest, dataset.DataStats, 'DataStats', validateVersion),
   ]);
   return {

@@ -428,14 +428,6 @@ describe('tokenizers', () => {
   });
 });
 
-describe('what is left to later', () => {
-  test('answers UNIMPLEMENTED', async () => {
-    expect(
-      await failureOf(formatter.datasets.eraseSubject({ parent: 'projects/p', subjectDigest: 'x' })),
-    ).toMatchObject({ code: 'unimplemented', reason: 'METHOD_NOT_IMPLEMENTED' });
-  });
-});
-
 // Last: it stops the broker to read all that it keeps.
 describe('patient text', () => {
   test('reaches no log, span, record, event or error', async () => {

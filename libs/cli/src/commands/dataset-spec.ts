@@ -69,7 +69,10 @@ export const addSpecOptions = (command: Command): Command =>
       ),
     )
     .option('--charset <charset>', 'encoding of text formats, e.g. gb18030', 'utf-8')
-    .option('--columns <mapping>', 'question=…,reasoning=…,response=… or instruction=…,input=…,output=… or messages=…')
+    .option(
+      '--columns <mapping>',
+      'question=…,reasoning=…,response=… or instruction=…,input=…,output=… or messages=…; and subject=… (a keyed digest of whom a row is about)',
+    )
     .addOption(
       new Option('--loss-mask <mask>', 'what is trained on').choices(Object.keys(lossMasks)).default('completion'),
     )
@@ -94,25 +97,27 @@ const wrong = (option: string, value: string, allowed: string) =>
 
 function columnsOf(text: string): dataset.ColumnMapping {
   const parts = new Map(text.split(',').map((part) => part.split('=', 2) as [string, string]));
-  const get = (name: string) => parts.get(name) ?? '';
-  const known = ['question', 'reasoning', 'response', 'instruction', 'input', 'output', 'messages'];
+  const known = ['question', 'reasoning', 'response', 'instruction', 'input', 'output', 'messages', 'subject'];
   for (const [name, column] of parts)
     if (!known.includes(name) || !column)
       throw wrong('columns', text, `name=column pairs; names are ${known.join(', ')}`);
-  if (parts.has('messages')) return { shape: { $case: 'conversation', value: { messages: get('messages') } } };
+  return { shape: shapeOf(parts), subject: parts.get('subject') ?? '' };
+}
+
+function shapeOf(parts: ReadonlyMap<string, string>): dataset.ColumnMapping['shape'] {
+  const get = (name: string) => parts.get(name) ?? '';
+  if (parts.has('messages')) return { $case: 'conversation', value: { messages: get('messages') } };
   if (parts.has('instruction') || parts.has('output')) {
     return {
-      shape: {
-        $case: 'instruction',
-        value: { instruction: get('instruction'), input: get('input'), output: get('output') },
-      },
+      $case: 'instruction',
+      value: { instruction: get('instruction'), input: get('input'), output: get('output') },
     };
   }
+  // Only the subject's column: the shape is found by the usual names.
+  if (parts.size === Number(parts.has('subject'))) return undefined;
   return {
-    shape: {
-      $case: 'reasoning',
-      value: { question: get('question'), reasoning: get('reasoning'), response: get('response') },
-    },
+    $case: 'reasoning',
+    value: { question: get('question'), reasoning: get('reasoning'), response: get('response') },
   };
 }
 

@@ -96,7 +96,24 @@ type TransformOptions = {
   splitSeed?: number;
 };
 
-/** `dataset create|validate|transform|preview|list|versions`. */
+/** What an erasure did and what is left to do, for people. */
+function describeErasure(erased: dataset.EraseSubjectResponse): string {
+  const list = (title: string, names: readonly string[]) =>
+    names.length === 0 ? [] : [title, ...names.map((n) => `  ${n}`)];
+  return [
+    `${erased.erasedRowCount} rows erased`,
+    ...list(
+      'versions deleted, and what is in their place:',
+      erased.versions.map((v) => `${v.name} → ${v.replacement === '' ? `nothing: ${v.errorMessage}` : v.replacement}`),
+    ),
+    ...list('adapters trained on them (revoke them, or train anew):', erased.adapters),
+    ...list('models merged from those adapters:', erased.models),
+    ...list('jobs that read them (their checkpoints remain):', erased.fineTuningJobs),
+    ...list('files outside the store that still hold them:', erased.remainingSources),
+  ].join('\n');
+}
+
+/** `dataset create|validate|transform|erase|preview|list|versions`. */
 export function addDatasetCommands(program: Command, signal: AbortSignal): void {
   const group = program.command('dataset').description('rows to train on');
   addSpecOptions(
@@ -116,6 +133,16 @@ export function addDatasetCommands(program: Command, signal: AbortSignal): void 
       context.out.result(dataset.DatasetVersion.toJSON(version), `${version.name}\n${describeStats(version.stats)}`);
     }),
   );
+  group
+    .command('erase <subject>')
+    .description('remove the rows about a subject, named by a keyed digest, and list what was trained on them')
+    .action(
+      withContext(signal, async (context, subject: string, _options: object, _command: Command) => {
+        const client = await context.client();
+        const erased = await client.datasets.eraseSubject(subject, { signal });
+        context.out.result(dataset.EraseSubjectResponse.toJSON(erased), describeErasure(erased));
+      }),
+    );
   group
     .command('transform <version>')
     .description('derive a version from another: leave more rows out, or split anew')

@@ -1,11 +1,8 @@
 import type { RowLimits } from '../rows/raw-row.ts';
-import { openSource, type SourceFile } from '../rows/read-source.ts';
+import { everyColumn, openSource, type SourceFile } from '../rows/read-source.ts';
 import { createEvaluationOverlap, type EvaluationOverlap } from './evaluation-overlap.ts';
 
-/** Columns of evaluation sets have names of their own: every text of a row is taken, also within lists and structures. */
-const everyColumn: ReadonlySet<string> = Object.assign(new Set<string>(), { has: () => true });
-
-/** Reads evaluation sets. Undefined without any. Rows that cannot be read are counted in a warning. */
+/** Reads evaluation sets: every text of a row, whatever its column, also within lists and structures. Undefined without any. Rows that cannot be read are counted in a warning. */
 export async function readEvaluation(
   sources: readonly SourceFile[],
   limits: RowLimits,

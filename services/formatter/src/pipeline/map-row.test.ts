@@ -1,11 +1,11 @@
 import { dataset } from '@medmesh/proto';
 import { describe, expect, test } from 'vitest';
-import { createRowMapper, type MappedRow } from './map-row.ts';
+import { createRowMapper, erasedMark, type MappedRow } from './map-row.ts';
 
 const { DropReasonCode } = dataset;
 const limits = { maxFieldLength: 100, maxRowLength: 1000 };
 const auto = (value: Record<string, unknown>): MappedRow => createRowMapper(undefined, limits).map({ value });
-const mapping = (shape: NonNullable<dataset.ColumnMapping['shape']>) => createRowMapper({ shape }, limits);
+const mapping = (shape: NonNullable<dataset.ColumnMapping['shape']>) => createRowMapper({ shape, subject: '' }, limits);
 const faultOf = (m: MappedRow): unknown => ('fault' in m ? m.fault : 'row');
 
 describe('the shape of a row', () => {
@@ -87,6 +87,12 @@ describe('a row that cannot be used', () => {
     expect(faultOf(mapper.map({ value: { Question: 'q', Response: 'r' } }))).toBe(DropReasonCode.MISSING_FIELD);
     expect(faultOf(mapper.map({ value: { ...reasoning, Complex_CoT: null } }))).toBe('row');
   });
+});
+
+test('a row whose subject was erased is told as such, and says nothing about the shape', () => {
+  const mapper = createRowMapper(undefined, limits);
+  expect(mapper.map({ value: { [erasedMark]: true } })).toEqual({ fault: DropReasonCode.ERASED });
+  expect(mapper.shapeMissing).toBe(false);
 });
 
 describe('a conversation', () => {

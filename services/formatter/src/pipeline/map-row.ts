@@ -36,6 +36,9 @@ const roles: Readonly<Record<string, Role>> = {
 /** Longest list of messages in one row. */
 const maxMessages = 1000;
 
+/** Stands where a row was whose subject was erased. */
+export const erasedMark = 'medmesh.erased';
+
 const fault = (code: DropCode): MappedRow => ({ fault: code });
 const isFault = (v: string | MappedRow): v is MappedRow => typeof v !== 'string';
 
@@ -54,6 +57,7 @@ export function createRowMapper(mapping: dataset.ColumnMapping | undefined, limi
     },
     map(raw) {
       if ('fault' in raw) return raw;
+      if (raw.value[erasedMark] === true) return fault(DropReasonCode.ERASED);
       objectSeen = true;
       chosen ??= candidates.find((s) => s.needed.every((name) => column(raw.value, name) !== undefined));
       return chosen === undefined ? fault(DropReasonCode.MISSING_FIELD) : chosen.map(raw.value);

@@ -69,7 +69,7 @@ export function resolveSpec(spec: dataset.DatasetVersionSpec | undefined): datas
   if (faults.length > 0) throw fieldsInvalid(faults);
   return {
     ...spec,
-    columns: spec.columns?.shape === undefined ? undefined : spec.columns,
+    columns: spec.columns?.shape === undefined && (spec.columns?.subject ?? '') === '' ? undefined : spec.columns,
     template:
       spec.template?.template === undefined
         ? { template: { $case: 'builtin', value: 'medical-reasoning' } }

@@ -34,6 +34,9 @@ export type ReadOptions = {
   readonly signal: AbortSignal;
 };
 
+/** For `wanted`, where a file's columns are not known by name. */
+export const everyColumn: ReadonlySet<string> = Object.assign(new Set<string>(), { has: () => true });
+
 export type OpenSource = {
   readonly rows: AsyncGenerator<RawRow[]>;
   /** `sha256:<hex>` of the stored bytes. Reads what the rows' consumer left unread. */

@@ -230,6 +230,8 @@ export const DropReasonCode = {
   IDENTIFIER_FOUND: 10,
   /** FIELD_TOO_LARGE - A field holds more bytes than the limit. */
   FIELD_TOO_LARGE: 11,
+  /** ERASED - The row was about a subject who was erased; nothing of it is left but its place. */
+  ERASED: 12,
   UNRECOGNIZED: -1,
 } as const;
 
@@ -248,6 +250,7 @@ export namespace DropReasonCode {
   export type CONTAMINATED = typeof DropReasonCode.CONTAMINATED;
   export type IDENTIFIER_FOUND = typeof DropReasonCode.IDENTIFIER_FOUND;
   export type FIELD_TOO_LARGE = typeof DropReasonCode.FIELD_TOO_LARGE;
+  export type ERASED = typeof DropReasonCode.ERASED;
   export type UNRECOGNIZED = typeof DropReasonCode.UNRECOGNIZED;
 }
 
@@ -289,6 +292,9 @@ export function dropReasonCodeFromJSON(object: any): DropReasonCode {
     case 11:
     case "DROP_REASON_CODE_FIELD_TOO_LARGE":
       return DropReasonCode.FIELD_TOO_LARGE;
+    case 12:
+    case "DROP_REASON_CODE_ERASED":
+      return DropReasonCode.ERASED;
     case -1:
     case "UNRECOGNIZED":
     default:
@@ -322,6 +328,8 @@ export function dropReasonCodeToJSON(object: DropReasonCode): string {
       return "DROP_REASON_CODE_IDENTIFIER_FOUND";
     case DropReasonCode.FIELD_TOO_LARGE:
       return "DROP_REASON_CODE_FIELD_TOO_LARGE";
+    case DropReasonCode.ERASED:
+      return "DROP_REASON_CODE_ERASED";
     case DropReasonCode.UNRECOGNIZED:
     default:
       return "UNRECOGNIZED";
@@ -381,6 +389,8 @@ export interface ColumnMapping {
     /** A list of messages. */
     { $case: "conversation"; value: ConversationColumns }
     | undefined;
+  /** Column that holds a keyed digest of the identifier of the person a row is about; EraseSubject finds rows by it. It is never trained on. Default: none. */
+  subject: string;
 }
 
 /** Columns of the medical reasoning shape. Defaults: `Question`, `Complex_CoT`, `Response`. */
@@ -1066,7 +1076,7 @@ export const RowSource: MessageFns<RowSource> = {
 };
 
 function createBaseColumnMapping(): ColumnMapping {
-  return { shape: undefined };
+  return { shape: undefined, subject: "" };
 }
 
 export const ColumnMapping: MessageFns<ColumnMapping> = {
@@ -1081,6 +1091,9 @@ export const ColumnMapping: MessageFns<ColumnMapping> = {
       case "conversation":
         ConversationColumns.encode(message.shape.value, writer.uint32(26).fork()).join();
         break;
+    }
+    if (message.subject !== "") {
+      writer.uint32(34).string(message.subject);
     }
     return writer;
   },
@@ -1122,6 +1135,14 @@ export const ColumnMapping: MessageFns<ColumnMapping> = {
             message.shape = { $case: "conversation", value: ConversationColumns.decode(reader, reader.uint32()) };
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.subject = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1143,6 +1164,7 @@ export const ColumnMapping: MessageFns<ColumnMapping> = {
         : isSet(object.conversation)
         ? { $case: "conversation", value: ConversationColumns.fromJSON(object.conversation) }
         : undefined,
+      subject: isSet(object.subject) ? globalThis.String(object.subject) : "",
     };
   },
 
@@ -1154,6 +1176,9 @@ export const ColumnMapping: MessageFns<ColumnMapping> = {
       obj.instruction = InstructionColumns.toJSON(message.shape.value);
     } else if (message.shape?.$case === "conversation") {
       obj.conversation = ConversationColumns.toJSON(message.shape.value);
+    }
+    if (message.subject !== "") {
+      obj.subject = message.subject;
     }
     return obj;
   },
@@ -1183,6 +1208,7 @@ export const ColumnMapping: MessageFns<ColumnMapping> = {
         break;
       }
     }
+    message.subject = object.subject ?? "";
     return message;
   },
 };

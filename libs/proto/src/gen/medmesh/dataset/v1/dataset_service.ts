@@ -325,14 +325,36 @@ export interface TransformDatasetRequest {
 export interface EraseSubjectRequest {
   /** Required. Format: `projects/{project}`. */
   parent: string;
-  /** Required. A keyed digest of the subject's identifier. */
+  /** Required. A keyed digest of the subject's identifier, as the rows carry it: 16 to 128 letters, digits and `:_+/=.-`. */
   subjectDigest: string;
+  /** A UUID. A repeat of the same request returns the first answer. */
+  requestId: string;
 }
 
 /** Response of EraseSubject. */
 export interface EraseSubjectResponse {
-  /** Adapters that were trained on rows of the subject. */
+  /** Adapters that were trained on rows of the subject. They are not changed: whether they are revoked or trained anew is for people to decide. */
   adapters: string[];
+  /** Versions that held rows of the subject and are deleted. */
+  versions: ErasedVersion[];
+  /** Jobs whose rows held some of the subject, finished or not. Their checkpoints are not changed. */
+  fineTuningJobs: string[];
+  /** Models that were merged from such adapters. */
+  models: string[];
+  /** Files outside the service's own blobs that hold rows of the subject. They are not changed: who owns them must remove the rows. */
+  remainingSources: string[];
+  /** Rows of the subject in uploads and other sources, each counted once. */
+  erasedRowCount: number;
+}
+
+/** A version that held rows of an erased subject. */
+export interface ErasedVersion {
+  /** The version that is deleted. */
+  name: string;
+  /** The version in its place, without the rows. Empty if none could be built. */
+  replacement: string;
+  /** Why there is no replacement. Never row text. */
+  errorMessage: string;
 }
 
 function createBaseCreateDatasetRequest(): CreateDatasetRequest {
@@ -2593,7 +2615,7 @@ export const TransformDatasetRequest: MessageFns<TransformDatasetRequest> = {
 };
 
 function createBaseEraseSubjectRequest(): EraseSubjectRequest {
-  return { parent: "", subjectDigest: "" };
+  return { parent: "", subjectDigest: "", requestId: "" };
 }
 
 export const EraseSubjectRequest: MessageFns<EraseSubjectRequest> = {
@@ -2603,6 +2625,9 @@ export const EraseSubjectRequest: MessageFns<EraseSubjectRequest> = {
     }
     if (message.subjectDigest !== "") {
       writer.uint32(18).string(message.subjectDigest);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(26).string(message.requestId);
     }
     return writer;
   },
@@ -2636,6 +2661,14 @@ export const EraseSubjectRequest: MessageFns<EraseSubjectRequest> = {
             message.subjectDigest = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2656,6 +2689,11 @@ export const EraseSubjectRequest: MessageFns<EraseSubjectRequest> = {
         : isSet(object.subject_digest)
         ? globalThis.String(object.subject_digest)
         : "",
+      requestId: isSet(object.requestId)
+        ? globalThis.String(object.requestId)
+        : isSet(object.request_id)
+        ? globalThis.String(object.request_id)
+        : "",
     };
   },
 
@@ -2667,6 +2705,9 @@ export const EraseSubjectRequest: MessageFns<EraseSubjectRequest> = {
     if (message.subjectDigest !== "") {
       obj.subjectDigest = message.subjectDigest;
     }
+    if (message.requestId !== "") {
+      obj.requestId = message.requestId;
+    }
     return obj;
   },
 
@@ -2677,18 +2718,34 @@ export const EraseSubjectRequest: MessageFns<EraseSubjectRequest> = {
     const message = createBaseEraseSubjectRequest();
     message.parent = object.parent ?? "";
     message.subjectDigest = object.subjectDigest ?? "";
+    message.requestId = object.requestId ?? "";
     return message;
   },
 };
 
 function createBaseEraseSubjectResponse(): EraseSubjectResponse {
-  return { adapters: [] };
+  return { adapters: [], versions: [], fineTuningJobs: [], models: [], remainingSources: [], erasedRowCount: 0 };
 }
 
 export const EraseSubjectResponse: MessageFns<EraseSubjectResponse> = {
   encode(message: EraseSubjectResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     for (const v of message.adapters) {
       writer.uint32(10).string(v!);
+    }
+    for (const v of message.versions) {
+      ErasedVersion.encode(v!, writer.uint32(18).fork()).join();
+    }
+    for (const v of message.fineTuningJobs) {
+      writer.uint32(26).string(v!);
+    }
+    for (const v of message.models) {
+      writer.uint32(34).string(v!);
+    }
+    for (const v of message.remainingSources) {
+      writer.uint32(42).string(v!);
+    }
+    if (message.erasedRowCount !== 0) {
+      writer.uint32(48).int64(message.erasedRowCount);
     }
     return writer;
   },
@@ -2714,6 +2771,46 @@ export const EraseSubjectResponse: MessageFns<EraseSubjectResponse> = {
             message.adapters.push(reader.string());
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.versions.push(ErasedVersion.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.fineTuningJobs.push(reader.string());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.models.push(reader.string());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.remainingSources.push(reader.string());
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.erasedRowCount = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2729,6 +2826,25 @@ export const EraseSubjectResponse: MessageFns<EraseSubjectResponse> = {
   fromJSON(object: any): EraseSubjectResponse {
     return {
       adapters: globalThis.Array.isArray(object?.adapters) ? object.adapters.map((e: any) => globalThis.String(e)) : [],
+      versions: globalThis.Array.isArray(object?.versions)
+        ? object.versions.map((e: any) => ErasedVersion.fromJSON(e))
+        : [],
+      fineTuningJobs: globalThis.Array.isArray(object?.fineTuningJobs)
+        ? object.fineTuningJobs.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.fine_tuning_jobs)
+        ? object.fine_tuning_jobs.map((e: any) => globalThis.String(e))
+        : [],
+      models: globalThis.Array.isArray(object?.models) ? object.models.map((e: any) => globalThis.String(e)) : [],
+      remainingSources: globalThis.Array.isArray(object?.remainingSources)
+        ? object.remainingSources.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.remaining_sources)
+        ? object.remaining_sources.map((e: any) => globalThis.String(e))
+        : [],
+      erasedRowCount: isSet(object.erasedRowCount)
+        ? globalThis.Number(object.erasedRowCount)
+        : isSet(object.erased_row_count)
+        ? globalThis.Number(object.erased_row_count)
+        : 0,
     };
   },
 
@@ -2736,6 +2852,21 @@ export const EraseSubjectResponse: MessageFns<EraseSubjectResponse> = {
     const obj: any = {};
     if (message.adapters?.length) {
       obj.adapters = message.adapters;
+    }
+    if (message.versions?.length) {
+      obj.versions = message.versions.map((e) => ErasedVersion.toJSON(e));
+    }
+    if (message.fineTuningJobs?.length) {
+      obj.fineTuningJobs = message.fineTuningJobs;
+    }
+    if (message.models?.length) {
+      obj.models = message.models;
+    }
+    if (message.remainingSources?.length) {
+      obj.remainingSources = message.remainingSources;
+    }
+    if (message.erasedRowCount !== 0) {
+      obj.erasedRowCount = Math.round(message.erasedRowCount);
     }
     return obj;
   },
@@ -2746,6 +2877,116 @@ export const EraseSubjectResponse: MessageFns<EraseSubjectResponse> = {
   fromPartial(object: DeepPartial<EraseSubjectResponse>): EraseSubjectResponse {
     const message = createBaseEraseSubjectResponse();
     message.adapters = object.adapters?.map((e) => e) || [];
+    message.versions = object.versions?.map((e) => ErasedVersion.fromPartial(e)) || [];
+    message.fineTuningJobs = object.fineTuningJobs?.map((e) => e) || [];
+    message.models = object.models?.map((e) => e) || [];
+    message.remainingSources = object.remainingSources?.map((e) => e) || [];
+    message.erasedRowCount = object.erasedRowCount ?? 0;
+    return message;
+  },
+};
+
+function createBaseErasedVersion(): ErasedVersion {
+  return { name: "", replacement: "", errorMessage: "" };
+}
+
+export const ErasedVersion: MessageFns<ErasedVersion> = {
+  encode(message: ErasedVersion, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.replacement !== "") {
+      writer.uint32(18).string(message.replacement);
+    }
+    if (message.errorMessage !== "") {
+      writer.uint32(26).string(message.errorMessage);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ErasedVersion {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseErasedVersion();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.replacement = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.errorMessage = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ErasedVersion {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      replacement: isSet(object.replacement) ? globalThis.String(object.replacement) : "",
+      errorMessage: isSet(object.errorMessage)
+        ? globalThis.String(object.errorMessage)
+        : isSet(object.error_message)
+        ? globalThis.String(object.error_message)
+        : "",
+    };
+  },
+
+  toJSON(message: ErasedVersion): unknown {
+    const obj: any = {};
+    if (message.name !== "") {
+      obj.name = message.name;
+    }
+    if (message.replacement !== "") {
+      obj.replacement = message.replacement;
+    }
+    if (message.errorMessage !== "") {
+      obj.errorMessage = message.errorMessage;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ErasedVersion>): ErasedVersion {
+    return ErasedVersion.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ErasedVersion>): ErasedVersion {
+    const message = createBaseErasedVersion();
+    message.name = object.name ?? "";
+    message.replacement = object.replacement ?? "";
+    message.errorMessage = object.errorMessage ?? "";
     return message;
   },
 };
@@ -2864,7 +3105,11 @@ export const DatasetServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Lists what was trained on one subject's rows, and removes the rows. The operation's response is EraseSubjectResponse. */
+    /**
+     * Removes one subject's rows from the uploads and versions of a project, and lists what was trained on them. Rows are found by the column that a
+     * version's `columns.subject` names. Versions that held such rows are replaced by versions without them; the old ones, their shards and the old
+     * uploads are deleted. The operation's response is EraseSubjectResponse.
+     */
     eraseSubject: {
       name: "EraseSubject",
       requestType: EraseSubjectRequest as typeof EraseSubjectRequest,
@@ -2928,7 +3173,11 @@ export interface DatasetServiceImplementation<CallContextExt = {}> {
     request: TransformDatasetRequest,
     context: CallContext & CallContextExt,
   ): Promise<DeepPartial<Operation>>;
-  /** Lists what was trained on one subject's rows, and removes the rows. The operation's response is EraseSubjectResponse. */
+  /**
+   * Removes one subject's rows from the uploads and versions of a project, and lists what was trained on them. Rows are found by the column that a
+   * version's `columns.subject` names. Versions that held such rows are replaced by versions without them; the old ones, their shards and the old
+   * uploads are deleted. The operation's response is EraseSubjectResponse.
+   */
   eraseSubject(request: EraseSubjectRequest, context: CallContext & CallContextExt): Promise<DeepPartial<Operation>>;
 }
 
@@ -2984,7 +3233,11 @@ export interface DatasetServiceClient<CallOptionsExt = {}> {
     request: DeepPartial<TransformDatasetRequest>,
     options?: CallOptions & CallOptionsExt,
   ): Promise<Operation>;
-  /** Lists what was trained on one subject's rows, and removes the rows. The operation's response is EraseSubjectResponse. */
+  /**
+   * Removes one subject's rows from the uploads and versions of a project, and lists what was trained on them. Rows are found by the column that a
+   * version's `columns.subject` names. Versions that held such rows are replaced by versions without them; the old ones, their shards and the old
+   * uploads are deleted. The operation's response is EraseSubjectResponse.
+   */
   eraseSubject(request: DeepPartial<EraseSubjectRequest>, options?: CallOptions & CallOptionsExt): Promise<Operation>;
 }
 
