@@ -12,6 +12,14 @@ const onSignal = () => {
 process.on('SIGINT', onSignal);
 process.on('SIGTERM', onSignal);
 
+// As with `| head`: nobody reads the rest. The work is given up in order, and nothing more is said.
+let isOutputClosed = false;
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+  isOutputClosed = true;
+  interrupt.abort(new Failure('cancelled', 'nobody reads the output', { reason: 'OUTPUT_CLOSED' }));
+});
+
 const words = process.argv.slice(2);
 const json = words.includes('--json');
 const wanted = commandName(words);
@@ -35,7 +43,9 @@ try {
   // The engine's commands call nobody.
   await (wanted === 'engine' ? runProgram() : runTraced());
 } catch (error) {
-  if (!(error instanceof CommanderError)) process.exitCode = reportError(error, json);
+  // What a process ended by SIGPIPE ends with.
+  if (isOutputClosed) process.exitCode = 141;
+  else if (!(error instanceof CommanderError)) process.exitCode = reportError(error, json);
   // --help and --version end this way too.
   else if (error.exitCode !== 0) process.exitCode = json ? reportError(usageFailure(error), json) : 2;
 }

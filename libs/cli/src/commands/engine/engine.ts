@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
 import { helpConfiguration } from '../../help.ts';
+import { addBenchCommand } from './bench.ts';
 import { addExportCommand } from './export.ts';
 import { addGenerateCommand } from './generate.ts';
 import { addInspectCommand } from './inspect.ts';
@@ -31,4 +32,5 @@ export function addEngineCommands(program: Command, signal: AbortSignal): void {
   addGenerateCommand(group, signal);
   addQuantizeCommand(group, signal);
   addExportCommand(group, signal);
+  addBenchCommand(group, signal);
 }

@@ -1,8 +1,9 @@
+import { spawnSync } from 'node:child_process';
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { tempDir } from '@medmesh/testkit';
 import { describe, expect, test } from 'vitest';
-import { engine, engineJson, goldenModel } from '../../../test/engine-command.ts';
+import { engine, engineJson, goldenModel, medmeshPath } from '../../../test/engine-command.ts';
 
 const weights = join(goldenModel('llama3'), 'model.safetensors');
 
@@ -65,6 +66,13 @@ describe('engine inspect', { timeout: 60_000 }, () => {
     copyFileSync(join(goldenModel('llama3'), 'config.json'), join(dir, 'torch-only', 'config.json'));
     writeFileSync(join(dir, 'torch-only', 'pytorch_model.bin'), 'x');
     await refused(join(dir, 'torch-only'), /pickle/);
+  });
+
+  test('ends quietly when nobody reads its output', () => {
+    const pipe = `set -o pipefail; ${medmeshPath} engine inspect ${weights} | true; echo "$?"`;
+    const { stdout, stderr } = spawnSync('bash', ['-c', pipe], { encoding: 'utf8' });
+    expect(stderr).toBe('');
+    expect(['0\n', '141\n']).toContain(stdout);
   });
 
   test('tells an error as JSON with --json', async () => {

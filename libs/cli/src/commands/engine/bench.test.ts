@@ -1,0 +1,33 @@
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { repositoryRoot, tempDir } from '@medmesh/testkit';
+import { describe, expect, test } from 'vitest';
+import { engine, engineLines } from '../../../test/engine-command.ts';
+
+// Building it takes minutes; whoever has built it has it tested.
+const built = existsSync(join(repositoryRoot, 'libs/engine/build/release/engine-bench'));
+
+describe('engine bench', { timeout: 600_000 }, () => {
+  test.skipIf(!built)('measures on a small model, a line of JSON for each measurement', async () => {
+    const dir = tempDir();
+    const args = ['bench', '--shape', 'tiny', '--tokens', '32', '--new-tokens', '4', '--repeat', '1', '--dir', dir];
+    const lines = await engineLines(args);
+    expect(lines.map((line) => line['bench'])).toEqual(['quantize', 'step', 'prefill', 'decode']);
+    for (const line of lines)
+      expect(line).toMatchObject({
+        shape: 'tiny',
+        seconds: expect.any(Number),
+        machine: { threads: expect.any(Number) },
+      });
+    expect(readdirSync(dir).filter((name) => name.includes('quantize'))).toEqual([]);
+    const text = await engine(args, '--threads', '1', '--dtype', 'f32');
+    expect(text.stdout.trim().split('\n')).toHaveLength(4);
+    expect(text.stdout).toMatch(/^decode\s+[\d.]+ ms\s+[\d.]+ tok\/s {2}peak/m);
+  });
+
+  test('refuses what it does not measure', async () => {
+    const { code, stderr } = await engine('bench', 'speed');
+    expect(code).toBe(2);
+    expect(stderr).toMatch(/'speed' is invalid.*quantize, step, prefill, decode/);
+  });
+});
