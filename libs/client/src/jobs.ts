@@ -38,6 +38,8 @@ export type JobsClient = {
   resume(idOrName: string): Promise<lifecycle.FineTuningJob>;
   delete(idOrName: string): Promise<void>;
   checkpoints(idOrName: string): AsyncGenerator<lifecycle.Checkpoint>;
+  /** Makes an adapter of the checkpoint after `step` steps. */
+  promote(idOrName: string, step: number, adapterId: string): Promise<lifecycle.Adapter>;
   metrics(idOrName: string, pointCount?: number): Promise<lifecycle.Progress[]>;
 };
 
@@ -108,6 +110,11 @@ export function createJobsClient(service: Client<lifecycle.FineTuningServiceDefi
         (pageToken) => service.listCheckpoints({ parent: name(idOrName), pageSize: 1000, pageToken }),
         (page) => page.checkpoints,
       ),
+    promote: (idOrName, step, adapterId) =>
+      service.promoteCheckpoint({
+        name: `${name(idOrName)}/checkpoints/${String(step).padStart(9, '0')}`,
+        adapterId,
+      }),
     async metrics(idOrName, pointCount = 0) {
       const { points } = await service.queryJobMetrics({ name: name(idOrName), pointCount });
       return points;

@@ -14,6 +14,7 @@ import type { LifecycleDeps } from './deps.ts';
 import { exportAdapter, exportAdapterKind } from './export-adapter.ts';
 import { createLocalLauncher } from './launcher.ts';
 import { limits, targetModules } from './limits.ts';
+import { promoteCheckpoint } from './promote-checkpoint.ts';
 import { getFineTuningJob, listFineTuningJobs } from './read-jobs.ts';
 import { reconcileForever } from './reconcile.ts';
 import { resolveSpec } from './resolve-spec.ts';
@@ -64,6 +65,7 @@ const fineTuningService = (deps: WatchDeps): ServiceBinding =>
     getCheckpoint: (request) => checkpoints.getCheckpoint(deps, request),
     deleteCheckpoint: (request) => checkpoints.deleteCheckpoint(deps, request),
     saveCheckpoint: (request) => checkpoints.saveCheckpoint(deps, request),
+    promoteCheckpoint: (request) => promoteCheckpoint(deps, request),
     getModelLimits: (request) => getModelLimits(deps, request),
   });
 

@@ -9,6 +9,8 @@ import type { lifecycle } from '@medmesh/proto';
 import { type Entry, eachEntry, keyOf } from '@medmesh/records';
 import { withSpan } from '@medmesh/telemetry';
 import type { TrainerDeps } from './deps.ts';
+import { describeAdapter } from './describe-adapter.ts';
+import type { JobInputs } from './job-inputs.ts';
 
 type Checkpoint = lifecycle.Checkpoint;
 
@@ -28,35 +30,58 @@ export async function newestCheckpoint(
 }
 
 export type CheckpointFacts = {
-  job: string;
-  specDigest: string;
+  job: lifecycle.FineTuningJob;
   fencingToken: number;
   loss: number;
   validationLoss: number | undefined;
   counters: lifecycle.TrainingCounters;
 };
 
+/** Makes the checkpoint's PEFT files an adapter that can be promoted. One whose numbers are not finite or not its own cannot; training goes on. */
+async function tryDescribe(
+  deps: TrainerDeps,
+  trainer: Trainer,
+  inputs: JobInputs,
+  job: lifecycle.FineTuningJob,
+  folder: string,
+  signal: AbortSignal,
+): Promise<void> {
+  try {
+    await describeAdapter(trainer, inputs, job, folder, signal);
+  } catch (error) {
+    if (!(error instanceof Failure && error.reason === 'EXPORT_MISMATCH')) throw error;
+    deps.log.warn({ err: error, job: job.name, step: trainer.step }, 'the checkpoint cannot be promoted');
+  }
+}
+
 /**
  * Writes the trainer's state, stores it as blobs, and makes it visible by one record. Nothing is visible before that; a crash leaves blobs that
  * no record names. A repeat of a step (after a restart) puts its record over the old one: the contents are equal, bit for bit.
  */
-export function commitCheckpoint(deps: TrainerDeps, trainer: Trainer, facts: CheckpointFacts): Promise<Checkpoint> {
+export function commitCheckpoint(
+  deps: TrainerDeps,
+  trainer: Trainer,
+  inputs: JobInputs,
+  facts: CheckpointFacts,
+  signal: AbortSignal,
+): Promise<Checkpoint> {
   return withSpan('trainer.checkpoint', { attributes: { 'medmesh.step': trainer.step } }, async () => {
     const dir = await mkdtemp(join(tmpdir(), 'medmesh-checkpoint-'));
     try {
       const folder = join(dir, 'checkpoint');
       await trainer.saveCheckpoint(folder);
+      await tryDescribe(deps, trainer, inputs, facts.job, folder, signal);
       const { manifest, digest } = await collectFolder(deps.store, folder, 'checkpoint', {
-        'medmesh.spec': facts.specDigest,
+        'medmesh.spec': facts.job.resolvedSpecDigest,
       });
-      const { project, job } = names.job.parse(facts.job);
+      const { project, job } = names.job.parse(facts.job.name);
       const checkpoint: Checkpoint = {
         // Zero-padded, so that names sort by step.
         name: names.checkpoint.format({ project, job, step: String(trainer.step).padStart(9, '0') }),
         step: trainer.step,
         digest,
         files: artifactFiles(manifest),
-        resolvedSpecDigest: facts.specDigest,
+        resolvedSpecDigest: facts.job.resolvedSpecDigest,
         validationLoss: facts.validationLoss,
         loss: facts.loss,
         fencingToken: facts.fencingToken,
@@ -64,7 +89,7 @@ export function commitCheckpoint(deps: TrainerDeps, trainer: Trainer, facts: Che
         counters: facts.counters,
       };
       await put(deps, checkpoint);
-      await deps.events.publish(facts.job, {
+      await deps.events.publish(facts.job.name, {
         reason: 'CHECKPOINT_SAVED',
         message: `checkpoint at step ${checkpoint.step}`,
         payload: { $case: 'checkpoint', value: { checkpoint: checkpoint.name, step: checkpoint.step, digest } },

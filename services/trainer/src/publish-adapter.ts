@@ -1,24 +1,23 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { adapterDescriptionFile, artifactFiles, names, serializeAdapterDescription } from '@medmesh/catalog';
-import { engineVersion, type Trainer } from '@medmesh/engine';
+import { artifactFiles, names } from '@medmesh/catalog';
+import type { Trainer } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
 import { subjects } from '@medmesh/events';
-import { endJob } from '@medmesh/jobs';
+import { adapterOfJob, endJob } from '@medmesh/jobs';
 import { collectFolder } from '@medmesh/objects';
 import { lifecycle } from '@medmesh/proto';
 import { keyOf } from '@medmesh/records';
 import { withSpan } from '@medmesh/telemetry';
 import type { TrainerDeps } from './deps.ts';
+import { describeAdapter } from './describe-adapter.ts';
 import type { JobInputs } from './job-inputs.ts';
-import { computeProbes, probeTokens } from './parity-probes.ts';
 
 export type PublishFacts = {
   job: lifecycle.FineTuningJob;
   spec: lifecycle.ResolvedSpec;
   fencingToken: number;
-  device: string;
   progress: lifecycle.Progress;
   completionReason: lifecycle.FineTuningJob_CompletionReason;
   bestCheckpoint: string;
@@ -36,33 +35,7 @@ async function storeAdapter(
   try {
     const folder = join(dir, 'adapter');
     await trainer.saveAdapter(folder, { baseModelName: facts.spec.baseModel });
-    const probes = await withSpan('trainer.verify_export', {}, async () => {
-      const adapter = await inputs.model.loadAdapter(folder);
-      try {
-        const sequences = await probeTokens(inputs.modelDir, inputs.dataset.template, inputs.model.info.vocabSize);
-        return await computeProbes(inputs.model, adapter, trainer, sequences, signal);
-      } finally {
-        await adapter.close();
-      }
-    });
-    const description = serializeAdapterDescription({
-      format: 1,
-      base: { name: facts.spec.baseModel, digest: facts.spec.baseDigest, quantization: inputs.model.info.quantization },
-      tokenizerDigest: facts.spec.tokenizerDigest,
-      templateDigest: facts.spec.templateDigest,
-      template: inputs.dataset.template,
-      datasetDigests: facts.spec.datasetDigests,
-      resolvedSpecDigest: facts.job.resolvedSpecDigest,
-      job: facts.job.name,
-      seed: facts.spec.seed,
-      engine: {
-        version: engineVersion,
-        device: facts.device,
-        compute: facts.spec.quantization?.computeDtype === 'f32' ? 'f32' : 'bf16',
-      },
-      probes,
-    });
-    await writeFile(join(folder, adapterDescriptionFile), description);
+    await describeAdapter(trainer, inputs, facts.job, folder, signal);
     return await collectFolder(deps.store, folder, 'adapter', { 'medmesh.base': facts.spec.baseDigest });
   } finally {
     await rm(dir, { recursive: true, force: true });
@@ -101,33 +74,18 @@ export async function publishAdapter(
 ): Promise<lifecycle.FineTuningJob> {
   return withSpan('trainer.publish', {}, async () => {
     const { manifest, digest } = await storeAdapter(deps, trainer, inputs, facts, signal);
-    const { job, spec } = facts;
+    const { job } = facts;
     const { project } = names.job.parse(job.name);
-    const lora = spec.adapterSpec?.kind?.$case === 'lora' ? spec.adapterSpec.kind.value : undefined;
-    const now = new Date();
-    const adapter: lifecycle.Adapter = {
-      name: names.adapter.format({ project, adapter: job.publish?.adapterId || names.job.parse(job.name).job }),
-      displayName: job.displayName,
-      labels: job.labels,
+    const adapter = adapterOfJob(job, {
+      adapterId: job.publish?.adapterId || names.job.parse(job.name).job,
       state: lifecycle.Adapter_State.UNSPECIFIED,
       digest,
       files: artifactFiles(manifest),
-      baseModel: spec.baseModel,
-      baseDigest: spec.baseDigest,
-      fineTuningJob: job.name,
-      datasetVersions: job.trainDatasets.map((mixture) => mixture.datasetVersion),
       template: (await deps.catalog.datasetVersions.get(keyOf(job.trainDatasets[0]?.datasetVersion ?? '')))?.value.spec
         ?.template,
-      templateDigest: spec.templateDigest,
-      tokenizerDigest: spec.tokenizerDigest,
-      rank: lora?.rank ?? 0,
-      finalLoss: facts.progress.loss,
+      loss: facts.progress.loss,
       validationLoss: facts.progress.validationLoss,
-      createTime: now,
-      updateTime: now,
-      etag: '',
-      traceparent: job.traceparent,
-    };
+    });
     await writePending(deps, adapter);
     signal.throwIfAborted();
     const ended = await endJob({ jobs: deps.catalog.jobs, events: deps.events }, job.name, {

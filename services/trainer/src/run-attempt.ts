@@ -1,4 +1,3 @@
-import { listDevices } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
 import { transition } from '@medmesh/jobs';
 import { lifecycle } from '@medmesh/proto';
@@ -127,14 +126,14 @@ export async function runAttempt(
     let lastRecordedMs = deps.now();
     const keep = claimed.checkpointing?.keep || 2;
     const checkpoint = async () => {
-      const saved = await commitCheckpoint(deps, trainer.value, {
-        job: name,
-        specDigest: claimed.resolvedSpecDigest,
+      const facts = {
+        job: claimed,
         fencingToken,
         loss: lastLoss,
         validationLoss: progress.snapshot(0).validationLoss,
         counters: progress.counters,
-      });
+      };
+      const saved = await commitCheckpoint(deps, trainer.value, opened, facts, signal);
       const isBest = progress.counters.evaluationsWithoutImprovement === 0;
       if (isBest || bestCheckpoint === '') bestCheckpoint = saved.name;
       await changeOwned(deps, name, fencingToken, (job) => ({ ...job, bestCheckpoint }));
@@ -206,7 +205,6 @@ export async function runAttempt(
 
     await checkpoint();
     await setPhase(Phase.PUBLISH);
-    const device = listDevices()[0];
     await publishAdapter(
       deps,
       trainer.value,
@@ -215,7 +213,6 @@ export async function runAttempt(
         job: claimed,
         spec,
         fencingToken,
-        device: device === undefined ? 'cpu' : `${device.kind} ${device.isa}`,
         progress: progress.snapshot(plan.epochAfter(trainer.value.step)),
         completionReason: end.reason,
         bestCheckpoint,

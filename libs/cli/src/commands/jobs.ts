@@ -1,13 +1,14 @@
 import { lifecycle } from '@medmesh/proto';
 import type { Command } from 'commander';
 import { withContext } from '../context.ts';
+import { wholeNumber } from '../option-values.ts';
 import { table } from '../output.ts';
 import { describeResult, followJob } from './finetune.ts';
 
 const stateName = (job: lifecycle.FineTuningJob) =>
   lifecycle.fineTuningJob_StateToJSON(job.state).replace('STATE_', '');
 
-/** `jobs list|get|watch|cancel|pause|resume|delete|checkpoints`. */
+/** `jobs list|get|watch|cancel|pause|resume|delete|checkpoints|promote`. */
 export function addJobsCommands(program: Command, signal: AbortSignal): void {
   const group = program.command('jobs').description('fine-tuning jobs');
   group
@@ -60,6 +61,22 @@ export function addJobsCommands(program: Command, signal: AbortSignal): void {
         context.out.result(
           all.map((c) => lifecycle.Checkpoint.toJSON(c)),
           table(['STEP', 'LOSS', 'VALIDATION', 'DIGEST', 'CREATED'], rows),
+        );
+      }),
+    );
+  group
+    .command('promote')
+    .description('make an adapter of a checkpoint')
+    .argument('<job>')
+    .argument('<step>', 'the checkpoint’s step', wholeNumber(1))
+    .requiredOption('--id <id>', 'id of the new adapter')
+    .action(
+      withContext(signal, async (context, id: string, step: number, options: { id: string }, _command: Command) => {
+        const client = await context.client();
+        const adapter = await client.jobs.promote(id, step, options.id);
+        context.out.result(
+          lifecycle.Adapter.toJSON(adapter),
+          `${adapter.name}: step ${step}, loss ${adapter.finalLoss.toFixed(4)}, ${adapter.digest}`,
         );
       }),
     );

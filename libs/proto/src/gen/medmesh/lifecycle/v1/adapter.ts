@@ -10,7 +10,7 @@ import { Timestamp } from "../../../google/protobuf/timestamp.ts";
 import { TemplateSpec } from "../../dataset/v1/dataset.ts";
 import { ArtifactFile } from "../../model/v1/model.ts";
 
-/** A trained adapter. Exists if and only if its job succeeded. */
+/** A trained adapter: what a job that succeeded published, or a checkpoint that was promoted. */
 export interface Adapter {
   /** Identifier. Format: `projects/{project}/adapters/{adapter}`. */
   name: string;
