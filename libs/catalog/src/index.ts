@@ -13,3 +13,4 @@ export {
   serializeDatasetMetadata,
 } from './dataset-metadata.ts';
 export { names } from './names.ts';
+export { operationKinds } from './operation-kinds.ts';

@@ -20,7 +20,11 @@ export type AdaptersClient = {
     destinationUri: string,
     wait?: WaitOptions<unknown>,
   ): Promise<lifecycle.ExportAdapterResponse>;
+  /** How far an export (a PEFT folder or a merged model, where the server can read it) is from what was trained: max |Δ log p| over the parity probes. */
+  verifyExport(idOrName: string, uri: string, wait?: WaitOptions<unknown>): Promise<number>;
 };
+
+const noMetadata = { decode: (bytes: Uint8Array): unknown => bytes };
 
 export function createAdaptersClient(
   service: Client<lifecycle.AdapterServiceDefinition>,
@@ -53,11 +57,17 @@ export function createAdaptersClient(
     },
     async export(idOrName, destinationUri, wait) {
       const operation = await service.exportAdapter({ name: name(idOrName), destinationUri });
-      const types = {
-        response: lifecycle.ExportAdapterResponse,
-        metadata: { decode: (bytes: Uint8Array): unknown => bytes },
-      };
-      return waitForOperation(operations, operation, types, wait);
+      return waitForOperation(
+        operations,
+        operation,
+        { response: lifecycle.ExportAdapterResponse, metadata: noMetadata },
+        wait,
+      );
+    },
+    async verifyExport(idOrName, uri, wait) {
+      const operation = await service.verifyExport({ name: name(idOrName), uri });
+      const types = { response: lifecycle.VerifyExportResponse, metadata: noMetadata };
+      return (await waitForOperation(operations, operation, types, wait)).maxLogProbabilityDifference;
     },
   };
 }

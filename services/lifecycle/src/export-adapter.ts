@@ -6,15 +6,19 @@ import type { LifecycleDeps } from './deps.ts';
 
 export const exportAdapterKind = 'export-adapter';
 
+/** Refuses what is no folder or bucket. Whether this server may touch it is the store's to say. */
+export function checkExportUri(field: string, uri: string): void {
+  if (!/^(file:\/\/\/.|s3:\/\/[a-z0-9])/.test(uri))
+    throw invalidField(field, 'use file:///folder or s3://bucket/prefix');
+}
+
 /** Copies an adapter's files to a folder or bucket, where PEFT opens them. */
 export async function exportAdapter(
   deps: LifecycleDeps,
   request: lifecycle.ExportAdapterRequest,
   signal: AbortSignal,
 ): Promise<lifecycle.ExportAdapterResponse> {
-  if (!/^(file|s3):\/\//.test(request.destinationUri)) {
-    throw invalidField('destination_uri', 'use file:///folder or s3://bucket/prefix');
-  }
+  checkExportUri('destination_uri', request.destinationUri);
   const adapter = await getAdapter(deps, { name: request.name });
   const base = request.destinationUri.replace(/\/+$/, '');
   for (const file of manifestOf('adapter', adapter.files).files) {

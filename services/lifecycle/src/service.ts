@@ -1,4 +1,4 @@
-import { names, openCatalog } from '@medmesh/catalog';
+import { names, openCatalog, operationKinds } from '@medmesh/catalog';
 import { notFound } from '@medmesh/errors';
 import { createJobEvents } from '@medmesh/jobs';
 import { lifecycle, longrunning } from '@medmesh/proto';
@@ -11,7 +11,7 @@ import * as checkpoints from './checkpoints.ts';
 import type { LifecycleConfig } from './config.ts';
 import { createFineTuningJob } from './create-job.ts';
 import type { LifecycleDeps } from './deps.ts';
-import { exportAdapter, exportAdapterKind } from './export-adapter.ts';
+import { checkExportUri, exportAdapter, exportAdapterKind } from './export-adapter.ts';
 import { createLocalLauncher } from './launcher.ts';
 import { limits, targetModules } from './limits.ts';
 import { promoteCheckpoint } from './promote-checkpoint.ts';
@@ -79,6 +79,18 @@ const adapterService = (deps: LifecycleDeps, operations: Operations): ServiceBin
     deprecateAdapter: (request) => adapters.deprecateAdapter(deps, request),
     getLineage: (request) => adapters.getLineage(deps, request),
     downloadAdapterFile: (request, context) => adapters.downloadAdapterFile(deps, request, context.signal),
+    async verifyExport(request) {
+      const adapter = await adapters.getAdapter(deps, { name: request.name });
+      checkExportUri('uri', request.uri);
+      return operations.start({
+        kind: operationKinds.verifyExport,
+        project: names.adapter.parse(adapter.name).project,
+        request: {
+          typeUrl: typeUrl('medmesh.lifecycle.v1.VerifyExportRequest'),
+          bytes: lifecycle.VerifyExportRequest.encode(request).finish(),
+        },
+      });
+    },
     async exportAdapter(request) {
       const adapter = await adapters.getAdapter(deps, { name: request.name });
       return operations.start({

@@ -7,7 +7,8 @@ import type { QuantizerDeps, Run } from './deps.ts';
 import { deriveModel } from './derive-model.ts';
 import { readyModel } from './read-models.ts';
 
-async function usableAdapter(deps: QuantizerDeps, name: string): Promise<lifecycle.Adapter> {
+/** An adapter that exists and is not revoked. */
+export async function usableAdapter(deps: QuantizerDeps, name: string): Promise<lifecycle.Adapter> {
   names.adapter.parse(name);
   const adapter = (await deps.catalog.adapters.get(keyOf(name)))?.value;
   // Without a state it belongs to a job that has not succeeded yet.

@@ -1,6 +1,6 @@
-import { openCatalog } from '@medmesh/catalog';
+import { openCatalog, operationKinds } from '@medmesh/catalog';
 import { Failure } from '@medmesh/errors';
-import { model } from '@medmesh/proto';
+import { lifecycle, model } from '@medmesh/proto';
 import { bind, type ServiceBinding } from '@medmesh/rpc';
 import { createOperations, type Operations, type ServiceContext, type Started } from '@medmesh/service';
 import type { QuantizerConfig } from './config.ts';
@@ -14,6 +14,7 @@ import { checkQuantize, quantizedName, quantizeModel } from './quantize-model.ts
 import * as models from './read-models.ts';
 import { checkOrigin } from './sources/open-source.ts';
 import { sweepStaging } from './staging.ts';
+import { packVerified, verifyExport } from './verify-export.ts';
 
 const modelVerb = { response: model.Model, responseType: 'Model' };
 
@@ -109,6 +110,17 @@ export async function startQuantizer(context: ServiceContext<QuantizerConfig>): 
     workOn(operations, log, verbs.quantize, (request, run) => quantizeModel(deps, request, run), computing),
     workOn(operations, log, verbs.merge, (request, run) => mergeAdapter(deps, request, run), computing),
     workOn(operations, log, verbs.export, (request, run) => exportModel(deps, request, run), copying),
+    operations.run(
+      operationKinds.verifyExport,
+      async (operation) =>
+        packVerified(
+          await verifyExport(deps, lifecycle.VerifyExportRequest.decode(operation.request), {
+            operation: operation.name,
+            signal: operation.signal,
+          }),
+        ),
+      computing,
+    ),
   ]);
   return {
     services: [modelService(deps, operations)],

@@ -3,10 +3,11 @@ import { lifecycle } from '@medmesh/proto';
 import type { Command } from 'commander';
 import { withContext } from '../context.ts';
 import { table } from '../output.ts';
+import { toUri } from '../source-uri.ts';
 
 const stateName = (adapter: lifecycle.Adapter) => lifecycle.adapter_StateToJSON(adapter.state).replace('STATE_', '');
 
-/** `adapter list|get|export|revoke|lineage`. */
+/** `adapter list|get|export|verify|revoke|lineage`. */
 export function addAdapterCommands(program: Command, signal: AbortSignal): void {
   const group = program.command('adapter').description('trained adapters');
   group
@@ -51,6 +52,20 @@ export function addAdapterCommands(program: Command, signal: AbortSignal): void 
         const client = await context.client();
         const files = await client.adapters.download(id, resolve(folder));
         context.out.result({ folder: resolve(folder), files }, `${files.length} files in ${resolve(folder)}`);
+      }),
+    );
+  group
+    .command('verify <adapter> <export>')
+    .description('compare an export (a PEFT folder or a merged model) with what was trained, by the parity probes')
+    .action(
+      withContext(signal, async (context, id: string, exported: string, _options: object, _command: Command) => {
+        const client = await context.client();
+        const uri = toUri(exported);
+        const difference = await client.adapters.verifyExport(id, uri, { signal });
+        context.out.result(
+          { adapter: client.adapters.name(id), uri, maxLogProbabilityDifference: difference },
+          `log-probabilities of the parity probes differ by at most ${difference.toPrecision(3)}`,
+        );
       }),
     );
   group

@@ -1,21 +1,17 @@
 import { resolve } from 'node:path';
-import { pathToFileURL } from 'node:url';
 import { Failure } from '@medmesh/errors';
 import { model } from '@medmesh/proto';
 import type { Command } from 'commander';
 import { type CommandContext, withContext } from '../context.ts';
 import { formatBytes, table } from '../output.ts';
 import { createProgressBar } from '../progress.ts';
+import { toUri } from '../source-uri.ts';
 
 const quantizationName = (value: model.Quantization) =>
   model.quantizationToJSON(value).replace('QUANTIZATION_', '').toLowerCase().replaceAll('_', '-');
 
 const describeModel = (m: model.Model): string =>
   `${m.name}: ${m.modelType}, ${(m.parameterCount / 1e6).toFixed(1)} M parameters, ${formatBytes(m.weightBytes)}, ${quantizationName(m.quantization)}, ${m.digest}`;
-
-/** A folder or address as a URI; a bare path is a folder on this machine. */
-const toUri = (source: string): string =>
-  /^[a-z0-9]+:\/\//.test(source) ? source : pathToFileURL(resolve(source)).href;
 
 /** Runs a long operation with a bar that follows its metadata. */
 async function withBar<T>(

@@ -1,21 +1,22 @@
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { demoBaseDir, demoRowsPath } from '@medmesh/demo';
-import { lifecycle } from '@medmesh/proto';
+import { lifecycle, type model } from '@medmesh/proto';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type MeshFixture, startMeshFixture } from './mesh-fixture.ts';
 
 let fixture: MeshFixture;
+let base: model.Model;
+/** Six steps, and the same run ended after two: a constant learning rate does not know how long it will go on. */
+let long: lifecycle.FineTuningJob;
+let short: lifecycle.FineTuningJob;
 
 beforeAll(async () => {
   fixture = await startMeshFixture({ roots: [demoBaseDir] });
-}, 120_000);
-
-afterAll(() => fixture?.stop());
-
-test('a checkpoint becomes an adapter that is served as the model was at that step', { timeout: 240_000 }, async () => {
   const { client } = fixture;
   const source = await client.models.import({ modelId: 'base', uri: pathToFileURL(demoBaseDir).href });
-  const base = await client.models.quantize({ sourceModel: source.name, modelId: 'nf4' });
+  base = await client.models.quantize({ sourceModel: source.name, modelId: 'nf4' });
   const upload = await client.datasets.upload(demoRowsPath);
   await client.datasets.ensure('rows');
   const version = await client.datasets.buildVersion('rows', {
@@ -23,8 +24,8 @@ test('a checkpoint becomes an adapter that is served as the model was at that st
     model: base.name,
     maxTokens: 512,
   });
-  const train = (id: string, steps: number) =>
-    client.jobs.create(
+  const train = async (id: string, steps: number) => {
+    const { name } = await client.jobs.create(
       {
         source: { $case: 'baseModel', value: base.name },
         trainDatasets: [{ datasetVersion: version.name }],
@@ -37,15 +38,21 @@ test('a checkpoint becomes an adapter that is served as the model was at that st
       },
       { id },
     );
-  const job = await client.jobs.waitFor((await train('long', 6)).name);
-  // The same run, ended where the checkpoint was taken: a constant learning rate does not know how long it will go on.
-  const short = await client.jobs.waitFor((await train('short', 2)).name);
+    return client.jobs.waitFor(name);
+  };
+  long = await train('long', 6);
+  short = await train('short', 2);
+}, 240_000);
 
+afterAll(() => fixture?.stop());
+
+test('a checkpoint becomes an adapter that is served as the model was at that step', { timeout: 120_000 }, async () => {
+  const { client } = fixture;
   const promoted = await client.jobs.promote('long', 2, 'early');
   expect(promoted).toMatchObject({
     name: 'projects/default/adapters/early',
     state: lifecycle.Adapter_State.ACTIVE,
-    fineTuningJob: job.name,
+    fineTuningJob: long.name,
     baseModel: base.name,
     rank: 4,
   });
@@ -55,12 +62,12 @@ test('a checkpoint becomes an adapter that is served as the model was at that st
     'medmesh.json',
   ]);
   expect((await client.adapters.get('early')).etag).toBe(promoted.etag);
-  expect((await client.adapters.lineage('early')).fineTuningJob).toBe(job.name);
+  expect((await client.adapters.lineage('early')).fineTuningJob).toBe(long.name);
 
   const weights = async (name: string) =>
     (await client.adapters.get(name)).files.find((file) => file.path === 'adapter_model.safetensors')?.digest;
   expect(await weights('early')).toBe(await weights(short.adapter));
-  expect(await weights('early')).not.toBe(await weights(job.adapter));
+  expect(await weights('early')).not.toBe(await weights(long.adapter));
   // Serving replays the parity probes first.
   const ask = async (adapter: string) =>
     (
@@ -78,4 +85,31 @@ test('a checkpoint becomes an adapter that is served as the model was at that st
   await expect(client.jobs.promote('long', 2, 'Not An Id')).rejects.toMatchObject({ code: 'invalid_argument' });
   await expect(client.jobs.promote('long', 2, '')).rejects.toMatchObject({ code: 'invalid_argument' });
   await expect(client.jobs.promote('long', 5, 'other')).rejects.toMatchObject({ code: 'not_found' });
+});
+
+test('an export is measured against what was trained', { timeout: 120_000 }, async () => {
+  const { client, dir } = fixture;
+  const uriOf = (name: string) => pathToFileURL(join(dir, name)).href;
+  await client.adapters.export('long', uriOf('peft'));
+  await client.adapters.export('short', uriOf('other'));
+  const merged = await client.models.merge({ adapter: client.adapters.name('long'), modelId: 'merged' });
+  await client.models.download(merged.name, join(dir, 'merged'));
+
+  expect(await client.adapters.verifyExport('long', uriOf('peft'))).toBe(0);
+  // bf16 weights are rounded once more after the sum: a fraction of what four steps of training change.
+  const rounding = await client.adapters.verifyExport('long', uriOf('merged'));
+  const training = await client.adapters.verifyExport('long', uriOf('other'));
+  expect(rounding).toBeGreaterThan(0);
+  expect(training).toBeGreaterThan(5 * rounding);
+
+  const refused = (name: string, uri: string, failure: object) =>
+    expect(client.adapters.verifyExport(name, uri)).rejects.toMatchObject(failure);
+  await refused('long', 'https://example.org/x', { code: 'invalid_argument' });
+  await refused('nobody', uriOf('peft'), { code: 'not_found' });
+  await refused('long', pathToFileURL('/etc').href, { code: 'permission_denied' });
+  mkdirSync(join(dir, 'pickled'));
+  writeFileSync(join(dir, 'pickled', 'pytorch_model.bin'), 'x');
+  await refused('long', uriOf('pickled'), { code: 'invalid_argument', reason: 'MODEL_FILES_INVALID' });
+  writeFileSync(join(dir, 'peft', 'adapter_model.safetensors'), 'no tensors');
+  await refused('long', uriOf('peft'), { code: 'data_loss' });
 });
