@@ -16,6 +16,8 @@ export type ModelsClient = {
   quantize(request: Partial<typeof model.QuantizeModelRequest>, wait?: Wait): Promise<model.Model>;
   /** Makes a 16-bit model of a base and an adapter and waits. */
   merge(request: Partial<typeof model.MergeAdapterRequest>, wait?: Wait): Promise<model.Model>;
+  /** Writes a model to a folder or bucket that the server may write to, as its files or as one GGUF file, and waits. */
+  export(request: Partial<typeof model.ExportModelRequest>, wait?: Wait): Promise<model.ExportModelResponse>;
   get(idOrName: string): Promise<model.Model>;
   list(): AsyncGenerator<model.Model>;
   delete(idOrName: string): Promise<void>;
@@ -42,6 +44,13 @@ export function createModelsClient(
         wait,
       ),
     merge: async (request, wait) => waitForOperation(operations, await service.mergeAdapter(request), types, wait),
+    export: async (request, wait) =>
+      waitForOperation(
+        operations,
+        await service.exportModel({ ...request, name: name(request.name ?? '') }),
+        { response: model.ExportModelResponse, metadata: model.ModelOperationMetadata },
+        wait,
+      ),
     get: (idOrName) => service.getModel({ name: name(idOrName) }),
     list: () =>
       pageThrough(

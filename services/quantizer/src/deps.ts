@@ -14,7 +14,7 @@ export type QuantizerDeps = {
   hasEnded: (operation: string) => Promise<boolean>;
 };
 
-export type Phase = 'DOWNLOAD' | 'VERIFY' | 'QUANTIZE' | 'MERGE' | 'STORE';
+export type Phase = 'DOWNLOAD' | 'VERIFY' | 'QUANTIZE' | 'MERGE' | 'CONVERT' | 'STORE';
 
 /** What a long-running verb reports while it works. */
 export type Report = (phase: Phase, doneBytes: number, totalBytes: number) => void;

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { artifactFiles } from '@medmesh/catalog';
@@ -339,6 +340,48 @@ describe('export', () => {
     expect(readdirSync(dir).toSorted()).toEqual(readdirSync(baseDir).toSorted());
     for (const name of readdirSync(baseDir))
       expect(readFileSync(join(dir, name)).equals(readFileSync(join(baseDir, name)))).toBe(true);
+  });
+
+  test('makes a GGUF file of a model, with its adapter, and says how far it is from its source', async () => {
+    const dir = join(quantizer.roots, 'gguf');
+    const adapter = await storeAdapter('for-gguf', writeAdapter({ rank: 4, alpha: 8 }, 3), quantized);
+    const sizes: number[] = [];
+    for (const [request, fileName] of [
+      [{ name: base.name, format: model.ExportFormat.GGUF_F16 }, 'base-f16.gguf'],
+      [{ name: base.name, format: model.ExportFormat.GGUF_Q4_K_M }, 'base-q4_k_m.gguf'],
+      [{ name: quantized.name, format: model.ExportFormat.GGUF_Q8_0, adapter }, 'base-nf4-for-gguf-q8_0.gguf'],
+    ] as const) {
+      const operation = await quantizer.models().exportModel({ ...request, destinationUri: `file://${dir}` });
+      const made = await quantizer.finish(operation, model.ExportModelResponse);
+      expect(made).toMatchObject({ destinationUri: `file://${dir}`, files: [{ path: fileName }] });
+      expect(made.parity?.probeTokens).toBe(48);
+      expect(made.parity?.logprobMean).toBeGreaterThan(0);
+      expect(made.parity?.logprobMean).toBeLessThan(0.1);
+      const bytes = readFileSync(join(dir, fileName));
+      expect(bytes.subarray(0, 4).toString()).toBe('GGUF');
+      expect(made.files[0]).toMatchObject({
+        sizeBytes: bytes.length,
+        digest: `sha256:${createHash('sha256').update(bytes).digest('hex')}`,
+      });
+      sizes.push(bytes.length);
+    }
+    expect(sizes[1]).toBeLessThan(sizes[0]!);
+    expect(quantizer.staged()).toEqual([]);
+  });
+
+  test('an adapter goes into GGUF files of its own base alone', async () => {
+    const adapter = await storeAdapter('for-gguf-too', writeAdapter({ rank: 4, alpha: 8 }, 3), quantized);
+    const request = { name: base.name, destinationUri: `file://${quantizer.roots}/never`, adapter };
+    expect(await failureOf(quantizer.models().exportModel(request))).toMatchObject({ code: 'invalid_argument' });
+    const other = await quantizer.import({
+      modelId: 'gguf-other',
+      uri: `file://${await writeModelFolder(join(quantizer.roots, 'gguf-other'), { seed: 11 })}`,
+    });
+    const format = model.ExportFormat.GGUF_F16;
+    expect(await failureOf(quantizer.models().exportModel({ ...request, name: other.name, format }))).toMatchObject({
+      reason: 'ADAPTER_BASE_MISMATCH',
+    });
+    expect(existsSync(join(quantizer.roots, 'never'))).toBe(false);
   });
 
   test('a folder outside the roots is refused and nothing is written there', async () => {

@@ -5,7 +5,8 @@ import { bind, type ServiceBinding } from '@medmesh/rpc';
 import { createOperations, type Operations, type ServiceContext, type Started } from '@medmesh/service';
 import type { QuantizerConfig } from './config.ts';
 import type { QuantizerDeps } from './deps.ts';
-import { checkExport, exportModel } from './export-model.ts';
+import { exportGguf } from './export-gguf.ts';
+import { checkExport, exportModel, isGguf } from './export-model.ts';
 import { importedName, importModel } from './import-model.ts';
 import { checkMerge, mergeAdapter, mergedName } from './merge-adapter.ts';
 import { checkFree, newModelName } from './new-model.ts';
@@ -17,6 +18,14 @@ import { sweepStaging } from './staging.ts';
 import { packVerified, verifyExport } from './verify-export.ts';
 
 const modelVerb = { response: model.Model, responseType: 'Model' };
+
+const exportVerb = {
+  request: model.ExportModelRequest,
+  requestType: 'ExportModelRequest',
+  response: model.ExportModelResponse,
+  responseType: 'ExportModelResponse',
+  modelOf: (request: model.ExportModelRequest) => request.name,
+};
 
 const verbs = {
   import: {
@@ -40,14 +49,8 @@ const verbs = {
     requestType: 'MergeAdapterRequest',
     modelOf: mergedName,
   },
-  export: {
-    kind: 'model.export',
-    request: model.ExportModelRequest,
-    requestType: 'ExportModelRequest',
-    response: model.ExportModelResponse,
-    responseType: 'ExportModelResponse',
-    modelOf: (request: model.ExportModelRequest) => request.name,
-  },
+  export: { ...exportVerb, kind: 'model.export' },
+  exportGguf: { ...exportVerb, kind: 'model.export-gguf' },
 };
 
 function modelService(deps: QuantizerDeps, operations: Operations): ServiceBinding {
@@ -76,7 +79,7 @@ function modelService(deps: QuantizerDeps, operations: Operations): ServiceBindi
     },
     async exportModel(request) {
       await checkExport(deps, request);
-      return startVerb(operations, verbs.export, request);
+      return startVerb(operations, isGguf(request.format) ? verbs.exportGguf : verbs.export, request);
     },
     getModel: (request) => models.getModel(deps, request),
     listModels: (request) => models.listModels(deps, request),
@@ -110,6 +113,7 @@ export async function startQuantizer(context: ServiceContext<QuantizerConfig>): 
     workOn(operations, log, verbs.quantize, (request, run) => quantizeModel(deps, request, run), computing),
     workOn(operations, log, verbs.merge, (request, run) => mergeAdapter(deps, request, run), computing),
     workOn(operations, log, verbs.export, (request, run) => exportModel(deps, request, run), copying),
+    workOn(operations, log, verbs.exportGguf, (request, run) => exportGguf(deps, request, run), computing),
     operations.run(
       operationKinds.verifyExport,
       async (operation) =>

@@ -1,7 +1,7 @@
 import { resolve } from 'node:path';
 import { Failure } from '@medmesh/errors';
 import { model } from '@medmesh/proto';
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import { type CommandContext, withContext } from '../context.ts';
 import { formatBytes, table } from '../output.ts';
 import { createProgressBar } from '../progress.ts';
@@ -31,6 +31,42 @@ async function withBar<T>(
   } finally {
     bar.stop();
   }
+}
+
+const exportFormats = {
+  'hugging-face': model.ExportFormat.HUGGING_FACE,
+  'gguf-f16': model.ExportFormat.GGUF_F16,
+  'gguf-q8_0': model.ExportFormat.GGUF_Q8_0,
+  'gguf-q4_0': model.ExportFormat.GGUF_Q4_0,
+  'gguf-q4_k_m': model.ExportFormat.GGUF_Q4_K_M,
+};
+type ExportOptions = { format: keyof typeof exportFormats; adapter: string };
+
+async function downloadFolder(context: CommandContext, id: string, folder: string): Promise<void> {
+  const client = await context.client();
+  const files = await client.models.download(id, folder, (file) =>
+    context.out.say(`  ${file.path} ${formatBytes(file.sizeBytes)}`),
+  );
+  context.out.result({ folder, files }, `${files.length} files in ${folder}`);
+}
+
+/** The server makes the file, and writes it: a folder on this machine must be one that the server may use. */
+async function exportGguf(
+  context: CommandContext,
+  o: { id: string; folder: string; format: model.ExportFormat; adapter: string },
+  signal: AbortSignal,
+): Promise<void> {
+  const client = await context.client();
+  const adapter = o.adapter === '' ? '' : client.adapters.name(o.adapter);
+  const request = { name: o.id, destinationUri: toUri(o.folder), format: o.format, adapter };
+  const made = await withBar(context, 'export', (onProgress) => client.models.export(request, { onProgress, signal }));
+  const { files, parity } = made;
+  const nats = (value = 0) => value.toPrecision(2);
+  context.out.result(
+    model.ExportModelResponse.toJSON(made),
+    `${files.map((file) => `${made.destinationUri}/${file.path} ${formatBytes(file.sizeBytes)}`).join('\n')}
+differs from its source by ${nats(parity?.logprobMean)} nats a token (KL ${nats(parity?.klMean)}), same first choice in ${((parity?.top1Agreement ?? 0) * 100).toFixed(0)} %`,
+  );
 }
 
 /** `model import|quantize|merge|list|get|export|delete`. */
@@ -134,14 +170,21 @@ export function addModelCommands(program: Command, signal: AbortSignal): void {
     );
   group
     .command('export <model> <folder>')
-    .description('download a model as a Hugging Face folder')
+    .description('download a model as a Hugging Face folder, or make a GGUF file of it for llama.cpp')
+    .addOption(
+      new Option('--format <format>', 'what to write').choices(Object.keys(exportFormats)).default('hugging-face'),
+    )
+    .option('--adapter <adapter>', 'add this adapter first (GGUF only)', '')
     .action(
-      withContext(signal, async (context, id: string, folder: string, _options: object, _command: Command) => {
-        const client = await context.client();
-        const files = await client.models.download(id, resolve(folder), (file) =>
-          context.out.say(`  ${file.path} ${formatBytes(file.sizeBytes)}`),
-        );
-        context.out.result({ folder: resolve(folder), files }, `${files.length} files in ${resolve(folder)}`);
+      withContext(signal, async (context, id: string, folder: string, options: ExportOptions, _command: Command) => {
+        const format = exportFormats[options.format];
+        if (format === model.ExportFormat.HUGGING_FACE) {
+          if (options.adapter !== '') {
+            throw new Failure('invalid_argument', '--adapter is for GGUF; model merge makes a folder with its adapter');
+          }
+          return downloadFolder(context, id, resolve(folder));
+        }
+        return exportGguf(context, { id, folder, format, adapter: options.adapter }, signal);
       }),
     );
   group

@@ -12,6 +12,82 @@ import { Empty } from "../../../google/protobuf/empty.ts";
 import { Timestamp } from "../../../google/protobuf/timestamp.ts";
 import { ArtifactFile, Model, Quantization, quantizationFromJSON, quantizationToJSON } from "./model.ts";
 
+/** What ExportModel writes. */
+export const ExportFormat = {
+  /** UNSPECIFIED - As EXPORT_FORMAT_HUGGING_FACE. */
+  UNSPECIFIED: 0,
+  /** HUGGING_FACE - The model's own files, which transformers opens. */
+  HUGGING_FACE: 1,
+  /** GGUF_F16 - One GGUF file, which llama.cpp opens: matrices in 16-bit floating point. */
+  GGUF_F16: 2,
+  /** GGUF_Q8_0 - GGUF with 8-bit integers and a 16-bit scale for every 32 weights (8.5 bits a weight). */
+  GGUF_Q8_0: 3,
+  /** GGUF_Q4_0 - GGUF with 4-bit integers and a 16-bit scale for every 32 weights (4.5 bits a weight). */
+  GGUF_Q4_0: 4,
+  /** GGUF_Q4_K_M - GGUF with 4-bit integers in blocks of 256 weights, 6-bit ones for the most sensitive matrices (about 4.8 bits a weight). */
+  GGUF_Q4_K_M: 5,
+  UNRECOGNIZED: -1,
+} as const;
+
+export type ExportFormat = typeof ExportFormat[keyof typeof ExportFormat];
+
+export namespace ExportFormat {
+  export type UNSPECIFIED = typeof ExportFormat.UNSPECIFIED;
+  export type HUGGING_FACE = typeof ExportFormat.HUGGING_FACE;
+  export type GGUF_F16 = typeof ExportFormat.GGUF_F16;
+  export type GGUF_Q8_0 = typeof ExportFormat.GGUF_Q8_0;
+  export type GGUF_Q4_0 = typeof ExportFormat.GGUF_Q4_0;
+  export type GGUF_Q4_K_M = typeof ExportFormat.GGUF_Q4_K_M;
+  export type UNRECOGNIZED = typeof ExportFormat.UNRECOGNIZED;
+}
+
+export function exportFormatFromJSON(object: any): ExportFormat {
+  switch (object) {
+    case 0:
+    case "EXPORT_FORMAT_UNSPECIFIED":
+      return ExportFormat.UNSPECIFIED;
+    case 1:
+    case "EXPORT_FORMAT_HUGGING_FACE":
+      return ExportFormat.HUGGING_FACE;
+    case 2:
+    case "EXPORT_FORMAT_GGUF_F16":
+      return ExportFormat.GGUF_F16;
+    case 3:
+    case "EXPORT_FORMAT_GGUF_Q8_0":
+      return ExportFormat.GGUF_Q8_0;
+    case 4:
+    case "EXPORT_FORMAT_GGUF_Q4_0":
+      return ExportFormat.GGUF_Q4_0;
+    case 5:
+    case "EXPORT_FORMAT_GGUF_Q4_K_M":
+      return ExportFormat.GGUF_Q4_K_M;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return ExportFormat.UNRECOGNIZED;
+  }
+}
+
+export function exportFormatToJSON(object: ExportFormat): string {
+  switch (object) {
+    case ExportFormat.UNSPECIFIED:
+      return "EXPORT_FORMAT_UNSPECIFIED";
+    case ExportFormat.HUGGING_FACE:
+      return "EXPORT_FORMAT_HUGGING_FACE";
+    case ExportFormat.GGUF_F16:
+      return "EXPORT_FORMAT_GGUF_F16";
+    case ExportFormat.GGUF_Q8_0:
+      return "EXPORT_FORMAT_GGUF_Q8_0";
+    case ExportFormat.GGUF_Q4_0:
+      return "EXPORT_FORMAT_GGUF_Q4_0";
+    case ExportFormat.GGUF_Q4_K_M:
+      return "EXPORT_FORMAT_GGUF_Q4_K_M";
+    case ExportFormat.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
 /** Request of ImportModel. */
 export interface ImportModelRequest {
   /** Required. Format: `projects/{project}`. */
@@ -54,6 +130,24 @@ export interface MergeAdapterRequest {
   requestId: string;
 }
 
+/** How far a GGUF file is from the model, with its adapter, that it was made of. The file holds the same numbers, under `medmesh.parity`. */
+export interface ExportParity {
+  /** Mean |difference| of a weight, relative to the root mean square of its tensor. */
+  weightMean: number;
+  /** Largest |difference| of a weight, relative to the largest weight of its tensor. */
+  weightMax: number;
+  /** Length of the fixed token sequence that both were run on. */
+  probeTokens: number;
+  /** Mean |difference| of the log-probabilities of the sequence's next tokens, in nats. */
+  logprobMean: number;
+  /** Largest such difference, in nats. */
+  logprobMax: number;
+  /** Mean Kullback-Leibler divergence of the next-token distributions, in nats. */
+  klMean: number;
+  /** Share of positions with the same most likely token, 0 to 1. */
+  top1Agreement: number;
+}
+
 /** Request of ExportModel. */
 export interface ExportModelRequest {
   /** Required. The model. */
@@ -62,6 +156,13 @@ export interface ExportModelRequest {
   destinationUri: string;
   /** A UUID. A repeat of the same request returns the first answer. */
   requestId: string;
+  /** What to write. Default: the model's own files. */
+  format: ExportFormat;
+  /**
+   * Only for GGUF: an adapter to add to the weights first. Format: `projects/{project}/adapters/{adapter}`. The model must be the adapter's base, or
+   * the 16-bit model that base was quantized from.
+   */
+  adapter: string;
 }
 
 /** Response of ExportModel. */
@@ -70,13 +171,15 @@ export interface ExportModelResponse {
   destinationUri: string;
   /** What was written. */
   files: ArtifactFile[];
+  /** Only for GGUF: how far the file is from its source. */
+  parity: ExportParity | undefined;
 }
 
 /** Metadata of the operations of this service. */
 export interface ModelOperationMetadata {
   /** The model being made. */
   model: string;
-  /** What is being done: `DOWNLOAD`, `VERIFY`, `QUANTIZE`, `MERGE`, `STORE`. */
+  /** What is being done: `DOWNLOAD`, `VERIFY`, `QUANTIZE`, `MERGE`, `CONVERT`, `STORE`. */
   phase: string;
   /** Bytes done in this phase. */
   doneBytes: number;
@@ -575,8 +678,201 @@ export const MergeAdapterRequest: MessageFns<MergeAdapterRequest> = {
   },
 };
 
+function createBaseExportParity(): ExportParity {
+  return { weightMean: 0, weightMax: 0, probeTokens: 0, logprobMean: 0, logprobMax: 0, klMean: 0, top1Agreement: 0 };
+}
+
+export const ExportParity: MessageFns<ExportParity> = {
+  encode(message: ExportParity, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.weightMean !== 0) {
+      writer.uint32(9).double(message.weightMean);
+    }
+    if (message.weightMax !== 0) {
+      writer.uint32(17).double(message.weightMax);
+    }
+    if (message.probeTokens !== 0) {
+      writer.uint32(24).int32(message.probeTokens);
+    }
+    if (message.logprobMean !== 0) {
+      writer.uint32(33).double(message.logprobMean);
+    }
+    if (message.logprobMax !== 0) {
+      writer.uint32(41).double(message.logprobMax);
+    }
+    if (message.klMean !== 0) {
+      writer.uint32(49).double(message.klMean);
+    }
+    if (message.top1Agreement !== 0) {
+      writer.uint32(57).double(message.top1Agreement);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ExportParity {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseExportParity();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 9) {
+              break;
+            }
+
+            message.weightMean = reader.double();
+            continue;
+          }
+          case 2: {
+            if (tag !== 17) {
+              break;
+            }
+
+            message.weightMax = reader.double();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.probeTokens = reader.int32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 33) {
+              break;
+            }
+
+            message.logprobMean = reader.double();
+            continue;
+          }
+          case 5: {
+            if (tag !== 41) {
+              break;
+            }
+
+            message.logprobMax = reader.double();
+            continue;
+          }
+          case 6: {
+            if (tag !== 49) {
+              break;
+            }
+
+            message.klMean = reader.double();
+            continue;
+          }
+          case 7: {
+            if (tag !== 57) {
+              break;
+            }
+
+            message.top1Agreement = reader.double();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ExportParity {
+    return {
+      weightMean: isSet(object.weightMean)
+        ? globalThis.Number(object.weightMean)
+        : isSet(object.weight_mean)
+        ? globalThis.Number(object.weight_mean)
+        : 0,
+      weightMax: isSet(object.weightMax)
+        ? globalThis.Number(object.weightMax)
+        : isSet(object.weight_max)
+        ? globalThis.Number(object.weight_max)
+        : 0,
+      probeTokens: isSet(object.probeTokens)
+        ? globalThis.Number(object.probeTokens)
+        : isSet(object.probe_tokens)
+        ? globalThis.Number(object.probe_tokens)
+        : 0,
+      logprobMean: isSet(object.logprobMean)
+        ? globalThis.Number(object.logprobMean)
+        : isSet(object.logprob_mean)
+        ? globalThis.Number(object.logprob_mean)
+        : 0,
+      logprobMax: isSet(object.logprobMax)
+        ? globalThis.Number(object.logprobMax)
+        : isSet(object.logprob_max)
+        ? globalThis.Number(object.logprob_max)
+        : 0,
+      klMean: isSet(object.klMean)
+        ? globalThis.Number(object.klMean)
+        : isSet(object.kl_mean)
+        ? globalThis.Number(object.kl_mean)
+        : 0,
+      top1Agreement: isSet(object.top1Agreement)
+        ? globalThis.Number(object.top1Agreement)
+        : isSet(object.top1_agreement)
+        ? globalThis.Number(object.top1_agreement)
+        : 0,
+    };
+  },
+
+  toJSON(message: ExportParity): unknown {
+    const obj: any = {};
+    if (message.weightMean !== 0) {
+      obj.weightMean = floatToJson(message.weightMean);
+    }
+    if (message.weightMax !== 0) {
+      obj.weightMax = floatToJson(message.weightMax);
+    }
+    if (message.probeTokens !== 0) {
+      obj.probeTokens = Math.round(message.probeTokens);
+    }
+    if (message.logprobMean !== 0) {
+      obj.logprobMean = floatToJson(message.logprobMean);
+    }
+    if (message.logprobMax !== 0) {
+      obj.logprobMax = floatToJson(message.logprobMax);
+    }
+    if (message.klMean !== 0) {
+      obj.klMean = floatToJson(message.klMean);
+    }
+    if (message.top1Agreement !== 0) {
+      obj.top1Agreement = floatToJson(message.top1Agreement);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ExportParity>): ExportParity {
+    return ExportParity.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ExportParity>): ExportParity {
+    const message = createBaseExportParity();
+    message.weightMean = object.weightMean ?? 0;
+    message.weightMax = object.weightMax ?? 0;
+    message.probeTokens = object.probeTokens ?? 0;
+    message.logprobMean = object.logprobMean ?? 0;
+    message.logprobMax = object.logprobMax ?? 0;
+    message.klMean = object.klMean ?? 0;
+    message.top1Agreement = object.top1Agreement ?? 0;
+    return message;
+  },
+};
+
 function createBaseExportModelRequest(): ExportModelRequest {
-  return { name: "", destinationUri: "", requestId: "" };
+  return { name: "", destinationUri: "", requestId: "", format: 0, adapter: "" };
 }
 
 export const ExportModelRequest: MessageFns<ExportModelRequest> = {
@@ -589,6 +885,12 @@ export const ExportModelRequest: MessageFns<ExportModelRequest> = {
     }
     if (message.requestId !== "") {
       writer.uint32(26).string(message.requestId);
+    }
+    if (message.format !== 0) {
+      writer.uint32(32).int32(message.format);
+    }
+    if (message.adapter !== "") {
+      writer.uint32(42).string(message.adapter);
     }
     return writer;
   },
@@ -630,6 +932,22 @@ export const ExportModelRequest: MessageFns<ExportModelRequest> = {
             message.requestId = reader.string();
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.format = reader.int32() as any;
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.adapter = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -655,6 +973,8 @@ export const ExportModelRequest: MessageFns<ExportModelRequest> = {
         : isSet(object.request_id)
         ? globalThis.String(object.request_id)
         : "",
+      format: isSet(object.format) ? exportFormatFromJSON(object.format) : 0,
+      adapter: isSet(object.adapter) ? globalThis.String(object.adapter) : "",
     };
   },
 
@@ -669,6 +989,12 @@ export const ExportModelRequest: MessageFns<ExportModelRequest> = {
     if (message.requestId !== "") {
       obj.requestId = message.requestId;
     }
+    if (message.format !== 0) {
+      obj.format = exportFormatToJSON(message.format);
+    }
+    if (message.adapter !== "") {
+      obj.adapter = message.adapter;
+    }
     return obj;
   },
 
@@ -680,12 +1006,14 @@ export const ExportModelRequest: MessageFns<ExportModelRequest> = {
     message.name = object.name ?? "";
     message.destinationUri = object.destinationUri ?? "";
     message.requestId = object.requestId ?? "";
+    message.format = object.format ?? 0;
+    message.adapter = object.adapter ?? "";
     return message;
   },
 };
 
 function createBaseExportModelResponse(): ExportModelResponse {
-  return { destinationUri: "", files: [] };
+  return { destinationUri: "", files: [], parity: undefined };
 }
 
 export const ExportModelResponse: MessageFns<ExportModelResponse> = {
@@ -695,6 +1023,9 @@ export const ExportModelResponse: MessageFns<ExportModelResponse> = {
     }
     for (const v of message.files) {
       ArtifactFile.encode(v!, writer.uint32(18).fork()).join();
+    }
+    if (message.parity !== undefined) {
+      ExportParity.encode(message.parity, writer.uint32(26).fork()).join();
     }
     return writer;
   },
@@ -728,6 +1059,14 @@ export const ExportModelResponse: MessageFns<ExportModelResponse> = {
             message.files.push(ArtifactFile.decode(reader, reader.uint32()));
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.parity = ExportParity.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -748,6 +1087,7 @@ export const ExportModelResponse: MessageFns<ExportModelResponse> = {
         ? globalThis.String(object.destination_uri)
         : "",
       files: globalThis.Array.isArray(object?.files) ? object.files.map((e: any) => ArtifactFile.fromJSON(e)) : [],
+      parity: isSet(object.parity) ? ExportParity.fromJSON(object.parity) : undefined,
     };
   },
 
@@ -759,6 +1099,9 @@ export const ExportModelResponse: MessageFns<ExportModelResponse> = {
     if (message.files?.length) {
       obj.files = message.files.map((e) => ArtifactFile.toJSON(e));
     }
+    if (message.parity !== undefined) {
+      obj.parity = ExportParity.toJSON(message.parity);
+    }
     return obj;
   },
 
@@ -769,6 +1112,9 @@ export const ExportModelResponse: MessageFns<ExportModelResponse> = {
     const message = createBaseExportModelResponse();
     message.destinationUri = object.destinationUri ?? "";
     message.files = object.files?.map((e) => ArtifactFile.fromPartial(e)) || [];
+    message.parity = (object.parity !== undefined && object.parity !== null)
+      ? ExportParity.fromPartial(object.parity)
+      : undefined;
     return message;
   },
 };
@@ -1473,7 +1819,7 @@ export const ModelServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Writes a model's files to a folder that other tools open. The operation's response is ExportModelResponse. */
+    /** Writes a model to a folder that other tools open: its own files, or one GGUF file made of them. The operation's response is ExportModelResponse. */
     exportModel: {
       name: "ExportModel",
       requestType: ExportModelRequest as typeof ExportModelRequest,
@@ -1528,7 +1874,7 @@ export interface ModelServiceImplementation<CallContextExt = {}> {
   quantizeModel(request: QuantizeModelRequest, context: CallContext & CallContextExt): Promise<DeepPartial<Operation>>;
   /** Makes a 16-bit model of a base and an adapter. The operation's response is a Model, its metadata ModelOperationMetadata. */
   mergeAdapter(request: MergeAdapterRequest, context: CallContext & CallContextExt): Promise<DeepPartial<Operation>>;
-  /** Writes a model's files to a folder that other tools open. The operation's response is ExportModelResponse. */
+  /** Writes a model to a folder that other tools open: its own files, or one GGUF file made of them. The operation's response is ExportModelResponse. */
   exportModel(request: ExportModelRequest, context: CallContext & CallContextExt): Promise<DeepPartial<Operation>>;
   /** Returns a model. */
   getModel(request: GetModelRequest, context: CallContext & CallContextExt): Promise<DeepPartial<Model>>;
@@ -1553,7 +1899,7 @@ export interface ModelServiceClient<CallOptionsExt = {}> {
   quantizeModel(request: DeepPartial<QuantizeModelRequest>, options?: CallOptions & CallOptionsExt): Promise<Operation>;
   /** Makes a 16-bit model of a base and an adapter. The operation's response is a Model, its metadata ModelOperationMetadata. */
   mergeAdapter(request: DeepPartial<MergeAdapterRequest>, options?: CallOptions & CallOptionsExt): Promise<Operation>;
-  /** Writes a model's files to a folder that other tools open. The operation's response is ExportModelResponse. */
+  /** Writes a model to a folder that other tools open: its own files, or one GGUF file made of them. The operation's response is ExportModelResponse. */
   exportModel(request: DeepPartial<ExportModelRequest>, options?: CallOptions & CallOptionsExt): Promise<Operation>;
   /** Returns a model. */
   getModel(request: DeepPartial<GetModelRequest>, options?: CallOptions & CallOptionsExt): Promise<Model>;
@@ -1577,6 +1923,10 @@ function bytesFromBase64(b64: string): Uint8Array {
 
 function base64FromBytes(arr: Uint8Array): string {
   return globalThis.Buffer.from(arr).toString("base64");
+}
+
+function floatToJson(value: number | null | undefined): number | string | null | undefined {
+  return typeof value === "number" && !globalThis.Number.isFinite(value) ? globalThis.String(value) : value;
 }
 
 type Builtin = Date | Function | Uint8Array | string | number | boolean | undefined;
