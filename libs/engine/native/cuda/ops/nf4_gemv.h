@@ -11,7 +11,7 @@ namespace engine::cuda {
 
 inline constexpr std::int64_t kGemvRows = 32;
 
-// LoRA's term: low [rows, r] = scale · x·Aᵀ already scaled and rounded; b [N, r]. r is a multiple of 8, at most 64.
+// LoRA's term: low [rows, r] = scale · x·Aᵀ already scaled and rounded; b [N, r].
 struct GemvLowRank {
   View<const bf16> low, b;
 };
