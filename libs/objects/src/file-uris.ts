@@ -164,7 +164,17 @@ export function createFileUris(roots: readonly string[]): UriHome {
     }
   }
 
-  return { readUri, uriSize, listUri, writeUri };
+  async function removeUri(uri: string): Promise<void> {
+    const path = pathOf(uri);
+    if (!(await isInside(await realAncestor(dirname(path))))) throw notAllowed(uri, roots);
+    // By its name in the real folder: of a symbolic link the link itself goes, never what it leads to.
+    const folder = await realpath(dirname(path)).catch(() => undefined);
+    if (folder === undefined) return;
+    if (!(await isInside(folder))) throw notAllowed(uri, roots);
+    await rm(join(folder, basename(path)), { force: true });
+  }
+
+  return { readUri, uriSize, listUri, writeUri, removeUri };
 }
 
 /** The real path of the nearest folder above (or at) `path` that exists. */

@@ -56,6 +56,8 @@ export interface ObjectStore {
   listUri: (prefix: string, o?: WaitOptions) => AsyncIterable<UriEntry>;
   /** Writes a file or object within the allowed roots; it appears complete or not at all. */
   writeUri: (uri: string, source: BlobSource, o?: PutOptions) => Promise<{ sizeBytes: number }>;
+  /** Removes a file or object within the allowed roots; one that is not there is removed already. */
+  removeUri: (uri: string, o?: WaitOptions) => Promise<void>;
 }
 
 /** What a home of blobs does by itself; the rest of an ObjectStore is made of it. */
@@ -65,7 +67,7 @@ export type BlobHome = Pick<ObjectStore, 'url' | 'putBlob' | 'readBlob' | 'delet
 };
 
 /** Reads and writes the URIs of one scheme. */
-export type UriHome = Pick<ObjectStore, 'readUri' | 'uriSize' | 'listUri' | 'writeUri'>;
+export type UriHome = Pick<ObjectStore, 'readUri' | 'uriSize' | 'listUri' | 'writeUri' | 'removeUri'>;
 
 /** How many blobs a manifest's check asks for at once. */
 const checksInFlight = 16;
@@ -147,5 +149,6 @@ export function createObjectStore(home: BlobHome, uris: { file: UriHome; s3?: Ur
     uriSize: async (uri, o) => reach(uri).uriSize(uri, o),
     listUri: (prefix, o) => reach(prefix).listUri(prefix, o),
     writeUri: async (uri, source, o) => reach(uri).writeUri(uri, source, o),
+    removeUri: async (uri, o) => reach(uri).removeUri(uri, o),
   };
 }

@@ -97,7 +97,14 @@ export function createS3Uris(s3: S3Bucket, roots: readonly string[]): UriHome {
     });
   }
 
-  return { readUri, uriSize, listUri, writeUri };
+  async function removeUri(uri: string, o: WaitOptions = {}): Promise<void> {
+    const { bucket, key } = placeOf(uri);
+    if (key === '' || key.endsWith('/'))
+      throw new Failure('invalid_argument', `${shown(uri)} names a folder; name an object`, { reason: 'URI_INVALID' });
+    await s3.call('remove an object', () => s3.client.removeObject(bucket, key), { signal: o.signal });
+  }
+
+  return { readUri, uriSize, listUri, writeUri, removeUri };
 }
 
 /** Splits `s3://bucket/key`. The key is taken as it is written: nothing is decoded, and a path that means another one is refused. */

@@ -1,5 +1,6 @@
 import { manifestOf } from '@medmesh/catalog';
 import { invalidField } from '@medmesh/errors';
+import { exportFiles } from '@medmesh/objects';
 import type { lifecycle } from '@medmesh/proto';
 import { getAdapter } from './adapters.ts';
 import type { LifecycleDeps } from './deps.ts';
@@ -12,7 +13,7 @@ export function checkExportUri(field: string, uri: string): void {
     throw invalidField(field, 'use file:///folder or s3://bucket/prefix');
 }
 
-/** Copies an adapter's files to a folder or bucket, where PEFT opens them. */
+/** Copies an adapter's files to a folder or bucket, where PEFT opens them. An export that fails or is cancelled removes what it wrote. */
 export async function exportAdapter(
   deps: LifecycleDeps,
   request: lifecycle.ExportAdapterRequest,
@@ -21,8 +22,6 @@ export async function exportAdapter(
   checkExportUri('destination_uri', request.destinationUri);
   const adapter = await getAdapter(deps, { name: request.name });
   const base = request.destinationUri.replace(/\/+$/, '');
-  for (const file of manifestOf('adapter', adapter.files).files) {
-    await deps.store.writeUri(`${base}/${file.path}`, deps.store.readBlob(file.digest, { signal }));
-  }
+  await exportFiles(deps.store, manifestOf('adapter', adapter.files).files, base, { signal });
   return { destinationUri: base, files: adapter.files };
 }

@@ -1,5 +1,6 @@
 import { invalidField } from '@medmesh/errors';
-import { type lifecycle, model } from '@medmesh/proto';
+import { exportFiles } from '@medmesh/objects';
+import type { model } from '@medmesh/proto';
 import type { QuantizerDeps, Run } from './deps.ts';
 import { checkMerge } from './merge-adapter.ts';
 import { readyModel } from './read-models.ts';
@@ -31,7 +32,7 @@ export const folderUri = (request: model.ExportModelRequest): string => request.
 
 /**
  * Copies a model's files to a folder or bucket, where transformers opens them. Each file appears complete or not at all, and config.json last: a folder
- * without it is an export that broke off, and the same export again completes it.
+ * without it is an export whose process died, and the same export again completes it. One that fails or is cancelled removes what it wrote.
  */
 export async function exportModel(
   deps: QuantizerDeps,
@@ -42,6 +43,7 @@ export async function exportModel(
   const base = folderUri(request);
   const total = found.files.reduce((sum, file) => sum + file.sizeBytes, 0);
   const isLast = (file: model.ArtifactFile) => Number(file.path === 'config.json');
+<<<<<<< HEAD
   let before = 0;
   for (const file of found.files.toSorted((a, b) => isLast(a) - isLast(b))) {
     const start = before;
@@ -52,5 +54,13 @@ export async function exportModel(
     });
     before += file.sizeBytes;
   }
+  return model.ExportModelResponse.fromPartial({ destinationUri: base, files: found.files });
+=======
+  await exportFiles(
+    deps.store,
+    found.files.toSorted((a, b) => isLast(a) - isLast(b)),
+    base,
+    { signal, onProgress: (bytes) => report('STORE', bytes, total) },
+  );
   return model.ExportModelResponse.fromPartial({ destinationUri: base, files: found.files });
 }
