@@ -36,6 +36,8 @@ export type StartOperation = {
   metadata?: Packed;
   /** A repeat with the same id and request returns the operation of the first time. */
   requestId?: string;
+  /** Asked before an operation is made, not for a repeat of one that was: what it throws refuses the call, and may be repeated. */
+  admit?: () => Promise<void>;
 };
 
 /**
@@ -94,7 +96,10 @@ export async function createOperations(context: OperationsContext): Promise<Oper
 
   async function start(o: StartOperation): Promise<longrunning.Operation> {
     const requestId = o.requestId ?? '';
-    if (requestId === '') return enqueue(o, randomUUID());
+    if (requestId === '') {
+      await o.admit?.();
+      return enqueue(o, randomUUID());
+    }
     const method = `operations.${o.kind}`;
     const resCodec = {
       encode: (value: longrunning.Operation) => proto.Operation.encode(value).finish(),
@@ -102,9 +107,11 @@ export async function createOperations(context: OperationsContext): Promise<Oper
     };
     const request = { principal: o.project, method, requestId, body: digestible(o.request), resCodec };
     // The id follows from the request: should this process die in the middle, a repeat finds the same operation.
-    const first = await idempotent(records, request, () =>
-      enqueue(o, uuidFrom(o.project, method, requestId.toLowerCase())),
-    );
+    const id = uuidFrom(o.project, method, requestId.toLowerCase());
+    const first = await idempotent(records, request, async () => {
+      if ((await bucket.get(operationKey(`operations/${id}`))) === undefined) await o.admit?.();
+      return enqueue(o, id);
+    });
     return (await bucket.get(operationKey(first.name)))?.value.operation ?? first;
   }
 

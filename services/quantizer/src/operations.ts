@@ -25,11 +25,12 @@ const packMetadata = (metadata: Parameters<typeof model.ModelOperationMetadata.f
   bytes: model.ModelOperationMetadata.encode(model.ModelOperationMetadata.fromPartial(metadata)).finish(),
 });
 
-/** Queues a verb. The same `request_id` again returns the operation of the first time. */
+/** Queues a verb, unless `admit` throws. The same `request_id` again returns the operation of the first time, and nothing is asked. */
 export function startVerb<Q extends { requestId: string }, R>(
   operations: Operations,
   verb: Verb<Q, R>,
   request: Q,
+  admit?: () => Promise<void>,
 ): Promise<longrunning.Operation> {
   const name = verb.modelOf(request);
   return operations.start({
@@ -38,6 +39,7 @@ export function startVerb<Q extends { requestId: string }, R>(
     request: { typeUrl: typeUrl(verb.requestType), bytes: verb.request.encode({ ...request, requestId: '' }).finish() },
     metadata: packMetadata({ model: name, createTime: new Date(), traceId: traceId() ?? '' }),
     requestId: request.requestId,
+    ...(admit === undefined ? {} : { admit }),
   });
 }
 

@@ -54,28 +54,25 @@ const verbs = {
 };
 
 function modelService(deps: QuantizerDeps, operations: Operations): ServiceBinding {
-  // An id that is taken is told at once. A repeat of a known request_id is not a second model, so there the operation finds out.
-  const checkName = async (parent: string, request: { modelId: string; requestId: string }) => {
-    const name = newModelName(parent, request.modelId);
-    if (request.requestId === '') await checkFree(deps, name);
+  // An id that is taken is told at once; of a request that is repeated, the id is its own.
+  const freeName = (parent: string, { modelId }: { modelId: string }) => {
+    const name = newModelName(parent, modelId);
+    return () => checkFree(deps, name);
   };
   const parentOf = (name: string) => name.split('/').slice(0, 2).join('/');
 
   return bind(model.ModelServiceDefinition, {
     async importModel(request) {
       checkOrigin(deps.config, request);
-      await checkName(request.parent, request);
-      return startVerb(operations, verbs.import, request);
+      return startVerb(operations, verbs.import, request, freeName(request.parent, request));
     },
     async quantizeModel(request) {
       await checkQuantize(deps, request);
-      await checkName(parentOf(request.sourceModel), request);
-      return startVerb(operations, verbs.quantize, request);
+      return startVerb(operations, verbs.quantize, request, freeName(parentOf(request.sourceModel), request));
     },
     async mergeAdapter(request) {
       await checkMerge(deps, request);
-      await checkName(parentOf(request.adapter), request);
-      return startVerb(operations, verbs.merge, request);
+      return startVerb(operations, verbs.merge, request, freeName(parentOf(request.adapter), request));
     },
     async exportModel(request) {
       await checkExport(deps, request);
