@@ -1,6 +1,6 @@
 import { invalidField } from '@medmesh/errors';
 import { exportFiles } from '@medmesh/objects';
-import type { model } from '@medmesh/proto';
+import { type lifecycle, model } from '@medmesh/proto';
 import type { QuantizerDeps, Run } from './deps.ts';
 import { checkMerge } from './merge-adapter.ts';
 import { readyModel } from './read-models.ts';
@@ -43,19 +43,6 @@ export async function exportModel(
   const base = folderUri(request);
   const total = found.files.reduce((sum, file) => sum + file.sizeBytes, 0);
   const isLast = (file: model.ArtifactFile) => Number(file.path === 'config.json');
-<<<<<<< HEAD
-  let before = 0;
-  for (const file of found.files.toSorted((a, b) => isLast(a) - isLast(b))) {
-    const start = before;
-    await deps.store.writeUri(`${base}/${file.path}`, deps.store.readBlob(file.digest, { signal }), {
-      expectedDigest: file.digest,
-      signal,
-      onProgress: (bytes) => report('STORE', start + bytes, total),
-    });
-    before += file.sizeBytes;
-  }
-  return model.ExportModelResponse.fromPartial({ destinationUri: base, files: found.files });
-=======
   await exportFiles(
     deps.store,
     found.files.toSorted((a, b) => isLast(a) - isLast(b)),
