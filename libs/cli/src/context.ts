@@ -1,3 +1,4 @@
+import { readFile } from 'node:fs/promises';
 import type { MedmeshClient } from '@medmesh/client';
 import { Failure } from '@medmesh/errors';
 import type { Command } from 'commander';
@@ -5,7 +6,14 @@ import { defaultStateDir } from './mesh/paths.ts';
 import { createOutput, type Output } from './output.ts';
 
 /** Options that every command takes. */
-export type GlobalOptions = { json: boolean; address?: string; project: string; state: string };
+export type GlobalOptions = {
+  json: boolean;
+  address?: string;
+  project: string;
+  state: string;
+  apiKeyFile?: string;
+  ca?: string;
+};
 
 export type CommandContext = {
   global: GlobalOptions;
@@ -34,6 +42,8 @@ const inherit = (env: NodeJS.ProcessEnv): Record<string, string> =>
 export const environment = (env: NodeJS.ProcessEnv) => ({
   address: env['MEDMESH_ADDRESS'],
   project: env['MEDMESH_PROJECT'] ?? 'default',
+  apiKeyFile: env['MEDMESH_API_KEY_FILE'],
+  ca: env['MEDMESH_CA'],
   state: env['MEDMESH_STATE'] ?? defaultStateDir,
   otlpEndpoint: env['OTEL_EXPORTER_OTLP_ENDPOINT'],
   inherited: inherit(env),
@@ -57,7 +67,12 @@ export function withContext<A extends unknown[]>(
       signal,
       async client() {
         const { connect } = await import('@medmesh/client');
-        client ??= connect({ address: await resolveAddress(global), project: global.project });
+        client ??= connect({
+          address: await resolveAddress(global),
+          project: global.project,
+          apiKey: global.apiKeyFile === undefined ? undefined : (await readFile(global.apiKeyFile, 'utf8')).trim(),
+          tls: global.ca === undefined ? undefined : { caFile: global.ca },
+        });
         return client;
       },
     };

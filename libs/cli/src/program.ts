@@ -69,6 +69,12 @@ export async function createProgram({ env, signal, wanted, silent = false }: Pro
         'the gateway; default: MEDMESH_ADDRESS, else the mesh that runs here',
       ).default(defaults.address),
     )
+    .addOption(
+      new Option('--api-key-file <file>', 'file that holds the key for a gateway that asks for one').default(
+        defaults.apiKeyFile,
+      ),
+    )
+    .addOption(new Option('--ca <file>', 'PEM authority of the gateway; speaks TLS').default(defaults.ca))
     .addOption(new Option('--project <project>', 'the project that names are made in').default(defaults.project))
     .addOption(new Option('--state <folder>', 'where a mesh on this machine keeps everything').default(defaults.state))
     .showSuggestionAfterError()

@@ -1,5 +1,12 @@
-import { dataset, inference, lifecycle, longrunning, model, trainer } from '@medmesh/proto';
-import { createClient, openChannel } from '@medmesh/rpc';
+import { dataset, inference, lifecycle, longrunning, model, openInference, trainer } from '@medmesh/proto';
+import {
+  type Client,
+  type ClientTls,
+  createClient as createRpcClient,
+  Metadata,
+  openChannel,
+  type ServiceDefinition,
+} from '@medmesh/rpc';
 import { type AdaptersClient, createAdaptersClient } from './adapters.ts';
 import { createDatasetsClient, type DatasetsClient } from './datasets.ts';
 import { createInferenceClient, type InferenceClient } from './inference.ts';
@@ -12,6 +19,10 @@ export type ConnectOptions = {
   address?: string;
   /** The project that names are made in. Default `default`. */
   project?: string;
+  /** Sent as `Authorization: Bearer …`, for a gateway that asks for keys. Over anything but loopback, use it with `tls`. */
+  apiKey?: string | undefined;
+  /** Without it the connection is in clear. */
+  tls?: ClientTls | undefined;
 };
 
 /** Everything medmesh does, typed. Every error is a Failure with a code and a reason. */
@@ -26,41 +37,40 @@ export type MedmeshClient = {
   /** The generated clients, for calls that the groups above do not wrap. */
   readonly raw: {
     readonly operations: OperationsClient;
-    readonly tokenizer: ReturnType<typeof rawTokenizer>;
-    readonly trainer: ReturnType<typeof rawTrainer>;
-    readonly inference: ReturnType<typeof rawInference>;
-    readonly inferenceAdmin: ReturnType<typeof rawAdmin>;
+    readonly tokenizer: Client<dataset.TokenizerServiceDefinition>;
+    readonly trainer: Client<trainer.TrainerServiceDefinition>;
+    readonly inference: Client<inference.InferenceServiceDefinition>;
+    readonly inferenceAdmin: Client<inference.InferenceAdminServiceDefinition>;
+    readonly openInference: Client<openInference.GRPCInferenceServiceDefinition>;
   };
   close(): void;
 };
-
-type Channel = ReturnType<typeof openChannel>;
-const rawTokenizer = (channel: Channel) => createClient(dataset.TokenizerServiceDefinition, channel);
-const rawTrainer = (channel: Channel) => createClient(trainer.TrainerServiceDefinition, channel);
-const rawInference = (channel: Channel) => createClient(inference.InferenceServiceDefinition, channel);
-const rawAdmin = (channel: Channel) => createClient(inference.InferenceAdminServiceDefinition, channel);
 
 /** Opens a connection to a gateway. It is made lazily: an unreachable one shows at the first call. */
 export function connect(options: ConnectOptions = {}): MedmeshClient {
   const address = options.address ?? '127.0.0.1:7400';
   const project = options.project ?? 'default';
   const parent = `projects/${project}`;
-  const channel = openChannel(address);
-  const operations = createClient(longrunning.OperationsDefinition, channel);
+  const channel = openChannel(address, { tls: options.tls });
+  const metadata = options.apiKey === undefined ? undefined : Metadata({ authorization: `Bearer ${options.apiKey}` });
+  const createClient = <D extends ServiceDefinition>(definition: D) =>
+    createRpcClient(definition, channel, { metadata });
+  const operations = createClient(longrunning.OperationsDefinition);
   return {
     address,
     project,
-    models: createModelsClient(createClient(model.ModelServiceDefinition, channel), operations, parent),
-    datasets: createDatasetsClient(createClient(dataset.DatasetServiceDefinition, channel), operations, parent),
-    jobs: createJobsClient(createClient(lifecycle.FineTuningServiceDefinition, channel), parent),
-    adapters: createAdaptersClient(createClient(lifecycle.AdapterServiceDefinition, channel), operations, parent),
-    inference: createInferenceClient(createClient(inference.InferenceServiceDefinition, channel)),
+    models: createModelsClient(createClient(model.ModelServiceDefinition), operations, parent),
+    datasets: createDatasetsClient(createClient(dataset.DatasetServiceDefinition), operations, parent),
+    jobs: createJobsClient(createClient(lifecycle.FineTuningServiceDefinition), parent),
+    adapters: createAdaptersClient(createClient(lifecycle.AdapterServiceDefinition), operations, parent),
+    inference: createInferenceClient(createClient(inference.InferenceServiceDefinition)),
     raw: {
       operations,
-      tokenizer: rawTokenizer(channel),
-      trainer: rawTrainer(channel),
-      inference: rawInference(channel),
-      inferenceAdmin: rawAdmin(channel),
+      tokenizer: createClient(dataset.TokenizerServiceDefinition),
+      trainer: createClient(trainer.TrainerServiceDefinition),
+      inference: createClient(inference.InferenceServiceDefinition),
+      inferenceAdmin: createClient(inference.InferenceAdminServiceDefinition),
+      openInference: createClient(openInference.GRPCInferenceServiceDefinition),
     },
     close: () => channel.close(),
   };

@@ -106,11 +106,13 @@ async function live<Schema extends z.ZodObject>(
       metrics,
       health,
       maxConnectionAgeMs,
+      tls: started.tls,
+      middleware: started.middleware,
     }).catch(async (error: unknown) => {
       await started.stop?.();
       throw error;
     });
-    const ports = { grpc: server.port, metrics: metricsServer.port };
+    const ports = { grpc: server.port, metrics: metricsServer.port, ...started.ports };
     if (common.PORT_FILE !== undefined) {
       writeAtOnce(common.PORT_FILE, `${JSON.stringify({ ...ports, pid: process.pid })}\n`);
     }

@@ -3,7 +3,7 @@ import type { Publisher } from '@medmesh/events';
 import type { Logger } from '@medmesh/log';
 import type { Cache, ObjectStore } from '@medmesh/objects';
 import type { Records } from '@medmesh/records';
-import type { Health, ServiceBinding } from '@medmesh/rpc';
+import type { Health, ServerMiddleware, ServerTls, ServiceBinding } from '@medmesh/rpc';
 import type { Metrics } from '@medmesh/telemetry';
 import type { NatsConnection } from '@nats-io/transport-node';
 import type { z } from 'zod';
@@ -30,6 +30,12 @@ export type ServiceContext<C> = {
 /** What a service hands over once it has started. */
 export type Started = {
   readonly services: readonly ServiceBinding[];
+  /** Certificates of the gRPC server; without them it speaks in clear. */
+  readonly tls?: ServerTls | undefined;
+  /** Runs before every call, inside observation: authentication, limits. */
+  readonly middleware?: readonly ServerMiddleware[];
+  /** Ports that the service itself listens on, by name, for the port file and the log. */
+  readonly ports?: Readonly<Record<string, number>>;
   /** Takes no more work, and finishes or hands back what it has. Called while open calls still finish. */
   stop?(): Promise<void>;
   /** Releases the rest, after the last call. */

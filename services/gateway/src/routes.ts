@@ -1,4 +1,4 @@
-import { dataset, inference, lifecycle, longrunning, model, trainer } from '@medmesh/proto';
+import { dataset, inference, lifecycle, longrunning, model, openInference, trainer } from '@medmesh/proto';
 import type { GatewayConfig } from './config.ts';
 
 type Backend = Extract<keyof GatewayConfig, `${string}_ADDR`>;
@@ -13,7 +13,11 @@ export const routes = {
   FORMATTER_ADDR: [dataset.DatasetServiceDefinition, dataset.TokenizerServiceDefinition],
   QUANTIZER_ADDR: [model.ModelServiceDefinition],
   TRAINER_ADDR: [trainer.TrainerServiceDefinition],
-  INFERENCE_ADDR: [inference.InferenceServiceDefinition, inference.InferenceAdminServiceDefinition],
+  INFERENCE_ADDR: [
+    inference.InferenceServiceDefinition,
+    inference.InferenceAdminServiceDefinition,
+    openInference.GRPCInferenceServiceDefinition,
+  ],
 } as const satisfies Record<Backend, readonly unknown[]>;
 
 /** The settings that name a backend. */

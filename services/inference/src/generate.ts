@@ -11,11 +11,14 @@ import { type PrepareDeps, type Prepared, prepareRequest } from './prepare-reque
 
 export type GenerateDeps = PrepareDeps & {
   admission: Admission;
-  /** Running requests by id, for Cancel. */
+  /** Running requests by tenant and id, for Cancel. */
   running: Map<string, AbortController>;
   onTokens: (count: number) => void;
   onFirstToken: (seconds: number) => void;
 };
+
+/** A request's key among those that run: tenants do not share ids, so none can cancel or probe another's. */
+export const runningKey = (tenant: string, requestId: string): string => JSON.stringify([tenant, requestId]);
 
 type Events = AsyncGenerator<inference.GenerateEvent>;
 
@@ -40,13 +43,15 @@ async function* answer(
 export async function* generate(
   deps: GenerateDeps,
   request: inference.GenerateRequest,
+  tenant: string,
   callSignal: AbortSignal,
 ): Events {
   const requestId = request.requestId || randomUUID();
-  if (deps.running.has(requestId))
+  const key = runningKey(tenant, requestId);
+  if (deps.running.has(key))
     throw new Failure('already_exists', `request ${requestId} is running`, { reason: 'REQUEST_ID_REUSED' });
   const cancel = new AbortController();
-  deps.running.set(requestId, cancel);
+  deps.running.set(key, cancel);
   const signal = AbortSignal.any([callSignal, cancel.signal]);
   const received = performance.now();
   let place: Awaited<ReturnType<Admission['enter']>> | undefined;
@@ -90,7 +95,7 @@ export async function* generate(
     span.end();
     prepared?.release();
     place?.leave();
-    deps.running.delete(requestId);
+    deps.running.delete(key);
   }
 }
 
@@ -98,12 +103,13 @@ export async function* generate(
 export async function complete(
   deps: GenerateDeps,
   request: inference.GenerateRequest,
+  tenant: string,
   signal: AbortSignal,
 ): Promise<inference.GenerateResult> {
   const result = inference.GenerateResult.fromPartial({});
   const choiceAt = (index: number): inference.GenerateChoice =>
     (result.choices[index] ??= inference.GenerateChoice.fromPartial({}));
-  for await (const { event } of generate(deps, request, signal)) {
+  for await (const { event } of generate(deps, request, tenant, signal)) {
     if (event?.$case === 'started') result.started = event.value;
     else if (event?.$case === 'finished') choiceAt(event.value.choice).finished = event.value;
     else if (event?.$case === 'delta') {

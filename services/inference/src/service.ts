@@ -2,7 +2,7 @@ import { openCatalog } from '@medmesh/catalog';
 import { listDevices } from '@medmesh/engine';
 import { invalidField } from '@medmesh/errors';
 import { inference } from '@medmesh/proto';
-import { bind, type ServiceBinding } from '@medmesh/rpc';
+import { bind, callerTenant, type ServiceBinding } from '@medmesh/rpc';
 import type { ServiceContext, Started } from '@medmesh/service';
 import { createAdapters } from './adapters.ts';
 import * as admin from './admin.ts';
@@ -11,18 +11,19 @@ import { createBases } from './bases.ts';
 import type { InferenceConfig } from './config.ts';
 import { createConstraintCompiler } from './constraint/compiler.ts';
 import { createConstraints } from './constraints.ts';
-import { complete, type GenerateDeps, generate } from './generate.ts';
+import { complete, type GenerateDeps, generate, runningKey } from './generate.ts';
+import { openInferenceService } from './open-inference.ts';
 import { prepareRequest } from './prepare-request.ts';
 import { score } from './score.ts';
 import { createTokenRate } from './token-rate.ts';
 
 const inferenceService = (deps: GenerateDeps): ServiceBinding =>
   bind(inference.InferenceServiceDefinition, {
-    generate: (request, context) => generate(deps, request, context.signal),
-    complete: (request, context) => complete(deps, request, context.signal),
+    generate: (request, context) => generate(deps, request, callerTenant(context), context.signal),
+    complete: (request, context) => complete(deps, request, callerTenant(context), context.signal),
     score: (request, context) => score(deps, request, context.signal),
-    cancel(request) {
-      const running = deps.running.get(request.requestId);
+    cancel(request, context) {
+      const running = deps.running.get(runningKey(callerTenant(context), request.requestId));
       running?.abort();
       return Promise.resolve({ found: running !== undefined });
     },
@@ -103,6 +104,7 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
   return {
     services: [
       inferenceService(deps),
+      openInferenceService({ bases, adapters, health: context.health }),
       adminService({ bases, adapters, admission, tokensPerSecond: () => rate.rate() }),
     ],
     stop() {

@@ -12,11 +12,12 @@ import { meshPaths, repositoryRoot } from '../mesh/paths.ts';
 import { wholeNumber } from '../option-values.ts';
 import { table } from '../output.ts';
 
-type UpOptions = { port: number; otlp?: string; root: string[]; foreground: boolean };
+type UpOptions = { port: number; httpPort: number; otlp?: string; root: string[]; foreground: boolean };
 
 const describeMesh = (record: MeshRecord): string =>
   [
     `gateway  ${record.gateway} (gRPC)`,
+    `openai   http://${record.http}/v1`,
     ...Object.entries(record.metrics).map(([name, address]) => `${name.padEnd(8)} http://${address}/metrics`),
     `state    ${record.stateDir}`,
   ].join('\n');
@@ -31,6 +32,7 @@ async function upForeground(
     {
       stateDir: global.state,
       gatewayPort: options.port,
+      httpPort: options.httpPort,
       otlpEndpoint: options.otlp,
       uriRoots: options.root,
       inherited: defaults.inherited,
@@ -70,6 +72,8 @@ async function upBackground({ out, global, signal }: CommandContext, options: Up
     '--foreground',
     '--port',
     String(options.port),
+    '--http-port',
+    String(options.httpPort),
   ];
   if (options.otlp !== undefined) args.push('--otlp', options.otlp);
   for (const root of options.root) args.push('--root', root);
@@ -142,6 +146,7 @@ export function addMeshCommands(program: Command, signal: AbortSignal, defaults:
     .command('up')
     .description('start nats-server and the six services on this machine')
     .option('--port <port>', 'port of the gateway; 0 takes a free one', wholeNumber(0, 65_535), 7400)
+    .option('--http-port <port>', 'port of the OpenAI-compatible API; 0 takes a free one', wholeNumber(0, 65_535), 0)
     .option('--otlp <url>', 'OTLP/HTTP collector for traces', defaults.otlpEndpoint)
     .option('--root <folder...>', 'folders that imports and exports may touch', [repositoryRoot])
     .option('--foreground', 'stay, and stop everything on Ctrl-C', false)

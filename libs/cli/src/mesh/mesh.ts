@@ -16,6 +16,8 @@ export type MeshOptions = {
   stateDir: string;
   /** Port of the gateway; 0 takes a free one. */
   gatewayPort: number;
+  /** Port of its HTTP API; 0, the default, takes a free one. */
+  httpPort?: number;
   /** OTLP/HTTP collector for traces. */
   otlpEndpoint?: string | undefined;
   /** Folders that imports and exports may touch. */
@@ -31,6 +33,8 @@ export type MeshOptions = {
 /** What is written down about a running mesh. */
 export type MeshRecord = {
   gateway: string;
+  /** The OpenAI-compatible API. */
+  http: string;
   metrics: Record<string, string>;
   nats: string;
   processes: { name: string; pid: number; log: string }[];
@@ -105,7 +109,7 @@ export async function stopProcesses(processes: readonly { name: string; pid: num
   }
 }
 
-type Ready = { grpc: number; metrics: number };
+type Ready = { grpc: number; metrics: number; http?: number };
 
 /** Waits for the file a service writes when it can be called; if it has given up, says why. */
 async function waitReady(service: Supervised, portFile: string, signal: AbortSignal): Promise<Ready> {
@@ -202,6 +206,7 @@ export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Me
     );
   }
   await checkPort(o.gatewayPort);
+  await checkPort(o.httpPort ?? 0);
   await rm(paths.run, { recursive: true, force: true });
   for (const dir of [paths.nats, paths.objects, paths.cache, paths.staging, paths.logs, paths.run])
     await mkdir(dir, { recursive: true });
@@ -219,6 +224,7 @@ export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Me
   const processes: Supervised[] = [];
   const record: MeshRecord = {
     gateway: '',
+    http: '',
     metrics: {},
     nats: '',
     processes: [],
@@ -290,8 +296,13 @@ export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Me
     const ports = await Promise.all(backends.map(() => freePort()));
     await Promise.all(backends.map((name, i) => startService(name, ports[i] ?? 0, { NATS_URL: record.nats })));
     const addresses = backends.map((name, i) => [`${name.toUpperCase()}_ADDR`, `127.0.0.1:${ports[i]}`]);
-    const gateway = await startService('gateway', gatewayPort, Object.fromEntries(addresses) as Record<string, string>);
+    const httpPort = o.httpPort === undefined || o.httpPort === 0 ? await freePort() : o.httpPort;
+    const gateway = await startService('gateway', gatewayPort, {
+      ...Object.fromEntries(addresses),
+      HTTP_PORT: String(httpPort),
+    });
     record.gateway = `127.0.0.1:${gateway.grpc}`;
+    record.http = `127.0.0.1:${gateway.http}`;
     up = true;
     await writeRecord();
     return { record, failed: Promise.race(processes.map((process) => process.failed)), stop };
