@@ -71,7 +71,7 @@ export async function startServer(o: StartServerOptions): Promise<RunningServer>
   );
 
   const address = `${o.host.includes(':') ? `[${o.host}]` : o.host}:${o.port}`;
-  const port = await server.listen(address, serverCredentials(o.tls)).catch((cause: unknown) => {
+  const port = await server.listen(address, serverCredentials(o.tls, o.log)).catch((cause: unknown) => {
     throw new Failure(
       'failed_precondition',
       `cannot listen on ${address}; is the port taken, or the address not this machine's?`,

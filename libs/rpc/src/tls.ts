@@ -1,12 +1,15 @@
-import { readFileSync } from 'node:fs';
 import { ChannelCredentials, ServerCredentials } from '@grpc/grpc-js';
 import { Failure } from '@medmesh/errors';
+import type { Logger } from '@medmesh/log';
+import { readPem, reloadingCredentials } from './reloading-tls.ts';
 
 /** PEM files of a server. With `clientCaFile`, only clients with a certificate of that authority are let in. */
 export type ServerTls = {
   readonly certFile: string;
   readonly keyFile: string;
   readonly clientCaFile?: string | undefined;
+  /** How often the files are looked at for renewed ones. Default: every minute. */
+  readonly reloadMs?: number | undefined;
 };
 
 /** PEM files of a client. Without `caFile` the system's authorities are trusted. */
@@ -18,14 +21,16 @@ export type ClientTls = {
   readonly serverName?: string | undefined;
 };
 
-/** Read once, at start: a renewed certificate needs a new process. */
-export function serverCredentials(tls: ServerTls | undefined): ServerCredentials {
+/** How often a server looks whether its files have changed. */
+const defaultReloadMs = 60_000;
+
+/** Files that cannot be used are a Failure at the start; renewed ones are taken up by the connections that come after. */
+export function serverCredentials(tls: ServerTls | undefined, log: Logger): ServerCredentials {
   if (tls === undefined) return ServerCredentials.createInsecure();
-  const pair = { cert_chain: readPem(tls.certFile), private_key: readPem(tls.keyFile) };
-  const clientCa = tls.clientCaFile === undefined ? null : readPem(tls.clientCaFile);
-  return ServerCredentials.createSsl(clientCa, [pair], clientCa !== null);
+  return reloadingCredentials(tls, tls.reloadMs ?? defaultReloadMs, log);
 }
 
+/** Read once: a client with renewed files opens a new channel. */
 export function channelCredentials(tls: ClientTls | undefined): ChannelCredentials {
   if (tls === undefined) return ChannelCredentials.createInsecure();
   if ((tls.certFile === undefined) !== (tls.keyFile === undefined)) {
@@ -35,15 +40,4 @@ export function channelCredentials(tls: ClientTls | undefined): ChannelCredentia
   }
   const pem = (path: string | undefined) => (path === undefined ? null : readPem(path));
   return ChannelCredentials.createSsl(pem(tls.caFile), pem(tls.keyFile), pem(tls.certFile));
-}
-
-function readPem(path: string): Buffer {
-  try {
-    return readFileSync(path);
-  } catch (cause) {
-    throw new Failure('failed_precondition', `cannot read the TLS file ${path}; mount it or correct its path`, {
-      reason: 'TLS_FILE_UNREADABLE',
-      cause,
-    });
-  }
 }

@@ -1,8 +1,8 @@
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { findProgram } from '@medmesh/testkit';
+import { findProgram, waitFor } from '@medmesh/testkit';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createClient, openChannel } from '../src/index.ts';
 import { EchoServiceDefinition, rejection, startTestServer, type TestServer } from './echo-service.ts';
@@ -113,6 +113,31 @@ describe.skipIf(openssl === null)('TLS (needs openssl)', () => {
       code: 'unavailable',
     });
     expect(await rejection(say(server, { tls: { caFile: file('ours.crt') } }))).toMatchObject({ code: 'unavailable' });
+    await server.stop();
+  });
+
+  test('a renewed certificate is used without a restart, and files that do not belong together change nothing', async () => {
+    const used = { certFile: file('used.crt'), keyFile: file('used.key') };
+    const use = (cert: string, key = cert) => {
+      copyFileSync(file(`${cert}.crt`), used.certFile);
+      copyFileSync(file(`${key}.key`), used.keyFile);
+    };
+    const trusts = async (authority: string): Promise<boolean> => {
+      const answered = say(server, { tls: { caFile: file(`${authority}.crt`) } });
+      return answered.then(
+        () => true,
+        () => false,
+      );
+    };
+    use('server');
+    const server = await startTestServer(echo, { tls: { ...used, reloadMs: 20 } });
+    expect([await trusts('ours'), await trusts('theirs')]).toEqual([true, false]);
+    use('stranger', 'client');
+    await waitFor(() => server.logLines.some((line) => line.includes('cannot be used')));
+    expect([await trusts('ours'), await trusts('theirs')]).toEqual([true, false]);
+    use('stranger');
+    await waitFor(() => server.logLines.some((line) => line.includes('new connections use them')));
+    expect([await trusts('ours'), await trusts('theirs')]).toEqual([false, true]);
     await server.stop();
   });
 
