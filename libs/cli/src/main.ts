@@ -40,8 +40,9 @@ async function runTraced(): Promise<void> {
 }
 
 try {
-  // The engine's commands call nobody.
-  await (wanted === 'engine' ? runProgram() : runTraced());
+  // These call nobody.
+  const isLocal = wanted === undefined || ['engine', 'completion', 'help'].includes(wanted);
+  await (isLocal ? runProgram() : runTraced());
 } catch (error) {
   // What a process ended by SIGPIPE ends with.
   if (isOutputClosed) process.exitCode = 141;

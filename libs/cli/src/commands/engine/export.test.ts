@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { demoBaseDir } from '@medmesh/demo';
 import { tempDir } from '@medmesh/testkit';
 import { describe, expect, test } from 'vitest';
 import {
@@ -57,6 +58,48 @@ describe('engine export', { timeout: 120_000 }, () => {
       at('plain'),
     ]);
     expect(dequantized).toMatchObject({ base: 'nf4_dequantized' });
+  });
+
+  test('writes a GGUF file that says how far it is from its source', async () => {
+    const dir = tempDir();
+    const at = (name: string) => join(dir, name);
+    const distances: number[] = [];
+    for (const type of ['f32', 'q8_0', 'q4_0']) {
+      const made = await engineJson('export', '--model', demoBaseDir, '--gguf', type, '--out', at(`${type}.gguf`));
+      expect(made).toMatchObject({ format: 'gguf', type, architecture: 'qwen2', tokenizer: 'gpt2', base: 'stored' });
+      const file = readFileSync(at(`${type}.gguf`));
+      expect(file.subarray(0, 4).toString()).toBe('GGUF');
+      expect(made['file_bytes']).toBe(file.length);
+      distances.push((made['parity'] as { kl_mean: number }).kl_mean);
+    }
+    expect(distances).toEqual(distances.toSorted((a, b) => a - b));
+    const file = writeSequences(at('s.json'), [[3, 5, 7, 11, 13, 17, 19, 23, 29, 31]]);
+    await engineJson('train', '--model', demoBaseDir, '--sequences', file, '--lr', '1e-2', '--out', at('adapter'));
+    const tuned = ['export', '--model', demoBaseDir, '--gguf', 'f32', '--adapter', at('adapter')];
+    const { code, stdout } = await engine(tuned, '--name', 'ward', '--out', at('f32.gguf'), '--force');
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^[\d.]+ MiB in .*f32\.gguf: qwen2, f32, .*\nparity over \d+ tokens: KL /);
+    expect(readFileSync(at('f32.gguf')).includes('ward')).toBe(true);
+  });
+
+  test('refuses what it cannot write, and leaves nothing', async () => {
+    const dir = tempDir();
+    const model = ['--model', goldenModel('llama3')];
+    const out = join(dir, 'out');
+    const cases: [args: (string | string[])[], words: RegExp][] = [
+      [[model, '--out', out], /name what to write: --merge or --gguf TYPE/],
+      [[model, '--out', out, '--merge'], /name it by --adapter/],
+      [[model, '--out', out, '--gguf', 'q2_k'], /'q2_k' is invalid.*f32, f16, q8_0, q4_0, q4_k_m/],
+      [[model, '--out', out, '--gguf', 'f16', '--merge'], /cannot be used with option/],
+      [[model, '--out', dir, '--gguf', 'f16'], /is a folder; name a file/],
+      [[model, '--out', out, '--gguf', 'f16', '--adapter', dir], /has no adapter_config\.json/],
+    ];
+    for (const [args, words] of cases) {
+      const { code, stderr } = await engine('export', ...args);
+      expect(stderr).toMatch(words);
+      expect(code).toBe(2);
+    }
+    expect(readdirSync(dir)).toEqual([]);
   });
 
   test('refuses an adapter of another base, and leaves nothing', async () => {

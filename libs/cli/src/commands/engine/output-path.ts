@@ -1,5 +1,6 @@
-import { access, constants, readdir, realpath, stat } from 'node:fs/promises';
+import { mkdtemp, readdir, realpath, rmdir, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve, sep } from 'node:path';
+import { Failure } from '@medmesh/errors';
 import { kindOf, pathRefusal, refusal } from './input-file.ts';
 
 /** What a result may not replace or hold: the folders it is made of. */
@@ -32,10 +33,14 @@ async function checkWritable(path: string, folderMustExist: boolean): Promise<vo
     throw refusal(`${parent}, the folder of ${path}, does not exist`, 'PATH_UNUSABLE');
   while ((await kindOf(parent)) === undefined) parent = dirname(parent);
   if ((await kindOf(parent)) !== 'folder') throw refusal(`${parent} is a file, so ${path} cannot be made`);
+  // Permissions do not tell all: root may write everywhere but on a read-only file system or in /proc.
   try {
-    await access(parent, constants.W_OK | constants.X_OK);
+    await rmdir(await mkdtemp(join(parent, '.medmesh-')));
   } catch (error) {
-    throw pathRefusal(parent, error);
+    const reason = pathRefusal(parent, error);
+    throw reason instanceof Failure
+      ? refusal(`nothing can be written in ${parent}, the folder of ${path}`, 'PATH_UNUSABLE')
+      : reason;
   }
 }
 
