@@ -7,15 +7,19 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type MeshFixture, startMeshFixture } from './mesh-fixture.ts';
 
 let fixture: MeshFixture;
+/** As it was imported, in 16 bits, and quantized. */
+let source: model.Model;
 let base: model.Model;
 /** Six steps, and the same run ended after two: a constant learning rate does not know how long it will go on. */
 let long: lifecycle.FineTuningJob;
 let short: lifecycle.FineTuningJob;
+/** The same two steps on the base as it was imported: QLoRA, so it is quantized for the training alone. */
+let onSixteenBits: lifecycle.FineTuningJob;
 
 beforeAll(async () => {
   fixture = await startMeshFixture({ roots: [demoBaseDir] });
   const { client } = fixture;
-  const source = await client.models.import({ modelId: 'base', uri: pathToFileURL(demoBaseDir).href });
+  source = await client.models.import({ modelId: 'base', uri: pathToFileURL(demoBaseDir).href });
   base = await client.models.quantize({ sourceModel: source.name, modelId: 'nf4' });
   const upload = await client.datasets.upload(demoRowsPath);
   await client.datasets.ensure('rows');
@@ -24,10 +28,10 @@ beforeAll(async () => {
     model: base.name,
     maxTokens: 512,
   });
-  const train = async (id: string, steps: number) => {
+  const train = async (id: string, steps: number, on = base) => {
     const { name } = await client.jobs.create(
       {
-        source: { $case: 'baseModel', value: base.name },
+        source: { $case: 'baseModel', value: on.name },
         trainDatasets: [{ datasetVersion: version.name }],
         adapterSpec: { kind: { $case: 'lora', value: { rank: 4, alpha: 4 } } },
         schedule: { kind: 'constant', learningRate: 3e-3, warmupSteps: 0, steps },
@@ -42,6 +46,7 @@ beforeAll(async () => {
   };
   long = await train('long', 6);
   short = await train('short', 2);
+  onSixteenBits = await train('on-sixteen-bits', 2, source);
 }, 240_000);
 
 afterAll(() => fixture?.stop());
@@ -112,4 +117,28 @@ test('an export is measured against what was trained', { timeout: 120_000 }, asy
   await refused('long', uriOf('pickled'), { code: 'invalid_argument', reason: 'MODEL_FILES_INVALID' });
   writeFileSync(join(dir, 'peft', 'adapter_model.safetensors'), 'no tensors');
   await refused('long', uriOf('peft'), { code: 'data_loss' });
+});
+
+test('an adapter trained on a 16-bit base meets the 4-bit weights of its training when it is served', {
+  timeout: 120_000,
+}, async () => {
+  const { client } = fixture;
+  expect(source.digest).not.toBe(base.digest);
+  const ask = async (who: { base: string; adapter?: string }) =>
+    (
+      await client.inference.answer(
+        { question: 'What is acute appendicitis?' },
+        { ...who, sampling: { temperature: 0, maxTokens: 24 } },
+      )
+    ).answer;
+  const served = await ask({ base: source.name, adapter: onSixteenBits.adapter });
+  expect(served).toBe(await ask({ base: base.name, adapter: short.adapter }));
+  // Without the adapter the base answers as it is stored; both forms are in memory now, and it is still one base.
+  expect(await ask({ base: source.name })).not.toBe('');
+  const info = await client.raw.inferenceAdmin.getModelInfo({ base: source.name });
+  expect(info.baseDigest).toBe(source.digest);
+  await client.raw.inferenceAdmin.unloadBase({ base: source.name });
+  await expect(client.raw.inferenceAdmin.getModelInfo({ base: source.name })).rejects.toMatchObject({
+    code: 'not_found',
+  });
 });

@@ -84,7 +84,7 @@ export function createAdapters(deps: BaseDeps, bases: Bases, now: () => number):
       onState(State.VALIDATING);
       const description = parseAdapterDescription(await readFile(join(dir, adapterDescriptionFile), 'utf8'));
       if (description.base.digest !== record.baseDigest) throw baseMismatch(record, description.base.digest);
-      const base = await bases.acquire(await bases.resolve(record.baseDigest));
+      const base = await bases.acquire(await bases.resolve(record.baseDigest), description.base.quantization);
       try {
         const template = resolveCanonicalTemplate(description.template, base.value.tokenizer);
         if (template.digest !== record.templateDigest || base.value.tokenizer.digest !== record.tokenizerDigest) {

@@ -74,7 +74,7 @@ export async function unloadBase(
   for (const [key, entry] of deps.adapters.resident.entries()) {
     if (entry.value.record.baseDigest === record.digest) await deps.adapters.resident.drop(key);
   }
-  if (!(await deps.bases.resident.drop(record.digest))) throw notFound(`${record.name} in memory`);
+  if (!(await deps.bases.drop(record))) throw notFound(`${record.name} in memory`);
   return {};
 }
 
@@ -128,7 +128,7 @@ export async function getModelInfo(
   request: inference.GetModelInfoRequest,
 ): Promise<inference.ModelInfo> {
   const record = request.base === '' ? deps.bases.only() : await deps.bases.resolve(request.base);
-  const base = deps.bases.resident.peek(record.digest)?.value;
+  const base = deps.bases.peek(record);
   if (base === undefined) throw notFound(`${record.name} in memory`);
   return {
     baseModel: record.name,

@@ -9,7 +9,7 @@ import { withSpan } from '@medmesh/telemetry';
 import { loadTokenizer, type TextTokenizer } from '@medmesh/text';
 import type { InferenceConfig } from './config.ts';
 import { findByDigest } from './find-by-digest.ts';
-import { createResidentSet, type Lease, type ResidentSet } from './resident.ts';
+import { createResidentSet, type Lease } from './resident.ts';
 
 /** A base in memory with its tokenizer. */
 export type Base = {
@@ -33,11 +33,18 @@ export type BaseDeps = {
 export type Bases = {
   /** Finds the record of a name or digest. Failure `not_found`, or `failed_precondition` if it is not ready. */
   resolve(ref: string): Promise<modelProto.Model>;
-  /** The base in memory, loaded if need be. Release it after use. */
-  acquire(record: modelProto.Model): Promise<Lease<Base>>;
+  /**
+   * The base in memory, loaded if need be, as it is stored or, where an adapter was trained on a 16-bit base that was quantized for the training alone,
+   * quantized in the same way: an adapter must meet the very weights it was trained on. Release it after use.
+   */
+  acquire(record: modelProto.Model, trainedOn?: string): Promise<Lease<Base>>;
   /** The only base in memory, for requests that name none. */
   only(): modelProto.Model;
-  readonly resident: ResidentSet<Base>;
+  /** The base in memory, in any form. */
+  peek(record: modelProto.Model): Base | undefined;
+  /** Unloads every form of the base; false if there is none. */
+  drop(record: modelProto.Model): Promise<boolean>;
+  close(): Promise<void>;
 };
 
 /** How a base is stored, as responses say it. */
@@ -45,6 +52,12 @@ export function quantizationName(quantization: modelProto.Quantization): string 
   if (quantization === modelProto.Quantization.NF4_DOUBLE_QUANT) return 'nf4-double-quant';
   return quantization === modelProto.Quantization.NF4 ? 'nf4' : 'none';
 }
+
+/** Whether a stored base has to be quantized while it is loaded. */
+const quantizesOnLoad = (record: modelProto.Model, trainedOn: string | undefined): boolean =>
+  trainedOn === 'nf4' && record.quantization === modelProto.Quantization.NONE;
+
+const keyOfForm = (record: modelProto.Model, nf4: boolean): string => (nf4 ? `${record.digest}+nf4` : record.digest);
 
 export function createBases(deps: BaseDeps): Bases {
   const resident = createResidentSet<Base>({
@@ -57,7 +70,7 @@ export function createBases(deps: BaseDeps): Bases {
     },
   });
 
-  const load = (record: modelProto.Model) =>
+  const load = (record: modelProto.Model, nf4: boolean) =>
     withSpan('inference.load_base', { attributes: { 'medmesh.base.digest': record.digest } }, async () => {
       const { dir, release } = await deps.cache.materialize(await deps.store.getManifest(record.digest), deps.signal);
       try {
@@ -69,12 +82,11 @@ export function createBases(deps: BaseDeps): Bases {
         }
         const model = await loadModel({
           modelDir: dir,
-          // As it was stored: an adapter must meet the very weights it was trained on.
-          quantize: 'none',
+          quantize: nf4 ? 'nf4' : 'none',
           ...(deps.config.ENGINE_THREADS > 0 ? { threads: deps.config.ENGINE_THREADS } : {}),
           ...(deps.config.ENGINE_DEVICE !== '' ? { device: deps.config.ENGINE_DEVICE } : {}),
         });
-        deps.log.info({ base: record.name, digest: record.digest, bytes: model.residentBytes }, 'base loaded');
+        deps.log.info({ base: record.name, digest: record.digest, nf4, bytes: model.residentBytes }, 'base loaded');
         return { value: { record, model, tokenizer, device: deps.device, release }, bytes: model.residentBytes };
       } catch (error) {
         release();
@@ -82,8 +94,8 @@ export function createBases(deps: BaseDeps): Bases {
       }
     });
 
+  const formsOf = (record: modelProto.Model) => [false, true].map((nf4) => keyOfForm(record, nf4));
   return {
-    resident,
     async resolve(ref) {
       let record: modelProto.Model | undefined;
       if (ref.startsWith('sha256:')) {
@@ -98,9 +110,20 @@ export function createBases(deps: BaseDeps): Bases {
       }
       return record;
     },
-    acquire: (record) => resident.acquire(record.digest, () => load(record)),
+    acquire(record, trainedOn) {
+      const nf4 = quantizesOnLoad(record, trainedOn);
+      return resident.acquire(keyOfForm(record, nf4), () => load(record, nf4));
+    },
+    peek: (record) => formsOf(record).flatMap((key) => resident.peek(key)?.value ?? [])[0],
+    async drop(record) {
+      const dropped = await Promise.all(formsOf(record).map((key) => resident.drop(key)));
+      return dropped.includes(true);
+    },
+    close: () => resident.close(),
     only() {
-      const bases = resident.entries();
+      const bases = [
+        ...new Map(resident.entries().map(([, { value }]) => [value.record.digest, value.record])).values(),
+      ];
       const [first] = bases;
       if (bases.length !== 1 || first === undefined) {
         throw new Failure('invalid_argument', `model.base: name one; ${bases.length} bases are loaded`, {
@@ -108,7 +131,7 @@ export function createBases(deps: BaseDeps): Bases {
           fields: [{ field: 'model.base', description: 'is empty, and there is not exactly one loaded base' }],
         });
       }
-      return first[1].value.record;
+      return first;
     },
   };
 }

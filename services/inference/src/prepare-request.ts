@@ -55,7 +55,7 @@ async function acquireModel(
   }
   const adapter = await deps.adapters.acquire(record);
   try {
-    return { base: await deps.bases.acquire(base), adapter };
+    return { base: await deps.bases.acquire(base, adapter.value.description.base.quantization), adapter };
   } catch (error) {
     adapter.release();
     throw error;

@@ -114,7 +114,7 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
     async close() {
       await compiler.close();
       await adapters.resident.close();
-      await bases.resident.close();
+      await bases.close();
     },
   };
 }
