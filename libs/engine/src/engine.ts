@@ -1,5 +1,5 @@
 import { adapterHandle, rememberAdapter } from './adapter-handles.ts';
-import { call } from './call.ts';
+import { call, cancelled } from './call.ts';
 import { generate } from './generation.ts';
 import { type ModelHandle, native, type TrainerHandle } from './native.ts';
 import type { Adapter, EngineDevice, LoadOptions, Model, Trainer, TrainerOptions } from './types.ts';
@@ -15,6 +15,11 @@ export async function loadModel(o: LoadOptions): Promise<Model> {
   const { handle, info, residentBytes } = await call(o.signal, (cancel) =>
     native.loadModel(o.modelDir, o.quantize ?? 'none', o.compute ?? 'bf16', o.threads ?? 0, o.device ?? 'auto', cancel),
   );
+  if (o.signal?.aborted) {
+    // The abort came when the last tensor had been read: nobody waits for the model any more.
+    await call(undefined, () => native.close(handle));
+    throw cancelled();
+  }
   return {
     info,
     residentBytes,
