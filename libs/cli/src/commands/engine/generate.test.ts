@@ -55,6 +55,7 @@ describe('engine generate', { timeout: 120_000 }, () => {
       [[...model, '--tokens', '1', '--top-p', '0'], /argument '0' is invalid/],
       [[...model, '--tokens', '1', '--max-tokens', '-1'], /argument '-1' is invalid/],
       [[...model, '--tokens', '1', 'extra'], /too many arguments/],
+      [[...model, '--tokens', Array(129).fill(1).join(',')], /129 tokens; this model's context of 128/],
     ];
     for (const [args, words] of cases) {
       const { code, stdout, stderr } = await engine('generate', ...args);

@@ -145,7 +145,7 @@ async function generate({ out, signal }: CommandContext, options: GenerateOption
     for await (const step of model.generate({ tokens, adapter, sampling, signal })) if (take(step)) break;
     if (text !== undefined) show(text.flush());
   } finally {
-    out.write('\n');
+    if (made.length > 0) out.write('\n');
     await model.close();
   }
   if (!out.json) return;
