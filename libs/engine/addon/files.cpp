@@ -113,16 +113,21 @@ Napi::Value inspect_model_dir(const Napi::CallbackInfo& info) {
 Napi::Value quantize_model_dir(const Napi::CallbackInfo& info) {
   const std::string model_dir = read_path(info[0], "modelDir"), out_dir = read_path(info[1], "outDir");
   const bool double_quant = read_boolean(info[2], "doubleQuant");
-  const IfExists if_exists = read_boolean(info[3], "replace") ? IfExists::replace : IfExists::refuse;
-  const auto reporter = std::make_shared<ProgressReporter>(info.Env(), info[4]);
-  const auto flag = cancel_flag(info[5], {});
+  const std::vector<std::string> skip_modules = read_strings(info[3], "skipModules");
+  const IfExists if_exists = read_boolean(info[4], "replace") ? IfExists::replace : IfExists::refuse;
+  const auto reporter = std::make_shared<ProgressReporter>(info.Env(), info[5]);
+  const auto flag = cancel_flag(info[6], {});
   return promise_of(
       info.Env(), on_own_thread(info.Env()),
       [=] {
         inspect_model(model_dir);  // a model this engine cannot run is not worth quantizing: say so first
         OwnExec own;
         return quantize_model(own.exec, model_dir, out_dir,
-                              {.double_quant = double_quant, .if_exists = if_exists, .progress = reporter->function(reporter), .cancel = flag.get()});
+                              {.double_quant = double_quant,
+                               .skip_modules = skip_modules,
+                               .if_exists = if_exists,
+                               .progress = reporter->function(reporter),
+                               .cancel = flag.get()});
       },
       [](Napi::Env env, QuantizedModel& result) -> Napi::Value {
         auto object = Napi::Object::New(env);

@@ -158,6 +158,17 @@ describe('inspectModel', () => {
 });
 
 describe('quantizeModel', () => {
+  it('leaves the modules it is told to in 16 bits and lists them', async () => {
+    await quantizeModel({ modelDir: goldenDir('llama3'), outDir: at('mixed'), skipModules: ['down_proj'] });
+    const { tensors } = await inspectSafetensors(at('mixed', 'model.safetensors'));
+    const dtypes = new Map(tensors.map((tensor) => [tensor.name, tensor.dtype]));
+    expect(dtypes.get('model.layers.0.mlp.down_proj.weight')).toBe('bf16');
+    expect(dtypes.get('model.layers.0.mlp.up_proj.weight')).toBe('u8');
+    const config = JSON.parse(readFileSync(at('mixed', 'config.json'), 'utf8'));
+    expect(config.quantization_config.llm_int8_skip_modules).toContain('model.layers.1.mlp.down_proj');
+    expect(await inspectModel(at('mixed'))).toMatchObject({ quantization: 'nf4' });
+  });
+
   it('writes an NF4 folder and reports progress to the end', async () => {
     const seen: Progress[] = [];
     const result = await quantizeModel({

@@ -42,6 +42,7 @@ export const quantizeModel = (o: QuantizeOptions): Promise<{ weightBytes: number
       o.modelDir,
       o.outDir,
       o.doubleQuant ?? true,
+      o.skipModules ?? [],
       o.replace ?? false,
       listener(o.onProgress),
       cancel,

@@ -89,6 +89,7 @@ export type Native = {
     modelDir: string,
     outDir: string,
     doubleQuant: boolean,
+    skipModules: string[],
     replace: boolean,
     onProgress: ((progress: Progress) => void) | null,
     cancel: CancelToken | null,

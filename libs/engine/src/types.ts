@@ -41,6 +41,8 @@ export type QuantizeOptions = {
   outDir: string;
   /** Quantizes the scales too (0.13 bytes less per 64 weights). Default true. */
   doubleQuant?: boolean;
+  /** Linears to leave in 16 bits: whole paths, their beginnings (`model.layers.0`) or last parts (`down_proj`). */
+  skipModules?: string[];
   /** Lets a complete result take the place of what is at `outDir`. Default false: only an empty folder may be there. */
   replace?: boolean;
   onProgress?: ((progress: Progress) => void) | undefined;

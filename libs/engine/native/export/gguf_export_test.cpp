@@ -90,6 +90,27 @@ TEST("a probe's logits are the golden ones when the weights come back from the f
   }
 }
 
+TEST("a mixed checkpoint of bitsandbytes computes what its dequantized weights do, nested and not, and loads as a model") {
+  Fixture f;
+  for (const char* name : {"nested", "single"}) {
+    const fs::path dir = golden(text("bnb_mixed/", name));
+    const HfFolder folder(dir);
+    const ModelSpec spec = read_spec(folder.config());
+    const PlainWeights weights(folder, nullptr);
+    const ReadRows read = [&](const ParameterSpec& parameter, std::int64_t first, std::int64_t count, float* out) {
+      weights.read_rows(f.ex, weights.at(parameter.name), first, count, out);
+    };
+    const SafetensorsFile reference(dir / "reference.safetensors");
+    const auto* stored = reinterpret_cast<const std::int64_t*>(reference.at("ids").data);
+    const std::vector<std::uint32_t> ids(stored, stored + reference.at("ids").elements());
+    const std::vector<float> wanted = test::read_tensor(reference, "logits");
+    CHECK(test::relative_to_scale(streamed_logits(f.ex, spec, read, ids), wanted) < 2e-5);
+    Model model(dir, {.compute = Compute::f32, .threads = 2});
+    CHECK(model.info().nf4);
+    CHECK(test::relative_to_scale(model.logits(ids, nullptr, nullptr), wanted) < 0.02);  // there NF4 weights are not rounded to bf16
+  }
+}
+
 TEST("the rows of a llama head are interleaved, and its biases with them") {
   Fixture f;
   f.run(golden("llama_bias_linear"), GgufRecipe::f32);

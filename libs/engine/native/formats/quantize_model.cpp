@@ -1,6 +1,7 @@
 #include "formats/quantize_model.h"
 
 #include <algorithm>
+#include <set>
 
 #include "core/code_tables.h"
 #include "core/error.h"
@@ -77,8 +78,41 @@ void write_quantized(const Exec& ex, const HfFolder& model, const TensorView& we
   out.append_late(quant_state_name(weight.name), nf4_quant_state(weight.shape[0], weight.shape[1], weight.dtype, offset));
 }
 
-bool becomes_nf4(const TensorView& tensor) {
-  if (!is_block_linear(tensor.name)) return false;
+// Whether an entry of skip_modules names the module: all of its path, a beginning, or the last parts.
+bool names_module(std::string_view entry, std::string_view module) {
+  if (entry.empty() || entry.size() > module.size()) return false;
+  if (entry.size() == module.size()) return entry == module;
+  return (module.starts_with(entry) && module[entry.size()] == '.') || (module.ends_with(entry) && module[module.size() - entry.size() - 1] == '.');
+}
+
+// The linears of the blocks that stay as they are. Throws invalid for an entry that names none.
+std::set<std::string_view> kept_weights(const HfFolder& model, const std::vector<std::string>& skip) {
+  std::set<std::string_view> kept;
+  for (const std::string& entry : skip) {
+    bool found = entry == "lm_head";  // never quantized here
+    for (const TensorView* tensor : model.tensors()) {
+      if (!is_block_linear(tensor->name)) continue;
+      const std::string_view weight = tensor->name;
+      if (!names_module(entry, weight.substr(0, weight.size() - std::string_view(".weight").size()))) continue;
+      found = true;
+      kept.insert(weight);
+    }
+    require(found, "skip_modules names \"", entry.substr(0, 120), "\", which is no linear of the model's blocks");
+  }
+  return kept;
+}
+
+// llm_int8_skip_modules: null when all linears are quantized, which transformers reads as "all but the head".
+std::vector<std::string> skip_list(const std::set<std::string_view>& kept) {
+  std::vector<std::string> list;
+  if (kept.empty()) return list;
+  list.emplace_back("lm_head");
+  for (const std::string_view weight : kept) list.emplace_back(weight.substr(0, weight.size() - std::string_view(".weight").size()));
+  return list;
+}
+
+bool becomes_nf4(const TensorView& tensor, const std::set<std::string_view>& kept) {
+  if (!is_block_linear(tensor.name) || kept.contains(tensor.name)) return false;
   require(Code::unsupported, is_float_weight(tensor.dtype), tensor.name, " is stored as ", dtype_name(tensor.dtype), "; f32, f16 and bf16 can be quantized");
   require(Code::corrupt, tensor.shape.size() == 2 && tensor.elements() > 0, tensor.name, " is not a matrix");
   require(Code::unsupported, tensor.elements() % 2 == 0, tensor.name, " has an odd number of weights");
@@ -95,11 +129,13 @@ QuantizedModel quantize_model(const Exec& ex, const std::filesystem::path& model
   require(Code::unsupported, !model.config().contains("quantization_config") || model.config()["quantization_config"].is_null(), model_dir.string(),
           " is already quantized; quantize the 16-bit model");
 
+  const std::set<std::string_view> kept = kept_weights(model, options.skip_modules);
+
   QuantizedModel result;
   std::vector<TensorGroup> groups;
   Dtype compute = Dtype::bf16;
   for (const TensorView* tensor : model.tensors()) {
-    if (becomes_nf4(*tensor)) {
+    if (becomes_nf4(*tensor, kept)) {
       groups.push_back(quantized_group(*tensor, options.double_quant));
       compute = tensor->dtype;
       ++result.quantized;
@@ -112,7 +148,7 @@ QuantizedModel quantize_model(const Exec& ex, const std::filesystem::path& model
   ModelWriter out(staged.path(), groups, {{"format", "pt"}}, options.max_shard_bytes);
   Progress progress(options, model.weight_bytes());
   for (const TensorView* tensor : model.tensors()) {
-    if (becomes_nf4(*tensor)) {
+    if (becomes_nf4(*tensor, kept)) {
       write_quantized(ex, model, *tensor, options.double_quant, out, progress);
     } else {
       out.copy(model, *tensor, [&](std::int64_t bytes) { progress.add(bytes); });
@@ -120,7 +156,7 @@ QuantizedModel quantize_model(const Exec& ex, const std::filesystem::path& model
   }
   out.finish();
   Json config = model.config();
-  config["quantization_config"] = nf4_quantization_config(compute, options.double_quant, {});
+  config["quantization_config"] = nf4_quantization_config(compute, options.double_quant, skip_list(kept));
   write_file(staged / "config.json", config.dump(2) + "\n");
   copy_companion_files(model_dir, staged.path());
   check_cancelled(options.cancel);

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <string>
+#include <vector>
 
 #include "core/cancel.h"
 #include "core/exec.h"
@@ -19,6 +21,9 @@ using ProgressFunction = std::function<void(std::int64_t done, std::int64_t tota
 
 struct QuantizeOptions {
   bool double_quant = true;
+  // Linears left in their stored type: whole paths ("model.layers.0.mlp.down_proj"), their beginnings ("model.layers.0") or last parts ("down_proj").
+  // Written as llm_int8_skip_modules, with every kept linear by its whole path: transformers takes the entries for patterns.
+  std::vector<std::string> skip_modules = {};
   IfExists if_exists = IfExists::refuse;
   std::int64_t max_shard_bytes = kMaxShardBytes;
   ProgressFunction progress = {};         // may be empty
@@ -35,7 +40,8 @@ struct QuantizedModel {
 bool is_block_linear(std::string_view tensor_name);
 
 // Writes `out_dir` complete (weights, config.json with its quantization_config, tokenizer and generation files) or not at all.
-// Throws invalid when out_dir is taken and may not be replaced, unsupported when the model is already quantized, corrupt for a weight that is not finite, io, cancelled.
+// Throws invalid when out_dir is taken and may not be replaced, unsupported when the model is already quantized, corrupt for a weight that is not finite, io, cancelled;
+// invalid when an entry of skip_modules matches no linear.
 QuantizedModel quantize_model(const Exec& ex, const std::filesystem::path& model_dir, const std::filesystem::path& out_dir, const QuantizeOptions& options);
 
 }  // namespace engine
