@@ -63,6 +63,12 @@ const steps: Step[] = [
   { name: 'types', about: 'tsc', command: 'tsc --pretty false -p tsconfig.json', timeoutMinutes: 3 },
   native('engine', 'the engine by ctest', 'test:native', 'release'),
   native('engine-asan', 'the same under the address and undefined-behaviour sanitizers', 'test:asan', 'asan'),
+  {
+    name: 'fuzz',
+    about: 'libFuzzer on the readers for a moment each, where Clang is installed',
+    command: 'cd libs/engine && npm run --silent fuzz -- 3',
+    timeoutMinutes: 20,
+  },
   vitest('unit', 'functions', 5),
   vitest('component', 'with real servers', 10),
   vitest('e2e', 'whole processes', 15),
