@@ -26,8 +26,9 @@ export default defineConfig({
           name: 'component',
           include: [`${everywhere}/*.component.test.ts`],
           exclude: [...ignored, 'tests/e2e/**'],
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          // Bounds for what never comes. On a machine that is busy with other work, a service takes ten seconds to start.
+          testTimeout: 180_000,
+          hookTimeout: 120_000,
         },
       },
       {

@@ -222,7 +222,10 @@ test('work of a process that was killed is done by another, in the same trace', 
   await first.service.kill();
 
   const second = await startReady({ OTEL_EXPORTER_OTLP_ENDPOINT: otlp.endpoint, OTEL_SERVICE_NAME: 'second' });
-  const done = await second.client.waitOperation({ name: operation, timeout: { seconds: 20, nanos: 0 } });
+  const done = await second.client.waitOperation(
+    { name: operation, timeout: { seconds: 60, nanos: 0 } },
+    { deadlineMs: 70_000 },
+  );
   expect(done.done).toBe(true);
   expect(done.result).toMatchObject({ $case: 'response' });
   const [begun] = await second.service.waitForLine(/.*begins to shout hello.*/);

@@ -135,7 +135,7 @@ export async function startOtlp(): Promise<OtlpCollector> {
   return {
     endpoint: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
     spans: () => collected,
-    waitForSpans: async (predicate, timeoutMs = 10_000) => {
+    waitForSpans: async (predicate, timeoutMs = 30_000) => {
       try {
         return await waitFor(() => predicate(collected) && collected, { what: 'spans', timeoutMs });
       } catch (cause) {
