@@ -103,7 +103,7 @@ Napi::Value load_adapter(const Napi::CallbackInfo& info) {
   const std::string dir = read_path(info[1], "dir");
   return promise_of(
       info.Env(), on_own_thread(info.Env()),
-      [object = model->object(), dir] { return std::shared_ptr<const LoraAdapter>(std::make_shared<LoraAdapter>(LoraAdapter::read(object->spec(), dir))); },
+      [object = model->object(), dir] { return std::shared_ptr<const LoraAdapter>(std::make_shared<LoraAdapter>(object->load_adapter(dir))); },
       [model](Napi::Env env, std::shared_ptr<const LoraAdapter>& adapter) -> Napi::Value {
         require(!model->closed(), "the model was closed while the adapter was read");
         const LoraConfig& config = adapter->config();

@@ -142,12 +142,13 @@ std::vector<std::uint32_t> choose_probe(const GgufExportOptions& options, const 
 ExportedGguf export_gguf(const Exec& ex, const fs::path& model_dir, const fs::path& out_path, const GgufExportOptions& options) {
   require(options.if_exists == IfExists::replace || !fs::exists(fs::symlink_status(out_path)), out_path.string(), " exists; remove it or choose another name");
   const HfFolder model(model_dir);
-  const ModelSpec spec = read_spec(model.config());
+  ModelSpec spec = read_spec(model.config());
   check_tensors(spec, model);
-  const GgufPlan plan = plan_gguf(spec, options.recipe);
   std::optional<PeftAdapter> adapter;
   if (options.adapter_dir) adapter.emplace(*options.adapter_dir);
   const PlainWeights weights(model, adapter ? &*adapter : nullptr);
+  if (weights.unties_head()) spec.tied = false;
+  const GgufPlan plan = plan_gguf(spec, options.recipe);
 
   ExportedGguf result;
   result.architecture = plan.architecture;

@@ -11,8 +11,9 @@ namespace {
 
 constexpr std::int64_t kChunk = std::int64_t{1} << 22;  // weights at a time: 16 MiB as f32
 
-Json merged_config(const Json& base, Dtype dtype) {
+Json merged_config(const Json& base, Dtype dtype, bool untied) {
   Json config = base;
+  if (untied) config["tie_word_embeddings"] = false;
   config.erase("quantization_config");
   const bool new_style = config.contains("dtype");
   if (new_style) config["dtype"] = torch_name(dtype);
@@ -51,7 +52,7 @@ MergedModel merge_adapter(const Exec& ex, const std::filesystem::path& model_dir
   std::vector<float> values;
   std::vector<std::uint8_t> narrow;
   for (const PlainWeight& weight : weights.list()) {
-    if (!weight.nf4 && weight.update == nullptr) {
+    if (weight.as_stored()) {
       out.copy(model, *weight.stored, report);
       continue;
     }
@@ -68,7 +69,7 @@ MergedModel merge_adapter(const Exec& ex, const std::filesystem::path& model_dir
     weights.release(weight);
   }
   out.finish();
-  write_file(staged / "config.json", merged_config(model.config(), model_dtype).dump(2) + "\n");
+  write_file(staged / "config.json", merged_config(model.config(), model_dtype, weights.unties_head()).dump(2) + "\n");
   copy_companion_files(model_dir, staged.path());
   check_cancelled(options.cancel);
   staged.commit();

@@ -1,6 +1,8 @@
 // merge_adapter.h: a base and its LoRA adapter to one plain model folder that transformers loads.   W' = round(W + scale · B·A)
 //   W is the stored 16- or 32-bit weight, or the NF4 one dequantized and rounded to its own dtype: the very numbers the adapter was trained on.
 //   The sum is fp32, rounded once to the base's dtype (bf16, f16, or f32 where the base is f32). Streams, a chunk of rows at a time.
+//   DoRA: each row of W + scale · B·A is given the length m. Modules trained whole take the place of the base's; a base whose head is tied to the token
+//   table then gets one of its own, and tie_word_embeddings becomes false, as in PEFT.
 #pragma once
 
 #include <string>

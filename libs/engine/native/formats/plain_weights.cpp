@@ -1,5 +1,8 @@
 #include "formats/plain_weights.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "core/error.h"
 #include "ops/gemm.h"
 #include "ops/nf4.h"
@@ -45,6 +48,17 @@ void read_nf4(const Nf4Stored& nf4, Dtype dtype, std::int64_t first, std::int64_
   to_f32(dtype, narrow.data(), count, out);
 }
 
+// Gives each row the length m; a row of zeros stays as it is.
+void set_row_norms(Rows rows, const float* magnitude) {
+  for (std::int64_t r = 0; r < rows.rows; ++r) {
+    float* row = rows.row(r);
+    double sum = 0;
+    for (std::int64_t c = 0; c < rows.cols; ++c) sum += double{row[c]} * row[c];
+    const auto factor = static_cast<float>(sum > 0 ? magnitude[r] / std::sqrt(sum) : 0.0);
+    for (std::int64_t c = 0; c < rows.cols; ++c) row[c] *= factor;
+  }
+}
+
 }  // namespace
 
 PlainWeights::PlainWeights(const HfFolder& model, const PeftAdapter* adapter) : model_(model), adapter_(adapter) {
@@ -63,7 +77,34 @@ PlainWeights::PlainWeights(const HfFolder& model, const PeftAdapter* adapter) : 
     }
     weights_.push_back(std::move(weight));
   }
+  if (adapter != nullptr && (adapter->embedding() != nullptr || adapter->head() != nullptr)) take_whole_modules();
   for (std::size_t i = 0; i < weights_.size(); ++i) by_name_.emplace(weights_[i].name(), i);
+}
+
+void PlainWeights::take_whole_modules() {
+  const auto find = [&](std::string_view name) {
+    return std::find_if(weights_.begin(), weights_.end(), [&](const PlainWeight& weight) { return weight.name() == name; });
+  };
+  const std::string table_name = text(kEmbeddingPath, ".weight"), head_name = text(kHeadPath, ".weight");
+  const auto table = find(table_name);
+  require(Code::corrupt, table != weights_.end(), "the adapter trains whole modules, but the base has no ", table_name);
+  unties_head_ = true;
+  if (find(head_name) == weights_.end()) {
+    PlainWeight head = *table;
+    head.own_name = head_name;
+    weights_.push_back(std::move(head));  // invalidates `table`
+  }
+  const auto replace = [&](const std::string& name, const TensorView* whole) {
+    if (whole == nullptr) return;
+    PlainWeight& weight = *find(name);
+    require(Code::corrupt, whole->shape == weight.shape, "the adapter's ", whole->name, " does not have the shape of the base's ", name,
+            ": it was trained on another base");
+    require(Code::unsupported, is_float_weight(weight.dtype), name, " is stored as ", dtype_name(weight.dtype), "; f32, f16 and bf16 can be merged");
+    weight.whole = whole;
+    weight.nf4.reset();
+  };
+  replace(table_name, adapter_->embedding());
+  replace(head_name, adapter_->head());
 }
 
 const PlainWeight& PlainWeights::at(std::string_view name) const {
@@ -74,19 +115,22 @@ const PlainWeight& PlainWeights::at(std::string_view name) const {
 
 void PlainWeights::read_rows(const Exec& ex, const PlainWeight& weight, std::int64_t first, std::int64_t count, float* out) const {
   const std::int64_t cols = weight.cols();
-  if (weight.nf4)
+  if (weight.whole != nullptr)
+    to_f32(weight.whole->dtype, weight.whole->data + first * cols * dtype_size(weight.whole->dtype), count * cols, out);
+  else if (weight.nf4)
     read_nf4(*weight.nf4, weight.dtype, first * cols, count * cols, out);
   else
     to_f32(weight.dtype, weight.stored->data + first * cols * dtype_size(weight.dtype), count * cols, out);
   if (weight.update == nullptr) return;
   if (factors_of_ != &weight) {
-    factors_ = {as_f32(*weight.update->a), as_f32(*weight.update->b)};
+    factors_ = {as_f32(*weight.update->a), as_f32(*weight.update->b), adapter_->config().dora ? as_f32(*weight.update->magnitude) : std::vector<float>{}};
     factors_of_ = &weight;
   }
-  const std::int64_t rank = adapter_->config().rank;
+  const std::int64_t rank = adapter_->config().rank_of(weight.update->module);
   const Exec exact{ex.pool, ex.isa, Compute::f32};  // the update is small beside the weight: rounding its factors would cost it bits
   gemm_nn(exact, {factors_.b.data() + first * rank, count, rank}, {factors_.a.data(), rank, cols}, {out, count, cols},
-          static_cast<float>(adapter_->config().scale()), true);
+          static_cast<float>(adapter_->config().scale_of(weight.update->module)), true);
+  if (!factors_.magnitude.empty()) set_row_norms({out, count, cols}, factors_.magnitude.data() + first);
 }
 
 }  // namespace engine

@@ -147,6 +147,7 @@ Rows Generator::forward(const StepPlan& plan) {
   kv_sequences_.clear();
   segments_.clear();
   sampled_rows_.clear();
+  sampled_segments_.clear();
   for (const StepPart& part : plan.parts) {
     const Sequence& sequence = *sequences_.at(part.sequence);
     const auto index = static_cast<std::int32_t>(kv_sequences_.size());
@@ -160,7 +161,11 @@ Rows Generator::forward(const StepPlan& plan) {
       lengths_.push_back(static_cast<std::int32_t>(std::max(sequence.prompt, position + 1)));
       rows_.push_back({index, static_cast<std::int32_t>(position)});
     }
-    if (part.samples) sampled_rows_.push_back(static_cast<std::int64_t>(ids_.size()) - 1);
+    if (!part.samples) continue;
+    sampled_rows_.push_back(static_cast<std::int64_t>(ids_.size()) - 1);
+    if (sampled_segments_.empty() || sampled_segments_.back().adapter != sequence.adapter.get())
+      sampled_segments_.push_back({static_cast<std::int64_t>(sampled_rows_.size()) - 1, 0, sequence.adapter.get()});
+    sampled_segments_.back().count += 1;
   }
 
   arena_.reset();
@@ -174,7 +179,7 @@ Rows Generator::forward(const StepPlan& plan) {
   const Rows last = arena_.rows(sampled, spec.hidden), logits = arena_.rows(sampled, spec.vocab);
   for (std::int64_t i = 0; i < sampled; ++i)
     std::memcpy(last.row(i), hidden.row(sampled_rows_[static_cast<std::size_t>(i)]), static_cast<std::size_t>(spec.hidden) * sizeof(float));
-  head_logits(pass, last, arena_.rows(sampled, spec.hidden), logits);           // [sampled, vocab]
+  head_logits(pass, sampled_segments_, last, arena_.rows(sampled, spec.hidden), logits);           // [sampled, vocab]
   return logits;
 }
 

@@ -105,7 +105,7 @@ class Generator {
   std::vector<std::int32_t> positions_, lengths_;
   std::vector<KvRow> rows_;
   std::vector<KvSequence> kv_sequences_;
-  std::vector<LoraSegment> segments_;
+  std::vector<LoraSegment> segments_, sampled_segments_;  // of all rows, of the rows that are sampled
   std::vector<std::int64_t> sampled_rows_;
   std::vector<float> ones_, losses_;
 

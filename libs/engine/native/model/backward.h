@@ -4,20 +4,9 @@
 #include <cstdint>
 
 #include "model/forward.h"
+#include "model/gradients.h"
 
 namespace engine {
-
-// Where gradients are added to. Either the adapter of the pass (its one segment) or all parameters, never both.
-struct Gradients {
-  float* lora = nullptr;             // [adapter.size()], laid out as the adapter
-  const float* parameters = nullptr;  // the flat fp32 array that the pass's weights view (train/full_parameters.h) …
-  float* full = nullptr;             // … and gradients of the same layout
-
-  // The gradient of a parameter, given the pointer under which the pass's weights hold it.
-  float* of(const void* parameter) const noexcept { return full + (static_cast<const float*>(parameter) - parameters); }
-};
-
-enum class InputGradient : std::uint8_t { wanted, unused };
 
 // dx [T, hidden]: on entry the gradient of layer(x), on return that of x (undefined when unused). `a` holds what layer_forward kept; its gate,
 // up, q, k and v are overwritten.

@@ -11,7 +11,6 @@
 #include "ops/cross_entropy.h"
 #include "ops/elementwise.h"
 #include "ops/embed.h"
-#include "ops/gemm.h"
 #include "ops/glu.h"
 #include "ops/linear.h"
 #include "ops/rmsnorm.h"
@@ -28,7 +27,6 @@ void copy_rows(ConstRows from, Rows to) {
 }
 
 Rows row_range(Rows x, std::int64_t first, std::int64_t count) { return {x.row(first), count, x.cols, x.stride}; }
-ConstRows row_range(ConstRows x, std::int64_t first, std::int64_t count) { return {x.row(first), count, x.cols, x.stride}; }
 
 }  // namespace
 
@@ -63,9 +61,15 @@ LayerActivations take_activations(Arena& arena, const ModelSpec& spec, std::int6
     a.k_rstd = arena.take<float>(tokens * spec.kv_heads);
   }
   a.lse = arena.take<float>(tokens * spec.heads);
-  if (adapter != nullptr)
-    for (int p = 0; p < kProjections; ++p)
-      if (adapter->pair(0, static_cast<Projection>(p)) != nullptr) a.shrunk[static_cast<std::size_t>(p)] = arena.take<float>(tokens * adapter->config().rank);
+  if (adapter == nullptr) return a;
+  for (int p = 0; p < kProjections; ++p) {
+    const auto projection = static_cast<Projection>(p);
+    const std::int64_t rank = adapter->widest_rank(projection);
+    if (rank == 0) continue;
+    AdapterActivations& kept = a.adapted[static_cast<std::size_t>(p)];
+    kept.shrunk = arena.take<float>(tokens * rank);
+    if (adapter->config().dora) kept.directed = arena.take<float>(tokens * spec.rows(projection));
+  }
   return a;
 }
 
@@ -73,7 +77,12 @@ std::int64_t activation_bytes(const ModelSpec& spec, std::int64_t tokens, const 
   std::int64_t floats = 3 * spec.hidden + 2 * spec.q_size() + 2 * spec.kv_size() + 3 * spec.ffn + 2 + spec.heads;
   if (spec.qk_norm) floats += spec.q_size() + spec.kv_size() + spec.heads + spec.kv_heads;
   if (spec.sandwich_norms) floats += 2 * spec.hidden + 2;
-  if (adapter != nullptr) floats += static_cast<std::int64_t>(adapter->config().target_modules.size()) * adapter->config().rank;
+  if (adapter != nullptr)
+    for (int p = 0; p < kProjections; ++p) {
+      const auto projection = static_cast<Projection>(p);
+      floats += adapter->widest_rank(projection);
+      if (adapter->config().dora && adapter->widest_rank(projection) > 0) floats += spec.rows(projection);
+    }
   return floats * tokens * static_cast<std::int64_t>(sizeof(float));
 }
 
@@ -91,59 +100,24 @@ float embedding_scale(const ModelSpec& spec, Compute compute) {
   return compute == Compute::bf16 ? round_to_bf16(root) : root;
 }
 
-namespace {
-
-// low [n, rank] = dropout(x)·Aᵀ of one segment's tokens.
-void shrink(const Pass& pass, std::int64_t layer, Projection projection, const LoraSegment& segment, const LoraPair& at, ConstRows x, Rows low) {
-  const Arena::Scope scope(pass.arena);
-  ConstRows input = row_range(x, segment.first, segment.count);
-  if (pass.dropout > 0) {
-    const Rows kept = pass.arena.rows(segment.count, at.inputs);
-    dropout(pass.ex, pass.dropout_stream(layer, projection), pass.dropout, input, kept);               // [n, inputs]
-    input = kept;
+void embed_tokens(const Pass& pass, std::span<const std::uint32_t> ids, Rows x) {
+  const float scale = embedding_scale(pass.spec, pass.ex.compute);
+  for (const LoraSegment& segment : pass.adapters) {
+    const Matrix table = segment.adapter == nullptr ? pass.weights.embedding : segment.adapter->embedding().value_or(pass.weights.embedding);
+    embed_forward(pass.ex, table, ids.subspan(static_cast<std::size_t>(segment.first), static_cast<std::size_t>(segment.count)), scale,
+                  row_range(x, segment.first, segment.count));
   }
-  gemm_nt(pass.ex, input, ConstRows(segment.adapter->data() + at.a, low.cols, at.inputs), low);         // [n, rank]
 }
 
-const LoraPair* adapted(const LoraSegment& segment, std::int64_t layer, Projection projection) {
-  return segment.adapter == nullptr || segment.count == 0 ? nullptr : segment.adapter->pair(layer, projection);
-}
-
-}  // namespace
-
-void project(const Pass& pass, std::int64_t layer, Projection projection, ConstRows x, Rows y, float* shrunk, bool accumulate) {
-  const LinearWeights& w = pass.layer(layer)[projection];
-  const Arena::Scope scope(pass.arena);
-  const auto low_of = [&](const LoraSegment& segment, const LoraPair& at) {
-    const std::int64_t rank = segment.adapter->config().rank;
-    const Rows low(shrunk != nullptr ? shrunk : pass.arena.take<float>(segment.count * rank), segment.count, rank);
-    shrink(pass, layer, projection, segment, at, x, low);                                               // [n, rank]
-    return low;
-  };
-  if (pass.adapters.size() == 1 && adapted(pass.adapters[0], layer, projection) != nullptr) {
-    const LoraSegment& all = pass.adapters[0];
-    const LoraPair& at = *adapted(all, layer, projection);
-    const Rows low = low_of(all, at);
-    const LowRank term{low, ConstRows(all.adapter->data() + at.b, at.outputs, low.cols), all.adapter->scale()};
-    linear(pass.ex, x, w.weight, w.bias, y, accumulate, &term);                                         // [T, outputs]
-    return;
-  }
-  // One product over the base for all rows reads its weights once, whatever adapters they have.
-  linear(pass.ex, x, w.weight, w.bias, y, accumulate);                                                  // [T, outputs]
-  for (const LoraSegment& segment : pass.adapters)
-    if (const LoraPair* at = adapted(segment, layer, projection)) {
-      const Rows low = low_of(segment, *at);
-      const ConstRows b(segment.adapter->data() + at->b, at->outputs, low.cols);
-      gemm_nt(pass.ex, low, b, row_range(y, segment.first, segment.count), segment.adapter->scale(), true);  // [n, outputs]
-    }
+Matrix head_of(const Pass& pass, const LoraAdapter* adapter) {
+  return adapter == nullptr ? pass.weights.head : adapter->head().value_or(pass.weights.head);
 }
 
 void layer_forward(const Pass& pass, std::int64_t layer, ConstRows x, LayerActivations& a, AttentionOver& attention, Rows y) {
   const Exec& ex = pass.ex;
   const ModelSpec& spec = pass.spec;
   const LayerWeights& w = pass.layer(layer);
-  const auto shrunk = [&](Projection p) { return a.shrunk[static_cast<std::size_t>(p)]; };
-  const auto run = [&](Projection p, ConstRows in, Rows out, bool accumulate = false) { project(pass, layer, p, in, out, shrunk(p), accumulate); };
+  const auto run = [&](Projection p, ConstRows in, Rows out, bool accumulate = false) { project(pass, layer, p, in, out, a.of(p), accumulate); };
 
   rmsnorm_forward(ex, token_norm(spec, w.input_norm), x, a.attention_in, a.input_rstd);               // [T, hidden]
   run(Projection::q, a.attention_in, a.q_raw);                                                        // [T, heads·head_dim]
@@ -179,12 +153,7 @@ void layer_forward(const Pass& pass, std::int64_t layer, ConstRows x, LayerActiv
     if (y.data == nullptr) return;
     add_scaled(ex, a.middle, 1.0f, y);
   } else {
-    if (y.data == nullptr) {  // a recomputation needs the adapter's low-rank activations alone
-      for (const LoraSegment& segment : pass.adapters)
-        if (const LoraPair* at = adapted(segment, layer, Projection::down))
-          shrink(pass, layer, Projection::down, segment, *at, a.gated, Rows(shrunk(Projection::down), segment.count, segment.adapter->config().rank));
-      return;
-    }
+    if (y.data == nullptr) return project_activations(pass, layer, Projection::down, a.gated, a.of(Projection::down));
     copy_rows(a.middle, y);
     run(Projection::down, a.gated, y, true);                                                          // [T, hidden]
   }
@@ -194,7 +163,7 @@ Rows hidden_states(const Pass& pass, std::span<const std::uint32_t> ids, Attenti
   const auto tokens = static_cast<std::int64_t>(ids.size());
   Rows x = pass.arena.rows(tokens, pass.spec.hidden), y = pass.arena.rows(tokens, pass.spec.hidden);
   LayerActivations a = take_activations(pass.arena, pass.spec, tokens, nullptr, Keep::nothing);
-  embed_forward(pass.ex, pass.weights.embedding, ids, embedding_scale(pass.spec, pass.ex.compute), x);  // [T, hidden]
+  embed_tokens(pass, ids, x);                                                                           // [T, hidden]
   for (std::int64_t layer = 0; layer < pass.spec.layers; ++layer) {
     check_cancelled(pass.cancel);
     layer_forward(pass, layer, x, a, attention, y);                                                    // [T, hidden]
@@ -228,9 +197,16 @@ void check_packed(const ModelSpec& spec, const PackedTokens& tokens) {
     require(tokens.ids[static_cast<std::size_t>(i)] < spec.vocab, "the token id at position ", i, " is outside the vocabulary of ", spec.vocab);
 }
 
-void head_logits(const Pass& pass, ConstRows hidden, Rows normed, Rows logits) {
+void head_logits(const Pass& pass, std::span<const LoraSegment> segments, ConstRows hidden, Rows normed, Rows logits) {
   rmsnorm_forward(pass.ex, token_norm(pass.spec, pass.weights.final_norm), hidden, normed, nullptr);  // [R, hidden]
-  linear(pass.ex, normed, pass.weights.head, nullptr, logits);                                        // [R, vocab]
+  // Neighbours with the same head share one product, which reads it once.
+  for (std::size_t i = 0; i < segments.size();) {
+    const Matrix head = head_of(pass, segments[i].adapter);
+    const std::int64_t first = segments[i].first;
+    std::int64_t count = 0;
+    for (; i < segments.size() && head_of(pass, segments[i].adapter).data == head.data; ++i) count += segments[i].count;
+    linear(pass.ex, row_range(normed, first, count), head, nullptr, row_range(logits, first, count));  // [n, vocab]
+  }
   if (pass.spec.logit_softcap > 0) softcap_logits(pass.ex, logits, pass.spec.logit_softcap);
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 
+#include "model/adapted_linear.h"
 #include "model/pass.h"
 #include "ops/attention.h"
 
@@ -25,7 +26,9 @@ struct LayerActivations {
   float *input_rstd = nullptr, *attention_rstd = nullptr, *mlp_rstd = nullptr, *mlp_out_rstd = nullptr;  // [T]
   float *q_rstd = nullptr, *k_rstd = nullptr;                                                             // [T·heads], [T·kv_heads]
   float* lse = nullptr;                                                                                   // [heads, T]
-  std::array<float*, kProjections> shrunk{};  // [T, rank]  dropout(x)·Aᵀ of each adapted projection
+  std::array<AdapterActivations, kProjections> adapted{};  // of the projections that the adapter has in any layer
+
+  const AdapterActivations& of(Projection projection) const noexcept { return adapted[static_cast<std::size_t>(projection)]; }
 };
 
 enum class Keep : std::uint8_t {
@@ -58,9 +61,11 @@ AttentionShape attention_shape(const ModelSpec& spec, std::int64_t layer);
 // √hidden where a family scales its embeddings, else 1. Rounded to bf16 in bf16 compute, as such a model stores it.
 float embedding_scale(const ModelSpec& spec, Compute compute);
 
-// y [T, outputs] = x·Wᵀ + b + the adapters' part; accumulate adds all of that to y.
-// shrunk [T, rank] receives dropout(x)·Aᵀ when not null (one segment only).
-void project(const Pass& pass, std::int64_t layer, Projection projection, ConstRows x, Rows y, float* shrunk, bool accumulate = false);
+// x [T, hidden]: the tokens' rows of the table, the adapters' own where they have one.
+void embed_tokens(const Pass& pass, std::span<const std::uint32_t> ids, Rows x);
+
+// The head that an adapter's rows (null: the base's) are given to.
+Matrix head_of(const Pass& pass, const LoraAdapter* adapter);
 
 // y = layer(x), both [T, hidden] and distinct. The pass's ropes must be prepared. y may be empty when only activations are wanted: the last
 // product is then left out.
@@ -75,7 +80,8 @@ void prepare_packed_ropes(const Pass& pass, const PackedTokens& tokens);
 // Throws invalid: offsets that do not rise from 0 to T, an id outside the vocabulary (its position is told, not its value).
 void check_packed(const ModelSpec& spec, const PackedTokens& tokens);
 
-// logits [R, vocab] of hidden rows [R, hidden]: final norm, head, soft cap. `normed` [R, hidden] receives the normed rows.
-void head_logits(const Pass& pass, ConstRows hidden, Rows normed, Rows logits);
+// logits [R, vocab] of hidden rows [R, hidden]: final norm, head, soft cap. `normed` [R, hidden] receives the normed rows. The segments say which
+// adapter each row has: the pass's tell it for tokens, these for rows.
+void head_logits(const Pass& pass, std::span<const LoraSegment> segments, ConstRows hidden, Rows normed, Rows logits);
 
 }  // namespace engine

@@ -87,13 +87,22 @@ Model::Turn::~Turn() {
   model_.turn_changed_.notify_all();
 }
 
+LoraAdapter Model::load_adapter(const std::filesystem::path& dir) {
+  LoraAdapter adapter = LoraAdapter::read(spec_, dir);
+  if (adapter.bound()) return adapter;
+  const Turn turn(*this);
+  Arena arena;
+  adapter.bind(exec_, weights(), arena);
+  return adapter;
+}
+
 std::vector<float> Model::logits(std::span<const std::uint32_t> ids, const LoraAdapter* adapter, const CancelFlag* cancel) {
   require(!ids.empty(), "logits need at least one token");
   const Turn turn(*this);
   SequencePass run(*this, ids, adapter, cancel);
   const auto tokens = static_cast<std::int64_t>(ids.size());
   std::vector<float> out(static_cast<std::size_t>(tokens * spec_.vocab));
-  head_logits(run.pass, run.hidden, run.arena.rows(tokens, spec_.hidden), Rows(out.data(), tokens, spec_.vocab));
+  head_logits(run.pass, run.segments, run.hidden, run.arena.rows(tokens, spec_.hidden), Rows(out.data(), tokens, spec_.vocab));
   return out;
 }
 
@@ -110,7 +119,8 @@ std::vector<float> Model::score(std::span<const std::uint32_t> ids, const LoraAd
     check_cancelled(cancel);
     const std::int64_t count = std::min(chunk, predicted - first);
     const Rows z(logits.data, count, spec_.vocab);
-    head_logits(run.pass, ConstRows(run.hidden.row(first), count, spec_.hidden), Rows(normed.data, count, spec_.hidden), z);
+    const std::array rows{LoraSegment{0, count, adapter}};
+    head_logits(run.pass, rows, ConstRows(run.hidden.row(first), count, spec_.hidden), Rows(normed.data, count, spec_.hidden), z);
     cross_entropy(exec_, z, ids.subspan(static_cast<std::size_t>(first) + 1, static_cast<std::size_t>(count)),
                   std::span(ones).first(static_cast<std::size_t>(count)), 0.0f, LogitGradient::none, out.data() + first);
   }

@@ -66,6 +66,9 @@ class Model {
     Model& model_;
   };
 
+  // A PEFT folder, ready to run on this base. Throws as LoraAdapter::read does.
+  LoraAdapter load_adapter(const std::filesystem::path& dir);
+
   // log p(ids[i + 1] | ids[0 … i]) from the unmodified distribution, [T − 1]. `adapter` may be null. Throws invalid for fewer than two tokens.
   std::vector<float> score(std::span<const std::uint32_t> ids, const LoraAdapter* adapter, const CancelFlag* cancel);
   // All logits, [T, vocab] row by row.

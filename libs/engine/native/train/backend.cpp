@@ -74,12 +74,23 @@ void require_cuda_device(int index) {
   require(Code::unsupported, static_cast<std::size_t>(index) < count, "there is no cuda:", index, "; this machine has ", count, " CUDA device", count == 1 ? "" : "s");
 }
 
+namespace {
+
+// The adapters that every device trains.
+bool is_plain(const LoraConfig& lora) {
+  return !lora.dora && lora.modules_to_save.empty() && lora.layers.empty() && lora.rank_pattern.empty() && lora.alpha_pattern.empty();
+}
+
+}  // namespace
+
 std::unique_ptr<AnyTrainer> create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options) {
   const bool lora = options.lora.has_value(), bf16 = model->exec().compute == Compute::bf16;
-  const bool on_cpu = device.automatic ? gpu_count() == 0 || !lora || !bf16 : device.kind == DeviceKind::cpu;
+  const bool plain = lora && is_plain(*options.lora);
+  const bool on_cpu = device.automatic ? gpu_count() == 0 || !plain || !bf16 : device.kind == DeviceKind::cpu;
   if (on_cpu) return std::make_unique<Trainer>(std::move(model), options);
   require_cuda_device(device.index);
   require(Code::unsupported, lora, "full-parameter training runs on the CPU only; train an adapter, or use device cpu");
+  require(Code::unsupported, plain, "DoRA, whole modules, chosen layers and ranks by module are trained on the CPU only; leave them out, or use device cpu");
   require(Code::unsupported, bf16, "training on a GPU computes in bf16; load the model with compute bf16, or use device cpu");
   const std::array chosen{device.index};
   return cuda_backend().backend->create_trainer({model, model->spec(), model->weights()}, chosen, options);

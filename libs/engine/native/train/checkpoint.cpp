@@ -46,8 +46,11 @@ Json describe_run(const ModelSpec& spec, Compute compute, const TrainerOptions& 
   if (options.lora) {
     std::vector<std::string> targets = options.lora->target_modules;
     std::ranges::sort(targets);
+    std::vector<std::string> whole = options.lora->modules_to_save;
+    std::ranges::sort(whole);
     method = {{"kind", "lora"}, {"rank", options.lora->rank}, {"alpha", options.lora->alpha}, {"dropout", options.lora->dropout},
-              {"rslora", options.lora->rslora}, {"target_modules", targets}};
+              {"rslora", options.lora->rslora}, {"dora", options.lora->dora}, {"target_modules", targets}, {"modules_to_save", whole},
+              {"layers", options.lora->layers}, {"rank_pattern", options.lora->rank_pattern}, {"alpha_pattern", options.lora->alpha_pattern}};
   }
   return {{"model",
            {{"model_type", spec.model_type},

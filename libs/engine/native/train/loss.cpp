@@ -28,6 +28,7 @@ double chunked_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& bat
   std::fill_n(weights, chunk, weight);
   const Rows gathered = pass.arena.rows(chunk, width), normed = pass.arena.rows(chunk, width), logits = pass.arena.rows(chunk, spec.vocab);
   float* rstd = pass.arena.take<float>(chunk);
+  const Matrix head = head_of(pass, pass.adapters.empty() ? nullptr : pass.adapters.front().adapter);
   double loss = 0;
   for (std::int64_t first = 0; first < labels; first += chunk) {
     check_cancelled(pass.cancel);
@@ -36,14 +37,14 @@ double chunked_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& bat
     const std::int64_t* positions = batch.positions.data() + first;
     for (std::int64_t i = 0; i < count; ++i) std::memcpy(gathered.row(i), hidden.row(positions[i]), static_cast<std::size_t>(width) * sizeof(float));
     rmsnorm_forward(pass.ex, norm, part(gathered), part(normed), rstd);                                  // [n, hidden]
-    linear(pass.ex, part(normed), pass.weights.head, nullptr, part(logits));                             // [n, vocab]
+    linear(pass.ex, part(normed), head, nullptr, part(logits));                             // [n, vocab]
     const std::span targets(batch.targets.data() + first, static_cast<std::size_t>(count));
     const LogitGradient wanted = gradients != nullptr ? LogitGradient::in_place : LogitGradient::none;
     loss += cross_entropy(pass.ex, part(logits), targets, {weights, static_cast<std::size_t>(count)}, spec.logit_softcap, wanted, nullptr);
     if (gradients == nullptr) continue;
-    if (gradients->full != nullptr)
-      gemm_tn(pass.ex, part(logits), part(normed), Rows(gradients->of(pass.weights.head.data), spec.vocab, width), 1.0f, true);  // [vocab, hidden]
-    linear_backward_input(pass.ex, part(logits), pass.weights.head, part(normed));                       // [n, hidden]
+    if (gradients->head != nullptr)
+      gemm_tn(pass.ex, part(logits), part(normed), Rows(gradients->head, spec.vocab, width), 1.0f, true);  // [vocab, hidden]
+    linear_backward_input(pass.ex, part(logits), head, part(normed));                       // [n, hidden]
     if (gradients->full != nullptr) rmsnorm_backward_weight(pass.ex, norm, part(gathered), rstd, part(normed), gradients->of(norm.weight));
     rmsnorm_backward(pass.ex, norm, part(gathered), rstd, part(normed), part(normed));                   // [n, hidden]
     for (std::int64_t i = 0; i < count; ++i) std::memcpy(dhidden.row(positions[i]), normed.row(i), static_cast<std::size_t>(width) * sizeof(float));

@@ -19,6 +19,11 @@ struct MicroStepOptions {
   std::uint64_t neftune_key = 0;
 };
 
+// No gradient goes below this layer: nothing there is trained. Null: all parameters are.
+std::int64_t lowest_trained_layer(const LoraAdapter* adapter);
+// How many of the trained layers keep their activations, at least one.
+std::int64_t layers_kept(std::int64_t budget, std::int64_t layer_bytes, std::int64_t trained_layers);
+
 // Adds the gradient of weight · Σ loss to `gradients` and returns weight · Σ loss. Checks the pass's cancel flag between layers.
 // In LoRA mode the pass has one segment with the adapter; it must have been checked by label_batch.
 double run_micro_step(const Pass& pass, const LabelledBatch& batch, float weight, const MicroStepOptions& options, const Gradients& gradients);

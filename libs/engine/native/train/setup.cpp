@@ -28,6 +28,25 @@ StreamKeys stream_keys(std::uint64_t seed, std::int64_t step, std::size_t micro)
   return {words[0] | std::uint64_t{words[1]} << 32, words[2] | std::uint64_t{words[3]} << 32};
 }
 
+namespace {
+
+// Throws invalid naming the first thing in which an adapter to start from is not what the options describe.
+void require_same_shape(const LoraConfig& stored, const LoraConfig& wanted) {
+  const auto sorted = [](std::vector<std::string> names) {
+    std::ranges::sort(names);
+    return names;
+  };
+  require(stored.rank == wanted.rank, "the initial adapter has rank ", stored.rank, ", but the options say ", wanted.rank);
+  require(sorted(stored.target_modules) == sorted(wanted.target_modules), "the initial adapter's target modules are not the options'");
+  require(stored.dora == wanted.dora, "the initial adapter is ", stored.dora ? "" : "not ", "a DoRA adapter, but the options say otherwise");
+  require(sorted(stored.modules_to_save) == sorted(wanted.modules_to_save), "the initial adapter's modules to save are not the options'");
+  require(stored.layers == wanted.layers, "the initial adapter's layers are not the options'");
+  require(stored.rank_pattern == wanted.rank_pattern && stored.alpha_pattern == wanted.alpha_pattern,
+          "the initial adapter has ranks or alphas of its own for some modules, which the options do not");
+}
+
+}  // namespace
+
 LoraAdapter initial_adapter(const ModelSpec& spec, const TrainerOptions& options) {
   LoraAdapter adapter(spec, *options.lora);
   if (options.initial_adapter_dir.empty()) {
@@ -35,12 +54,8 @@ LoraAdapter initial_adapter(const ModelSpec& spec, const TrainerOptions& options
     return adapter;
   }
   const LoraAdapter stored = LoraAdapter::read(spec, options.initial_adapter_dir);
-  const auto sorted = [](std::vector<std::string> names) {
-    std::ranges::sort(names);
-    return names;
-  };
-  require(stored.config().rank == options.lora->rank, "the initial adapter has rank ", stored.config().rank, ", but the options say ", options.lora->rank);
-  require(sorted(stored.config().target_modules) == sorted(options.lora->target_modules), "the initial adapter's target modules are not the options'");
+  require_same_shape(stored.config(), *options.lora);
+  require(stored.size() == adapter.size(), "the initial adapter has ", stored.size(), " values, but the options call for ", adapter.size());
   std::copy_n(stored.data(), stored.size(), adapter.data());
   return adapter;
 }
@@ -48,7 +63,7 @@ LoraAdapter initial_adapter(const ModelSpec& spec, const TrainerOptions& options
 std::vector<TrainableTensor> trainable_tensors(const LoraAdapter& adapter) {
   std::vector<TrainableTensor> tensors;
   adapter.for_each_tensor([&](const std::string& name, const std::vector<std::int64_t>& shape, std::int64_t offset) {
-    tensors.push_back({name, offset, shape[0] * shape[1], true, false});
+    tensors.push_back({name, offset, element_count(shape), true, offset == adapter.embedding_offset()});
   });
   return tensors;
 }

@@ -13,8 +13,8 @@ namespace engine {
 // Throws invalid for a schedule, clipping norm, noise or budget out of range. The optimizer checks its own options.
 void check_trainer_options(const TrainerOptions& options);
 
-// The adapter of options.lora (which must be set): PEFT's initialization from the seed, or the initial adapter's values. Throws invalid when that adapter
-// has another rank or other targets, and what reading it throws.
+// The adapter of options.lora (which must be set): PEFT's initialization from the seed, which start_from() completes with what it takes from the base, or
+// the initial adapter's values, which bind() completes. Throws invalid when that adapter is not of the options' shape, and what reading it throws.
 LoraAdapter initial_adapter(const ModelSpec& spec, const TrainerOptions& options);
 
 // The adapter's tensors in the order of its flat array.

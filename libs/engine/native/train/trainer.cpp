@@ -15,10 +15,17 @@ namespace engine {
 
 Trainer::Trainer(std::shared_ptr<Model> model, const TrainerOptions& options) : model_(std::move(model)), options_(options), ropes_(model_->spec().ropes) {
   check_trainer_options(options_);
-  if (options_.lora)
+  if (options_.lora) {
     adapter_ = initial_adapter(model_->spec(), options_);
-  else
+    const Model::Turn turn(*model_);
+    if (options_.initial_adapter_dir.empty())
+      adapter_->start_from(model_->exec(), model_->weights(), arena_);
+    else
+      adapter_->bind(model_->exec(), model_->weights(), arena_);
+    arena_.clear();
+  } else {
     full_ = std::make_unique<FullParameters>(model_->spec(), model_->weights());
+  }
   const std::vector<TrainableTensor> tensors = trained();
   for (const TrainableTensor& tensor : tensors) trainable_count_ += tensor.size;
   optimizer_.emplace(options_.optimizer, tensors);
@@ -43,6 +50,14 @@ Pass Trainer::make_pass(std::span<const LoraSegment> segments, const CancelFlag*
   return {.ex = model_->exec(), .spec = model_->spec(), .weights = weights(), .ropes = ropes_, .arena = arena_, .adapters = segments, .cancel = cancel};
 }
 
+void Trainer::follow_values() {
+  if (!adapter_ || !norms_stale_) return;
+  const Model::Turn turn(*model_);
+  arena_.reset();
+  adapter_->bind(model_->exec(), model_->weights(), arena_);
+  norms_stale_ = false;
+}
+
 StepResult Trainer::train_step(std::span<const MicroBatch> micros, const CancelFlag* cancel) {
   const std::lock_guard lock(busy_);
   const auto start = std::chrono::steady_clock::now();
@@ -53,13 +68,8 @@ StepResult Trainer::train_step(std::span<const MicroBatch> micros, const CancelF
 
   gradients_complete_ = false;
   std::ranges::fill(gradients_, 0.0f);
-  Gradients gradients;
-  if (adapter_) {
-    gradients.lora = gradients_.data();
-  } else {
-    gradients.parameters = full_->data();
-    gradients.full = gradients_.data();
-  }
+  follow_values();
+  const Gradients gradients = adapter_ ? Gradients::of_adapter(*adapter_, gradients_.data()) : Gradients::of_parameters(full_->view(), full_->data(), gradients_.data());
   for (std::size_t i = 0; i < step.batches.size(); ++i) {
     const Model::Turn turn(*model_);
     check_cancelled(cancel);
@@ -84,6 +94,7 @@ StepResult Trainer::train_step(std::span<const MicroBatch> micros, const CancelF
     // torch.nn.utils.clip_grad_norm_: scale by max / (norm + 1e-6) when that is below 1.
     const double clip = options_.max_grad_norm > 0 ? std::min(1.0, options_.max_grad_norm / (result.grad_norm + 1e-6)) : 1.0;
     optimizer_->update(model_->exec(), result.learning_rate, static_cast<float>(clip), values(), gradients_.data());
+    norms_stale_ = true;
   }
   result.step = ++step_;
   result.peak_bytes = peak_bytes_;
@@ -96,6 +107,7 @@ Evaluation Trainer::evaluate(std::span<const MicroBatch> micros, const CancelFla
   Evaluation result;
   const LabelledStep step = label_step(model_->spec(), micros);
   result.trainable_tokens = step.labels;
+  follow_values();
   for (const LabelledBatch& batch : step.batches) {
     const Model::Turn turn(*model_);
     check_cancelled(cancel);
@@ -144,6 +156,7 @@ void Trainer::restore_checkpoint(const std::filesystem::path& dir) {
   const std::vector<float> stored = read_checkpoint_values(dir, adapter_ ? &*adapter_ : nullptr, full_.get());
   optimizer_->restore(SafetensorsFile(dir / kOptimizerFile), state.updates);
   std::ranges::copy(stored, values());
+  norms_stale_ = true;
   step_ = state.step;
   gradients_complete_ = false;
 }

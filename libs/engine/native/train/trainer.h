@@ -42,6 +42,7 @@ class Trainer final : public AnyTrainer {
   const DecoderWeights& weights() const noexcept { return full_ ? full_->view() : model_->weights(); }
   std::vector<TrainableTensor> trained() const;
   Pass make_pass(std::span<const LoraSegment> segments, const CancelFlag* cancel);
+  void follow_values();  // what is derived from the values: DoRA's norms
   std::int64_t held_bytes() const;
 
   std::shared_ptr<Model> model_;
@@ -50,6 +51,7 @@ class Trainer final : public AnyTrainer {
   std::unique_ptr<FullParameters> full_;
   std::vector<float> gradients_;
   bool gradients_complete_ = false;
+  bool norms_stale_ = false;  // the values changed since the adapter was bound
   std::optional<Optimizer> optimizer_;
   Arena arena_;
   RopeCache ropes_;

@@ -41,6 +41,18 @@ TrainerOptions options_of(bool lora, OptimizerKind kind = OptimizerKind::adamw) 
   return options;
 }
 
+// Every method with a state of its own to carry: plain LoRA, its options, all weights.
+std::vector<TrainerOptions> methods(OptimizerKind kind = OptimizerKind::adamw) {
+  std::vector<TrainerOptions> all{options_of(true, kind), options_of(true, kind), options_of(true, kind), options_of(true, kind), options_of(false, kind)};
+  all[1].lora->dora = true;
+  all[2].lora->modules_to_save = {"embed_tokens", "lm_head"};
+  LoraConfig& mixed = *all[3].lora;
+  mixed.dora = mixed.rslora = true;
+  mixed.modules_to_save = {"lm_head"};
+  mixed.layers = {1};
+  return all;
+}
+
 std::shared_ptr<Model> load(const GoldenCase& c, Compute compute = Compute::f32, QuantizeOnLoad quantize = QuantizeOnLoad::none) {
   return std::make_shared<Model>(c.dir, LoadOptions{quantize, compute, 2});
 }
@@ -136,9 +148,8 @@ TEST("loss of the shared golden models equals the reference to 1e-6") {
 
 TEST("one batch and the same rows accumulated over micro-batches take the same step") {
   const GoldenCase c = family("qwen3");
-  for (const bool lora : {true, false}) {
-    TrainerOptions options = options_of(lora);
-    if (lora) options.lora->dropout = 0;
+  for (TrainerOptions options : methods()) {
+    if (options.lora) options.lora->dropout = 0;
     options.neftune_alpha = 0;
     options.schedule.warmup_steps = 0;
     Trainer one(load(c), options), many(load(c), options);
@@ -166,16 +177,16 @@ TEST("one batch and the same rows accumulated over micro-batches take the same s
   }
 }
 
-TEST("saving at step 3 and resuming gives the bits of an uninterrupted run, on adapters and all weights, with both optimizers") {
+TEST("saving at step 3 and resuming gives the bits of an uninterrupted run, with every method and both optimizers") {
   const GoldenCase c = family("llama3");
   const std::array<PackedRows, 2> rows = two_micros(c);
   const std::array micros{rows[0].view(), rows[1].view()};
-  for (const bool lora : {true, false})
-    for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adamw_8bit})
+  for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adamw_8bit})
+    for (const TrainerOptions& options : methods(kind))
       for (const Compute compute : {Compute::f32, Compute::bf16}) {
         const TempDir dir;
         const auto model = load(c, compute);
-        Trainer straight(model, options_of(lora, kind)), first(model, options_of(lora, kind)), second(model, options_of(lora, kind));
+        Trainer straight(model, options), first(model, options), second(model, options);
         for (int i = 0; i < 3; ++i) {
           straight.train_step(micros);
           first.train_step(micros);
@@ -193,6 +204,63 @@ TEST("saving at step 3 and resuming gives the bits of an uninterrupted run, on a
         }
         CHECK(saved_values(straight) == saved_values(second));
       }
+}
+
+TEST("whether activations are kept changes no bit of a run, with every method") {
+  const GoldenCase c = family("gemma2");
+  const std::array<PackedRows, 2> rows = two_micros(c);
+  const std::array micros{rows[0].view(), rows[1].view()};
+  for (TrainerOptions options : methods(OptimizerKind::adamw_8bit)) {
+    const auto model = load(c, Compute::bf16);
+    Trainer bounded(model, options);
+    options.gradient_checkpointing = false;
+    Trainer keeping(model, options);
+    for (int i = 0; i < 3; ++i) CHECK_EQ(bounded.train_step(micros).loss, keeping.train_step(micros).loss);
+    CHECK(saved_values(bounded) == saved_values(keeping));
+  }
+}
+
+TEST("a fresh adapter of any kind leaves the base's answers as they are") {
+  const GoldenCase c = family("qwen3");
+  const auto model = load(c, Compute::f32, QuantizeOnLoad::nf4);
+  const PackedRows rows = [&] {
+    PackedRows all;
+    all.add(c.sequences[0], 4);
+    return all;
+  }();
+  const std::array micros{rows.view()};
+  std::vector<double> losses;
+  for (const TrainerOptions& options : methods())
+    if (options.lora) losses.push_back(Trainer(model, options).evaluate(micros).loss);
+  for (const double loss : losses) CHECK_CLOSE(loss, losses[0], 1e-6 * losses[0]);
+}
+
+TEST("an initial adapter of another shape is refused with what differs") {
+  const GoldenCase c = family("llama3");
+  const auto model = load(c);
+  const TempDir dir;
+  TrainerOptions dora = options_of(true);
+  dora.lora->dora = true;
+  Trainer(model, dora).save(dir / "dora", "");
+  const auto refusal = [&](auto change) -> std::string {
+    TrainerOptions options = dora;
+    options.initial_adapter_dir = dir / "dora";
+    change(*options.lora);
+    try {
+      Trainer trainer(model, options);
+    } catch (const Error& error) {
+      CHECK(error.code() == Code::invalid);
+      return error.message();
+    }
+    return "accepted";
+  };
+  CHECK_EQ(refusal([](LoraConfig&) {}), "accepted");
+  CHECK(refusal([](LoraConfig& l) { l.rank = 8; }).find("rank 16") != std::string::npos);
+  CHECK(refusal([](LoraConfig& l) { l.dora = false; }).find("DoRA") != std::string::npos);
+  CHECK(refusal([](LoraConfig& l) { l.modules_to_save = {"lm_head"}; }).find("modules to save") != std::string::npos);
+  CHECK(refusal([](LoraConfig& l) { l.layers = {0}; }).find("layers") != std::string::npos);
+  CHECK(refusal([](LoraConfig& l) { l.target_modules = {"q_proj"}; }).find("target modules") != std::string::npos);
+  CHECK(refusal([](LoraConfig& l) { l.layers = {7}; }).find("layers 0 to 1") != std::string::npos);
 }
 
 TEST("training lowers the loss of the rows it sees, with both optimizers") {
