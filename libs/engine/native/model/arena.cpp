@@ -20,6 +20,11 @@ Arena::Block Arena::allocate(std::int64_t bytes) {
 
 void* Arena::take_bytes(std::int64_t bytes) {
   const std::int64_t size = (std::max<std::int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+  if (measuring_) {
+    used_ += size;
+    peak_ = std::max(peak_, used_);
+    return nullptr;
+  }
   if (blocks_.empty()) blocks_.push_back(allocate(std::max(size, kSmallestBlock)));
   while (used_ + size > blocks_[block_].bytes) {
     // A block left behind by a wider pass serves again if it is large enough; one that is too small is skipped until reset().
@@ -29,7 +34,15 @@ void* Arena::take_bytes(std::int64_t bytes) {
   }
   void* result = blocks_[block_].memory.get() + used_;
   used_ += size;
+  peak_ = std::max(peak_, used_);
   return result;
+}
+
+void Arena::reserve(std::int64_t bytes) {
+  reset();
+  if (capacity_bytes() >= bytes) return;
+  clear();
+  blocks_.push_back(allocate(bytes));
 }
 
 void Arena::reset() {
@@ -46,6 +59,7 @@ void Arena::clear() {
   blocks_.clear();
   block_ = 0;
   used_ = 0;
+  peak_ = 0;
 }
 
 std::int64_t Arena::capacity_bytes() const noexcept {

@@ -14,6 +14,11 @@ namespace engine {
 
 class Arena {
  public:
+  Arena() = default;
+  // One that hands out null and only counts: what a pass will take is found by taking it from such an arena.
+  enum class Measuring : std::uint8_t { on };
+  explicit Arena(Measuring) : measuring_(true) {}
+
   // `count` values, 64-byte aligned, valid until release() past them or reset(). Throws oom naming the size.
   template <class T>
   T* take(std::int64_t count) {
@@ -38,11 +43,14 @@ class Arena {
     std::int64_t used_;
   };
 
+  // Has at least `bytes` in one piece, and exactly that many when what there is does not suffice. Only where nothing is taken. Throws oom.
+  void reserve(std::int64_t bytes);
   // Gives everything back. Memory that grew in pieces becomes one piece of the size needed so far.
   void reset();
   // Frees the memory too.
   void clear();
   std::int64_t capacity_bytes() const noexcept;
+  std::int64_t peak_bytes() const noexcept { return peak_; }  // the most that was taken at once since clear(), in one piece
 
  private:
   struct Free {
@@ -59,6 +67,8 @@ class Arena {
   std::vector<Block> blocks_;
   std::size_t block_ = 0;   // the block in use
   std::int64_t used_ = 0;   // of it
+  std::int64_t peak_ = 0;
+  bool measuring_ = false;
 };
 
 }  // namespace engine

@@ -24,10 +24,10 @@ PairsByModule pairs_by_module(const PeftAdapter& stored) {
 
 }  // namespace
 
-LoraAdapter::LoraAdapter(const ModelSpec& model, const LoraConfig& config) : LoraAdapter(model, config, nullptr) {}
+LoraAdapter::LoraAdapter(const ModelSpec& model, const LoraConfig& config) : LoraAdapter(model, config, nullptr, Values::zeros) {}
 
 // `stored` tells which projections are adapted where its targets are no plain names.
-LoraAdapter::LoraAdapter(const ModelSpec& model, const LoraConfig& config, const PeftAdapter* stored)
+LoraAdapter::LoraAdapter(const ModelSpec& model, const LoraConfig& config, const PeftAdapter* stored, Values values)
     : config_(config), layers_(model.layers), vocab_(model.vocab), hidden_(model.hidden), bound_(!config.dora) {
   check_lora_config(config_);
   require(config_.layers.empty() || config_.layers.back() < layers_, "layer ", config_.layers.empty() ? 0 : config_.layers.back(),
@@ -65,15 +65,18 @@ LoraAdapter::LoraAdapter(const ModelSpec& model, const LoraConfig& config, const
   };
   embedding_ = place(kEmbeddingModule);
   head_ = place(kHeadModule);
-  values_.assign(static_cast<std::size_t>(offset), 0.0f);
-  inverse_norms_.assign(static_cast<std::size_t>(norms), 0.0f);
+  size_ = offset;
+  norms_ = norms;
+  if (values == Values::none) return;
+  values_.assign(static_cast<std::size_t>(size_), 0.0f);
+  inverse_norms_.assign(static_cast<std::size_t>(norms_), 0.0f);
 }
 
 LoraAdapter LoraAdapter::read(const ModelSpec& model, const std::filesystem::path& dir) {
   const PeftAdapter stored(dir);
   require(Code::corrupt, stored.config().layers.empty() || stored.config().layers.back() < model.layers, "the adapter is for layer ",
           stored.config().layers.empty() ? 0 : stored.config().layers.back(), ", but this base has layers 0 to ", model.layers - 1);
-  LoraAdapter adapter(model, stored.config(), &stored);
+  LoraAdapter adapter(model, stored.config(), &stored, Values::zeros);
   PairsByModule unread = pairs_by_module(stored);
   const auto copy = [&](const TensorView& tensor, const std::vector<std::int64_t>& shape, std::int64_t offset) {
     require(Code::corrupt, tensor.shape == shape, "the adapter's ", tensor.name, " is ", shape_text(tensor.shape), ", but this base and the rank need ",

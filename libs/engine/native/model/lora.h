@@ -35,6 +35,9 @@ class LoraAdapter {
   // Zeros. Throws invalid when the configuration is out of range.
   LoraAdapter(const ModelSpec& model, const LoraConfig& config);
 
+  // The same places without memory for the values: what an adapter would be, for planning. data() must not be used.
+  static LoraAdapter layout_of(const ModelSpec& model, const LoraConfig& config) { return LoraAdapter(model, config, nullptr, Values::none); }
+
   // A PEFT folder; with DoRA, bind() must follow. Throws io, corrupt (a missing tensor, a shape that does not fit this model), unsupported (a PEFT
   // feature this engine does not have, or a tensor that belongs to no layer of this model: named).
   static LoraAdapter read(const ModelSpec& model, const std::filesystem::path& dir);
@@ -44,7 +47,7 @@ class LoraAdapter {
   void write_tensors(const std::filesystem::path& file, const float* values) const;
 
   const LoraConfig& config() const noexcept { return config_; }
-  std::int64_t size() const noexcept { return static_cast<std::int64_t>(values_.size()); }
+  std::int64_t size() const noexcept { return size_; }
   float* data() noexcept { return values_.data(); }
   const float* data() const noexcept { return values_.data(); }
   bool fits(const ModelSpec& model) const noexcept;  // as many layers, and matrices of these shapes
@@ -67,7 +70,7 @@ class LoraAdapter {
   void bind(const Exec& ex, const DecoderWeights& base, Arena& arena);
   bool bound() const noexcept { return bound_; }
   const float* inverse_norms() const noexcept { return inverse_norms_.data(); }
-  std::int64_t bytes() const noexcept { return 4 * (size() + static_cast<std::int64_t>(inverse_norms_.size())); }
+  std::int64_t bytes() const noexcept { return 4 * (size_ + norms_); }  // values and norms
 
   // f(name, shape, offset) for every tensor, ascending, under PEFT's key ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight").
   template <class F>
@@ -85,7 +88,8 @@ class LoraAdapter {
 
  private:
   static std::string module(std::int64_t layer, int projection);
-  LoraAdapter(const ModelSpec& model, const LoraConfig& config, const PeftAdapter* stored);
+  enum class Values : std::uint8_t { zeros, none };
+  LoraAdapter(const ModelSpec& model, const LoraConfig& config, const PeftAdapter* stored, Values values);
   std::optional<Matrix> saved(std::int64_t offset) const noexcept;
   LoraPair& at(std::int64_t layer, int projection) noexcept { return pairs_[static_cast<std::size_t>(layer * kProjections + projection)]; }
 
@@ -93,6 +97,7 @@ class LoraAdapter {
   std::int64_t layers_ = 0, vocab_ = 0, hidden_ = 0;
   std::vector<LoraPair> pairs_;  // [layer][projection]; inputs 0 where there is none
   std::int64_t embedding_ = -1, head_ = -1;
+  std::int64_t size_ = 0, norms_ = 0;  // elements
   std::vector<float> values_;
   std::vector<float> inverse_norms_;
   bool bound_ = false;

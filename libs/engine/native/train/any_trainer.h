@@ -29,19 +29,34 @@ struct TrainerOptions {
   // false: all are kept. The results are the same bits.
   bool gradient_checkpointing = true;
   double neftune_alpha = 0;
-  // GPUs only. Bytes of the device's memory that the whole run may take, its weights included; 0: what is free.
+  // Bytes of the device's memory that the whole run may take, its weights included; 0: on a GPU what is free, on a CPU no limit. On a CPU it takes
+  // kActivationBudget's place; layers keep what fits.
   std::int64_t memory_budget = 0;
-  // GPUs only. The longest micro-batch to come, so that memory is planned and taken before the first step; 0: planned as they come.
+  // The longest micro-batch to come, so that memory is planned (on a GPU also taken) before the first step; 0: planned as they come.
   std::int64_t micro_batch_tokens = 0;
 };
 
-// How a GPU's memory is spent, decided before any of it is taken.
+// The parts of a plan in bytes, on a CPU. Positions, row bookkeeping and the threads' packing buffers are not among them: some kilobytes, and what the
+// model's thread pool holds for everyone (ThreadPool::workspace_bytes).
+struct TrainingBytes {
+  std::int64_t weights = 0;      // the frozen base, as held
+  std::int64_t adapter = 0;      // trained values, DoRA's norms; all weights in full-parameter mode
+  std::int64_t gradients = 0, optimizer = 0;
+  std::int64_t checkpoints = 0;  // inputs of layers, kept from the forward to the backward
+  std::int64_t activations = 0;  // of the layers that keep theirs, at least one
+  std::int64_t live = 0;         // scratch of one layer's forward or backward, or of the loss without its logits: whichever is most
+  std::int64_t logits = 0;       // a chunk's, where the loss is what takes most
+  std::int64_t total() const noexcept { return weights + adapter + gradients + optimizer + checkpoints + activations + live + logits; }
+};
+
+// How memory is spent, decided before any of it is taken.
 struct TrainingPlan {
   std::int64_t budget_bytes = 0, device_bytes = 0, pinned_bytes = 0;  // device_bytes is exact: what the run allocates
   std::int64_t tokens = 0;                                            // of the longest micro-batch planned for
   // Layers by what they keep from the forward for the backward, and those whose weights are kept decoded.
   std::int64_t kept_layers = 0, partly_kept_layers = 0, recomputed_layers = 0, offloaded_layers = 0, decoded_layers = 0;
   bool embedding_on_device = true;
+  TrainingBytes parts;  // on a CPU
   std::string table;  // every part with its bytes, for people
 };
 
@@ -70,7 +85,7 @@ class AnyTrainer {
 
   virtual std::int64_t step() const noexcept = 0;
   virtual std::int64_t trainable_parameter_count() const noexcept = 0;
-  // Absent on a CPU, and before the first step of a run whose micro-batches were not announced.
+  // Absent before the first step of a run whose micro-batches were not announced.
   virtual std::optional<TrainingPlan> plan() const = 0;
 
   // One optimizer step. The loss is normalised over the labelled tokens of all micro-batches, so how they are divided does not matter.

@@ -12,17 +12,26 @@ namespace engine {
 namespace {
 
 constexpr std::int64_t kAlignment = 16;  // elements: 64 bytes
+std::int64_t aligned(std::int64_t elements) { return (elements + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
 
-FullParameters::FullParameters(const ModelSpec& spec, const DecoderWeights& base) {
-  std::int64_t size = 0;
+std::vector<FullParameters::Entry> FullParameters::layout_of(const ModelSpec& spec) {
+  std::vector<Entry> entries;
   for (const ParameterSpec& parameter : parameters_of(spec)) {
-    const std::int64_t count = element_count(parameter.shape);
-    entries_.push_back({parameter, size, count});
-    size += (count + kAlignment - 1) / kAlignment * kAlignment;
+    const std::int64_t offset = entries.empty() ? 0 : aligned(entries.back().offset + entries.back().size);
+    entries.push_back({parameter, offset, element_count(parameter.shape)});
   }
-  values_.assign(static_cast<std::size_t>(size), 0.0f);
+  return entries;
+}
+
+std::int64_t FullParameters::size_of(const ModelSpec& spec) {
+  const std::vector<Entry> entries = layout_of(spec);
+  return aligned(entries.back().offset + entries.back().size);
+}
+
+FullParameters::FullParameters(const ModelSpec& spec, const DecoderWeights& base) : entries_(layout_of(spec)) {
+  values_.assign(static_cast<std::size_t>(size_of(spec)), 0.0f);
   DecoderWeights source = base;  // views: a copy is cheap, and find_slot hands out places to write
   for (const Entry& entry : entries_) {
     const ParameterSlot from = find_slot(spec, source, entry.parameter.name), to = find_slot(spec, view_, entry.parameter.name);

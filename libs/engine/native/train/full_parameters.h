@@ -22,6 +22,9 @@ class FullParameters {
     ParameterSpec parameter;
     std::int64_t offset = 0, size = 0;
   };
+  // Where each parameter of a model lies; the array's length is the last one's end, rounded up.
+  static std::vector<Entry> layout_of(const ModelSpec& spec);
+  static std::int64_t size_of(const ModelSpec& spec);
   const std::vector<Entry>& entries() const noexcept { return entries_; }
   std::int64_t size() const noexcept { return static_cast<std::int64_t>(values_.size()); }  // gaps included
   float* data() noexcept { return values_.data(); }

@@ -8,6 +8,7 @@
 #include "model/golden_case.h"
 #include "train/micro_step.h"
 #include "train/full_parameters.h"
+#include "train/memory_plan.h"
 
 using namespace engine;
 using namespace engine::test;
@@ -251,6 +252,45 @@ TEST("recomputing activations changes no bit of loss or gradient") {
           check_recomputation(c, config, compute);
         }
     }
+}
+
+TEST("a pass takes from its arena exactly the bytes that were planned for it, in every family and with every option") {
+  for (const GoldenCase& c : family_goldens()) {
+    std::vector<std::optional<LoraConfig>> methods{lora_config(4, 0), lora_config(4, 0.1), std::nullopt};
+    for (const OptionCase& option : option_cases())
+      if (option.family == c.name)
+        for (const double dropout : {0.0, 0.1}) {
+          methods.push_back(option.config);
+          methods.back()->dropout = dropout;
+        }
+    for (const std::optional<LoraConfig>& method : methods)
+      for (const std::size_t last : {std::size_t{1}, std::size_t{3}})
+        for (const bool checkpointing : {true, false}) {
+          Setup setup(c, method);
+          setup.dropout = method ? static_cast<float>(method->dropout) : 0.0f;
+          const Packed packed = pack(c.sequences, 0, last, 4);
+          const LabelledBatch batch = label_batch(setup.model.spec(), packed.view());
+          TrainerOptions options;
+          options.lora = method;
+          options.gradient_checkpointing = checkpointing;
+          TrainingPlan plan = plan_training(setup.model.spec(), 0, options, batch.tokens(), batch.labels());
+          if (checkpointing) {  // a budget for one layer, and not a byte more
+            options.memory_budget = plan.device_bytes - (plan.kept_layers - 1) * (plan.parts.activations / plan.kept_layers);
+            plan = plan_training(setup.model.spec(), 0, options, batch.tokens(), batch.labels());
+            CHECK_EQ(plan.kept_layers, 1);
+            CHECK_EQ(plan.device_bytes, options.memory_budget);
+            --options.memory_budget;
+            CHECK_THROWS(oom, plan_training(setup.model.spec(), 0, options, batch.tokens(), batch.labels()));
+          }
+          setup.arena.clear();
+          setup.arena.reserve(std::int64_t{8} << 20);
+          setup.options.activation_budget = plan.kept_layers * activation_bytes(setup.model.spec(), batch.tokens(), setup.adapter ? &*setup.adapter : nullptr);
+          std::vector<float> gradient;
+          setup.run(packed.view(), label_weight(setup, packed), &gradient);
+          if (setup.arena.peak_bytes() != arena_bytes(plan))
+            report_failure(__FILE__, __LINE__, text(c.name, method ? (method->dora ? " dora" : " lora") : " full", ": took ", setup.arena.peak_bytes(), ", planned ", arena_bytes(plan)));
+        }
+  }
 }
 
 TEST("packed rows have the loss and gradient of the same rows one by one") {

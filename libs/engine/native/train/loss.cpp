@@ -23,7 +23,7 @@ double chunked_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& bat
   if (gradients != nullptr) std::memset(dhidden.data, 0, static_cast<std::size_t>(dhidden.rows * width) * sizeof(float));
   if (labels == 0) return 0;
 
-  const std::int64_t chunk = std::min(labels, std::clamp(kChunkElements / spec.vocab, kFewestRows, kMostRows));
+  const std::int64_t chunk = loss_chunk_rows(spec, labels);
   float* weights = pass.arena.take<float>(chunk);
   std::fill_n(weights, chunk, weight);
   const Rows gathered = pass.arena.rows(chunk, width), normed = pass.arena.rows(chunk, width), logits = pass.arena.rows(chunk, spec.vocab);
@@ -53,6 +53,10 @@ double chunked_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& bat
 }
 
 }  // namespace
+
+std::int64_t loss_chunk_rows(const ModelSpec& spec, std::int64_t labels) {
+  return std::min(labels, std::clamp(kChunkElements / spec.vocab, kFewestRows, kMostRows));
+}
 
 double head_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& batch, float weight) {
   return chunked_loss(pass, hidden, batch, weight, {}, nullptr);

@@ -9,6 +9,9 @@
 
 namespace engine {
 
+// How many labelled positions of a batch are computed at a time; a chunk's logits are [rows, vocab].
+std::int64_t loss_chunk_rows(const ModelSpec& spec, std::int64_t labels);
+
 // hidden [T, hidden]: before the final norm. Returns the weighted loss, summed in fp64.
 double head_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& batch, float weight);
 

@@ -68,6 +68,13 @@ std::vector<TrainableTensor> trainable_tensors(const LoraAdapter& adapter) {
   return tensors;
 }
 
+std::vector<TrainableTensor> trainable_tensors(const std::vector<FullParameters::Entry>& parameters) {
+  std::vector<TrainableTensor> tensors;
+  for (const auto& [parameter, offset, size] : parameters)
+    tensors.push_back({parameter.name, offset, size, parameter.shape.size() == 2, parameter.name == "model.embed_tokens.weight"});
+  return tensors;
+}
+
 LabelledStep label_step(const ModelSpec& spec, std::span<const MicroBatch> micros) {
   require(!micros.empty(), "a step needs at least one micro-batch");
   LabelledStep step;

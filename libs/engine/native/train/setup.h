@@ -7,6 +7,7 @@
 
 #include "model/lora.h"
 #include "train/any_trainer.h"
+#include "train/full_parameters.h"
 
 namespace engine {
 
@@ -19,6 +20,8 @@ LoraAdapter initial_adapter(const ModelSpec& spec, const TrainerOptions& options
 
 // The adapter's tensors in the order of its flat array.
 std::vector<TrainableTensor> trainable_tensors(const LoraAdapter& adapter);
+// All parameters of a model, in theirs.
+std::vector<TrainableTensor> trainable_tensors(const std::vector<FullParameters::Entry>& parameters);
 
 // Keys of the random streams of one micro-batch. They depend on seed, step and micro-batch alone, so a resumed run draws the same numbers.
 struct StreamKeys {

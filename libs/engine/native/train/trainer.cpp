@@ -9,12 +9,17 @@
 #include "core/staged_output.h"
 #include "ops/reduce.h"
 #include "train/checkpoint.h"
+#include "train/memory_plan.h"
 #include "train/setup.h"
 
 namespace engine {
 
 Trainer::Trainer(std::shared_ptr<Model> model, const TrainerOptions& options) : model_(std::move(model)), options_(options), ropes_(model_->spec().ropes) {
   check_trainer_options(options_);
+  if (options_.micro_batch_tokens > 0)
+    plan_ = plan_training(model_->spec(), model_->resident_bytes(), options_, options_.micro_batch_tokens);
+  else if (options_.memory_budget > 0)
+    plan_training(model_->spec(), model_->resident_bytes(), options_, 2);  // what no run can do without
   if (options_.lora) {
     adapter_ = initial_adapter(model_->spec(), options_);
     const Model::Turn turn(*model_);
@@ -26,23 +31,36 @@ Trainer::Trainer(std::shared_ptr<Model> model, const TrainerOptions& options) : 
   } else {
     full_ = std::make_unique<FullParameters>(model_->spec(), model_->weights());
   }
-  const std::vector<TrainableTensor> tensors = trained();
+  const std::vector<TrainableTensor> tensors = adapter_ ? trainable_tensors(*adapter_) : trainable_tensors(full_->entries());
   for (const TrainableTensor& tensor : tensors) trainable_count_ += tensor.size;
   optimizer_.emplace(options_.optimizer, tensors);
   gradients_.assign(static_cast<std::size_t>(value_count()), 0.0f);
   peak_bytes_ = held_bytes();
 }
 
-std::vector<TrainableTensor> Trainer::trained() const {
-  if (adapter_) return trainable_tensors(*adapter_);
-  std::vector<TrainableTensor> tensors;
-  for (const auto& entry : full_->entries())
-    tensors.push_back({entry.parameter.name, entry.offset, entry.size, entry.parameter.shape.size() == 2, entry.parameter.name == "model.embed_tokens.weight"});
-  return tensors;
+std::optional<TrainingPlan> Trainer::plan() const {
+  const std::lock_guard lock(busy_);
+  return plan_;
+}
+
+TrainingPlan Trainer::plan_for(const LabelledBatch& batch) const {
+  return plan_training(model_->spec(), model_->resident_bytes(), options_, batch.tokens(), batch.labels());
+}
+
+void Trainer::make_room(const LabelledStep& step) {
+  std::optional<TrainingPlan> largest;
+  for (const LabelledBatch& batch : step.batches) {
+    TrainingPlan plan = plan_for(batch);
+    if (!largest || plan.device_bytes > largest->device_bytes) largest = std::move(plan);
+  }
+  const Model::Turn turn(*model_);
+  arena_.reserve(arena_bytes(*largest));
+  if (!plan_ || largest->device_bytes > plan_->device_bytes) plan_ = std::move(largest);
 }
 
 std::int64_t Trainer::held_bytes() const {
-  return model_->resident_bytes() + 4 * (value_count() + static_cast<std::int64_t>(gradients_.size())) + optimizer_->state_bytes() + arena_.capacity_bytes() +
+  const std::int64_t values = adapter_ ? adapter_->bytes() : 4 * full_->size();
+  return model_->resident_bytes() + values + 4 * static_cast<std::int64_t>(gradients_.size()) + optimizer_->state_bytes() + arena_.capacity_bytes() +
          model_->exec().pool.workspace_bytes();
 }
 
@@ -66,6 +84,7 @@ StepResult Trainer::train_step(std::span<const MicroBatch> micros, const CancelF
   result.tokens = step.tokens;
   result.trainable_tokens = step.labels;
 
+  make_room(step);
   gradients_complete_ = false;
   std::ranges::fill(gradients_, 0.0f);
   follow_values();
@@ -79,7 +98,8 @@ StepResult Trainer::train_step(std::span<const MicroBatch> micros, const CancelF
     Pass pass = make_pass(segments, cancel);
     pass.dropout = adapter_ ? static_cast<float>(adapter_->config().dropout) : 0.0f;
     pass.dropout_key = keys.dropout;
-    const MicroStepOptions micro_options{options_.gradient_checkpointing ? kActivationBudget : kKeepAll, static_cast<float>(options_.neftune_alpha), keys.neftune};
+    const std::int64_t one_layer = activation_bytes(model_->spec(), step.batches[i].tokens(), adapter_ ? &*adapter_ : nullptr);
+    const MicroStepOptions micro_options{plan_for(step.batches[i]).kept_layers * one_layer, static_cast<float>(options_.neftune_alpha), keys.neftune};
     result.loss += run_micro_step(pass, step.batches[i], step.weight(), micro_options, gradients);
     peak_bytes_ = std::max(peak_bytes_, held_bytes());
   }
@@ -107,6 +127,7 @@ Evaluation Trainer::evaluate(std::span<const MicroBatch> micros, const CancelFla
   Evaluation result;
   const LabelledStep step = label_step(model_->spec(), micros);
   result.trainable_tokens = step.labels;
+  make_room(step);
   follow_values();
   for (const LabelledBatch& batch : step.batches) {
     const Model::Turn turn(*model_);

@@ -11,6 +11,7 @@
 
 #include "core/test.h"
 #include "model/golden_case.h"
+#include "train/memory_plan.h"
 
 using namespace engine;
 using namespace engine::test;
@@ -233,6 +234,52 @@ TEST("a fresh adapter of any kind leaves the base's answers as they are") {
   for (const TrainerOptions& options : methods())
     if (options.lora) losses.push_back(Trainer(model, options).evaluate(micros).loss);
   for (const double loss : losses) CHECK_CLOSE(loss, losses[0], 1e-6 * losses[0]);
+}
+
+TEST("a run holds exactly the bytes that were planned for it, and keeps to its memory budget without changing a bit") {
+  const GoldenCase c = family("gemma2");
+  PackedRows row;
+  row.add(c.sequences[0], 0);
+  const std::array micros{row.view()};
+  const auto tokens = static_cast<std::int64_t>(c.sequences[0].size());
+  for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adamw_8bit})
+    for (TrainerOptions options : methods(kind)) {
+      const auto held = [&](Trainer& trainer, const Model& model) {
+        const StepResult result = trainer.train_step(micros);
+        return result.peak_bytes - model.exec().pool.workspace_bytes();
+      };
+      const auto model = load(c);
+      const TrainingPlan free = plan_training(model->spec(), model->resident_bytes(), options, tokens);
+      Trainer unbounded(model, options);
+      CHECK_EQ(held(unbounded, *model), free.device_bytes);
+      CHECK_EQ(unbounded.plan()->device_bytes, free.device_bytes);
+      CHECK_EQ(free.parts.total(), free.device_bytes);
+
+      const std::int64_t one = free.parts.activations / free.kept_layers;
+      options.memory_budget = free.device_bytes - (free.kept_layers - 1) * one;
+      options.micro_batch_tokens = tokens;
+      Trainer bounded(model, options);
+      CHECK_EQ(bounded.plan()->kept_layers, 1);
+      CHECK_EQ(bounded.plan()->recomputed_layers, free.kept_layers + free.recomputed_layers - 1);
+      CHECK_EQ(held(bounded, *model), options.memory_budget);
+      CHECK(saved_values(bounded) == saved_values(unbounded));
+
+      --options.memory_budget;
+      CHECK_THROWS(oom, Trainer(model, options));
+      options.micro_batch_tokens = 0;  // unknown until the step, which then changes nothing
+      Trainer surprised(model, options);
+      CHECK_THROWS(oom, surprised.train_step(micros));
+      CHECK_THROWS(oom, surprised.evaluate(micros));
+      CHECK_EQ(surprised.step(), 0);
+    }
+}
+
+TEST("the planned bytes of a base are those it takes when it is loaded, as stored and quantized on load") {
+  for (const GoldenCase& c : family_goldens())
+    for (const QuantizeOnLoad quantize : {QuantizeOnLoad::none, QuantizeOnLoad::nf4}) {
+      const auto model = load(c, Compute::f32, quantize);
+      CHECK_EQ(loaded_weight_bytes(model->spec(), HfFolder(c.dir), quantize), model->resident_bytes());
+    }
 }
 
 TEST("an initial adapter of another shape is refused with what differs") {
