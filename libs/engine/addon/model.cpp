@@ -112,7 +112,10 @@ Napi::Value load_adapter(const Napi::CallbackInfo& info) {
         object.Set("alpha", to_js(env, config.alpha));
         object.Set("dropout", to_js(env, config.dropout));
         object.Set("rslora", to_js(env, config.rslora));
+        object.Set("dora", to_js(env, config.dora));
         object.Set("targetModules", to_js(env, config.target_modules));
+        object.Set("layers", to_js(env, config.layers));
+        object.Set("modulesToSave", to_js(env, config.modules_to_save));
         object.Set("parameterCount", to_js(env, adapter->size()));
         const auto handle = std::make_shared<AdapterHandle>("adapter", Context::of(env).threads(), std::move(adapter));
         model->add_dependent(handle);

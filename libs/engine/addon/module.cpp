@@ -49,6 +49,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add<cancel_generation>(env, exports, "cancelGeneration");
 
   add<create_trainer>(env, exports, "createTrainer");
+  add<plan_training>(env, exports, "planTraining");
   add<train_step>(env, exports, "trainStep");
   add<evaluate>(env, exports, "evaluate");
   add<save_adapter>(env, exports, "saveAdapter");

@@ -6,6 +6,7 @@
 #include "handles.h"
 #include "model_handle.h"
 #include "train/backend.h"
+#include "train/memory_plan.h"
 
 namespace engine::addon {
 namespace {
@@ -45,6 +46,10 @@ LoraConfig read_lora(const Napi::Object& method) {
   lora.alpha = read_number(method.Get("alpha"), "alpha");
   lora.dropout = read_number(method.Get("dropout"), "dropout");
   lora.rslora = read_boolean(method.Get("rslora"), "rslora");
+  lora.dora = read_boolean(method.Get("dora"), "dora");
+  lora.modules_to_save = read_strings(method.Get("modulesToSave"), "modulesToSave");
+  const std::vector<std::uint32_t> layers = read_uint32s(method.Get("layers"), "layers");
+  lora.layers.assign(layers.begin(), layers.end());
   lora.target_modules = read_strings(method.Get("targetModules"), "targetModules");
   return lora;
 }
@@ -100,6 +105,12 @@ Napi::Value to_js(Napi::Env env, const std::optional<TrainingPlan>& plan) {
   object.Set("offloadedLayers", addon::to_js(env, plan->offloaded_layers));
   object.Set("decodedLayers", addon::to_js(env, plan->decoded_layers));
   object.Set("embeddingOnDevice", addon::to_js(env, plan->embedding_on_device));
+  const TrainingBytes& bytes = plan->parts;
+  auto parts = Napi::Object::New(env);
+  for (const auto& [name, value] : {std::pair{"weights", bytes.weights}, {"adapter", bytes.adapter}, {"gradients", bytes.gradients}, {"optimizer", bytes.optimizer},
+                                    {"checkpoints", bytes.checkpoints}, {"activations", bytes.activations}, {"live", bytes.live}, {"logits", bytes.logits}})
+    parts.Set(name, addon::to_js(env, value));
+  object.Set("parts", parts);
   object.Set("table", addon::to_js(env, plan->table));
   return object;
 }
@@ -133,6 +144,22 @@ Napi::Value create_trainer(const Napi::CallbackInfo& info) {
         object.Set("handle", wrap_handle(env, handle));
         return object;
       });
+}
+
+Napi::Value plan_training(const Napi::CallbackInfo& info) {
+  const std::string dir = read_path(info[0], "modelDir");
+  const std::string quantize = read_string(info[1], "quantize");
+  require(quantize == "none" || quantize == "nf4", "quantize is \"", quantize.substr(0, 40), "\"; use none or nf4");
+  const TrainerOptions options = read_options(info[2]);
+  const std::int64_t tokens = read_integer(info[3], "tokens", 1, INT32_MAX);
+  return promise_of(
+      info.Env(), on_own_thread(info.Env()),
+      [dir, on_load = quantize == "nf4" ? QuantizeOnLoad::nf4 : QuantizeOnLoad::none, options, tokens] {
+        const HfFolder folder(dir);
+        const ModelSpec spec = read_spec(folder.config());
+        return std::optional(engine::plan_training(spec, loaded_weight_bytes(spec, folder, on_load), options, tokens));
+      },
+      [](Napi::Env env, std::optional<TrainingPlan>& plan) -> Napi::Value { return to_js(env, plan); });
 }
 
 Napi::Value train_step(const Napi::CallbackInfo& info) {

@@ -1,8 +1,18 @@
 import { adapterHandle, rememberAdapter } from './adapter-handles.ts';
 import { call, cancelled } from './call.ts';
+import { EngineError } from './errors.ts';
 import { generate } from './generation.ts';
-import { type ModelHandle, native, type TrainerHandle } from './native.ts';
-import type { Adapter, EngineDevice, LoadOptions, Model, Trainer, TrainerOptions } from './types.ts';
+import { type ModelHandle, type NativeTrainerOptions, native, type TrainerHandle } from './native.ts';
+import type {
+  Adapter,
+  EngineDevice,
+  LoadOptions,
+  Model,
+  PlanOptions,
+  Trainer,
+  TrainerOptions,
+  TrainingPlan,
+} from './types.ts';
 
 /** Semantic version and the digest of the sources it was built from. */
 export const engineVersion: string = native.version;
@@ -41,28 +51,51 @@ async function loadAdapter(model: ModelHandle, dir: string): Promise<Adapter> {
   return adapter;
 }
 
-async function createTrainer(model: ModelHandle, o: TrainerOptions): Promise<Trainer> {
+/** Whole numbers only: a typed array would wrap or cut others silently. */
+function layerNumbers(layers: number[]): Uint32Array {
+  const wrong = layers.find((layer) => !(Number.isInteger(layer) && layer >= 0 && layer < 2 ** 32));
+  if (wrong !== undefined) throw new EngineError('invalid', `layers has ${wrong}; use whole numbers from 0`);
+  return Uint32Array.from(layers);
+}
+
+function nativeOptions(o: TrainerOptions): NativeTrainerOptions {
   const method = o.method;
-  const { handle, trainableParameterCount } = await call(undefined, () =>
-    native.createTrainer(model, {
-      method:
-        method.kind === 'lora'
-          ? { ...method, rslora: method.rslora ?? false, initAdapterDir: method.initAdapterDir ?? null }
-          : method,
-      optimizer: o.optimizer,
-      beta1: o.beta1 ?? 0.9,
-      beta2: o.beta2 ?? 0.999,
-      epsilon: o.epsilon ?? 1e-8,
-      weightDecay: o.weightDecay,
-      maxGradNorm: o.maxGradNorm,
-      schedule: o.schedule,
-      seed: o.seed,
-      gradientCheckpointing: o.gradientCheckpointing ?? true,
-      neftuneAlpha: o.neftuneAlpha ?? 0,
-      memoryBudget: o.memoryBudget === undefined || o.memoryBudget === 'auto' ? 0 : o.memoryBudget,
-      microBatchTokens: o.microBatchTokens ?? 0,
-    }),
-  );
+  return {
+    method:
+      method.kind === 'lora'
+        ? {
+            ...method,
+            rslora: method.rslora ?? false,
+            dora: method.dora ?? false,
+            layers: layerNumbers(method.layers ?? []),
+            modulesToSave: method.modulesToSave ?? [],
+            initAdapterDir: method.initAdapterDir ?? null,
+          }
+        : method,
+    optimizer: o.optimizer,
+    beta1: o.beta1 ?? 0.9,
+    beta2: o.beta2 ?? 0.999,
+    epsilon: o.epsilon ?? 1e-8,
+    weightDecay: o.weightDecay,
+    maxGradNorm: o.maxGradNorm,
+    schedule: o.schedule,
+    seed: o.seed,
+    gradientCheckpointing: o.gradientCheckpointing ?? true,
+    neftuneAlpha: o.neftuneAlpha ?? 0,
+    memoryBudget: o.memoryBudget === undefined || o.memoryBudget === 'auto' ? 0 : o.memoryBudget,
+    microBatchTokens: o.microBatchTokens ?? 0,
+  };
+}
+
+/** Bytes that training on the CPU will take: exactly what the trainer then holds. Reads headers only. */
+export async function planTraining(o: PlanOptions): Promise<TrainingPlan> {
+  const options = nativeOptions(o.trainer);
+  return await call(undefined, () => native.planTraining(o.modelDir, o.quantize ?? 'none', options, o.tokens));
+}
+
+async function createTrainer(model: ModelHandle, o: TrainerOptions): Promise<Trainer> {
+  const options = nativeOptions(o);
+  const { handle, trainableParameterCount } = await call(undefined, () => native.createTrainer(model, options));
   return trainerOf(handle, trainableParameterCount);
 }
 

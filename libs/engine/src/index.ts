@@ -1,5 +1,5 @@
 export { createVocabulary } from './constraint.ts';
-export { engineVersion, listDevices, loadModel } from './engine.ts';
+export { engineVersion, listDevices, loadModel, planTraining } from './engine.ts';
 export { EngineError, type EngineErrorCode } from './errors.ts';
 export {
   exportGguf,

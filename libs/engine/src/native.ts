@@ -14,6 +14,7 @@ import type {
   SafetensorsInfo,
   StepResult,
   TensorShape,
+  TrainingPlan,
 } from './types.ts';
 
 declare const handleKind: unique symbol;
@@ -35,7 +36,10 @@ export type NativeTrainerOptions = {
         alpha: number;
         dropout: number;
         rslora: boolean;
+        dora: boolean;
         targetModules: string[];
+        layers: Uint32Array;
+        modulesToSave: string[];
         initAdapterDir: string | null;
       }
     | { kind: 'full' };
@@ -135,7 +139,10 @@ export type Native = {
     alpha: number;
     dropout: number;
     rslora: boolean;
+    dora: boolean;
     targetModules: string[];
+    layers: number[];
+    modulesToSave: string[];
     parameterCount: number;
   }>;
   score(
@@ -167,6 +174,12 @@ export type Native = {
     model: ModelHandle,
     options: NativeTrainerOptions,
   ): Promise<{ handle: TrainerHandle; trainableParameterCount: number }>;
+  planTraining(
+    modelDir: string,
+    quantize: string,
+    options: NativeTrainerOptions,
+    tokens: number,
+  ): Promise<TrainingPlan>;
   trainStep(trainer: TrainerHandle, micro: MicroBatch[], cancel: CancelToken | null): Promise<StepResult>;
   evaluate(
     trainer: TrainerHandle,

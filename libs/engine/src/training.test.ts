@@ -3,18 +3,31 @@ import { join } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { goldenDir, pack, readJson, sharedDir, someRows, temporaryDir } from '../test/fixtures/golden.ts';
-import { loadModel } from './engine.ts';
+import { loadModel, planTraining } from './engine.ts';
 import { quantizeModel, readSafetensors } from './files.ts';
-import type { MicroBatch, Model, StepResult, Trainer, TrainerOptions } from './types.ts';
+import type { LoraOptions, MicroBatch, Model, Sampling, StepResult, Trainer, TrainerOptions } from './types.ts';
 
 const targetModules = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'];
+const lora: LoraOptions = { kind: 'lora', rank: 4, alpha: 8, dropout: 0, targetModules };
 const options: TrainerOptions = {
-  method: { kind: 'lora', rank: 4, alpha: 8, dropout: 0, targetModules },
+  method: lora,
   optimizer: 'adamw_8bit',
   weightDecay: 0.01,
   maxGradNorm: 1,
   schedule: { kind: 'linear', warmupSteps: 2, totalSteps: 20, learningRate: 1e-2 },
   seed: 3407,
+};
+const greedy: Sampling = {
+  temperature: 0,
+  topP: 1,
+  topK: 0,
+  minP: 0,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  seed: 0n,
+  maxTokens: 5,
+  stopTokenIds: [],
 };
 const batch = (seed: number): MicroBatch[] => [
   pack(someRows(2, 12, 96, seed), 3),
@@ -26,7 +39,8 @@ async function run(trainer: Trainer, from: number, to: number): Promise<StepResu
   for (let step = from; step < to; step++) results.push(await trainer.trainStep(batch(step)));
   return results;
 }
-const withoutTiming = (results: StepResult[]) => results.map(({ durationMs: _1, peakBytes: _2, ...rest }) => rest);
+const withoutTiming = (results: StepResult[]) =>
+  results.map(({ durationMs: _1, peakBytes: _2, plan: _3, ...rest }) => rest);
 
 /** The 99th percentile of how late a timer fires while `work` runs. */
 async function p99LoopDelayMs(work: () => Promise<void>): Promise<number> {
@@ -128,6 +142,47 @@ describe('training', () => {
     expect(-scores.reduce((sum, score) => sum + score, 0) / scores.length).toBeCloseTo(loss, 5);
     const plain = await model.score({ tokens: Uint32Array.from(row) });
     expect(plain).not.toEqual(scores);
+  });
+
+  it.each<Partial<LoraOptions>>([
+    { dora: true },
+    { modulesToSave: ['embed_tokens', 'lm_head'] },
+    { layers: [1], rslora: true },
+    { dora: true, modulesToSave: ['lm_head'], layers: [0] },
+  ])('trains, saves, loads and resumes %j', async (kind) => {
+    const method: LoraOptions = { ...lora, ...kind };
+    const trainer = await model.createTrainer({ ...options, method });
+    await run(trainer, 0, 2);
+    await trainer.saveCheckpoint(at('checkpoint'));
+    const last = withoutTiming(await run(trainer, 2, 4));
+    const resumed = await model.createTrainer({ ...options, method });
+    await resumed.restoreCheckpoint(at('checkpoint'));
+    expect(withoutTiming(await run(resumed, 2, 4))).toEqual(last);
+    await trainer.saveAdapter(at('adapter'));
+    const adapter = await model.loadAdapter(at('adapter'));
+    expect(adapter.parameterCount).toBe(trainer.trainableParameterCount);
+    const row = someRows(1, 20, 96, 9)[0] as number[];
+    const { loss } = await trainer.evaluate([pack([row], 0)]);
+    const scores = await model.score({ tokens: Uint32Array.from(row), adapter });
+    expect(-scores.reduce((sum, score) => sum + score, 0) / scores.length).toBeCloseTo(loss, 4);
+    const tokens: number[] = [];
+    for await (const { tokenId } of model.generate({ tokens: Uint32Array.from(row), adapter, sampling: greedy }))
+      tokens.push(tokenId);
+    expect(tokens.length).toBe(greedy.maxTokens);
+  });
+
+  it('takes the bytes it planned, and refuses a budget below them before it begins', async () => {
+    const row = pack(someRows(1, 40, 96, 3), 0);
+    const plan = await planTraining({ modelDir: goldenDir('llama3'), quantize: 'nf4', trainer: options, tokens: 40 });
+    expect(Object.values(plan.parts).reduce((sum, bytes) => sum + bytes, 0)).toBe(plan.deviceBytes);
+    const trainer = await model.createTrainer(options);
+    const result = await trainer.trainStep([row]);
+    expect(result.plan).toEqual(plan);
+    const planned = { ...options, memoryBudget: plan.deviceBytes, microBatchTokens: 40 };
+    await (await model.createTrainer(planned)).close();
+    const least = plan.deviceBytes - plan.parts.activations;
+    const refusal = expect.objectContaining({ code: 'oom', message: expect.stringContaining(String(least)) });
+    await expect(model.createTrainer({ ...planned, memoryBudget: least })).rejects.toEqual(refusal);
   });
 
   it('trains every weight in full mode and writes a model folder', async () => {

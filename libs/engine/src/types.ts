@@ -169,7 +169,12 @@ export interface Adapter {
   readonly alpha: number;
   readonly dropout: number;
   readonly rslora: boolean;
+  readonly dora: boolean;
   readonly targetModules: string[];
+  /** Those that are adapted; empty: all. */
+  readonly layers: number[];
+  /** Modules it holds whole. */
+  readonly modulesToSave: string[];
   readonly parameterCount: number;
   close(): Promise<void>;
 }
@@ -183,7 +188,13 @@ export type LoraOptions = {
   dropout: number;
   /** Scale alpha / √rank in place of alpha / rank. */
   rslora?: boolean;
+  /** DoRA: trains the magnitude of every output beside its direction. */
+  dora?: boolean;
   targetModules: string[];
+  /** Layers to adapt, from 0, ascending. Default: all. */
+  layers?: number[];
+  /** `embed_tokens`, `lm_head`: trained whole beside the matrices, and kept in the adapter. Default: none. */
+  modulesToSave?: string[];
   /** A PEFT folder to continue from. */
   initAdapterDir?: string;
 };
@@ -213,6 +224,16 @@ export type TrainerOptions = {
 };
 
 /** How a GPU's memory is spent, decided before any of it is taken. `deviceBytes` is exact. */
+/** What a run on a CPU will take, before anything is loaded. */
+export type PlanOptions = {
+  modelDir: string;
+  quantize?: 'none' | 'nf4';
+  /** As createTrainer gets them. A memory budget that cannot suffice rejects with `oom` and the numbers. */
+  trainer: TrainerOptions;
+  /** Of the longest micro-batch to come. */
+  tokens: number;
+};
+
 export type TrainingPlan = {
   budgetBytes: number;
   deviceBytes: number;
@@ -226,6 +247,23 @@ export type TrainingPlan = {
   /** Layers whose weights are kept decoded, as bf16. */
   decodedLayers: number;
   embeddingOnDevice: boolean;
+  /** Bytes on a CPU, part by part; their sum is `deviceBytes`. Zeros on a GPU. */
+  parts: {
+    /** The frozen base, as held. */
+    weights: number;
+    /** Trained values; all weights in full mode. */
+    adapter: number;
+    gradients: number;
+    optimizer: number;
+    /** Inputs of layers, kept from the forward to the backward pass. */
+    checkpoints: number;
+    /** Of the layers that keep theirs. */
+    activations: number;
+    /** Scratch of one layer or of the loss, whichever takes more. */
+    live: number;
+    /** A chunk's, where the loss takes more. */
+    logits: number;
+  };
   /** Every part with its bytes, for people. */
   table: string;
 };
@@ -250,7 +288,7 @@ export type StepResult = {
   skipped: boolean;
   durationMs: number;
   peakBytes: number;
-  /** Null on a CPU. */
+  /** Of the longest micro-batch so far. */
   plan: TrainingPlan | null;
 };
 

@@ -57,12 +57,23 @@ test('every fault is named at once', () => {
 });
 
 test('what is not implemented is refused, not ignored', () => {
-  expect(faults(lora({ dora: true }))).toEqual(['fine_tuning_job.adapter_spec.lora.dora']);
   expect(faults({ method: { $case: 'preference', value: { algorithm: 'dpo', beta: 0.1 } } })).toEqual([
     'fine_tuning_job.method.preference',
   ]);
   expect(faults({ adapterSpec: { kind: { $case: 'full', value: {} } } })).toEqual([
     'fine_tuning_job.adapter_spec.full',
+  ]);
+});
+
+test('DoRA, whole modules and chosen layers pass; unknown and repeated ones do not', () => {
+  expect(faults(lora({ dora: true, modulesToSave: ['lm_head', 'embed_tokens'], layers: [3, 1] }))).toEqual([]);
+  expect(faults(lora({ modulesToSave: ['norm'], layers: [-1] }))).toEqual([
+    'fine_tuning_job.adapter_spec.lora.modules_to_save',
+    'fine_tuning_job.adapter_spec.lora.layers',
+  ]);
+  expect(faults(lora({ modulesToSave: ['lm_head', 'lm_head'], layers: [1, 1] }))).toEqual([
+    'fine_tuning_job.adapter_spec.lora.modules_to_save',
+    'fine_tuning_job.adapter_spec.lora.layers',
   ]);
 });
 

@@ -1,6 +1,6 @@
 import { Failure } from '@medmesh/errors';
 import type { lifecycle } from '@medmesh/proto';
-import { limits, targetModules } from './limits.ts';
+import { limits, targetModules, wholeModules } from './limits.ts';
 
 type Violation = { field: string; description: string };
 
@@ -14,7 +14,7 @@ function* checkAdapter(adapter: lifecycle.AdapterSpec | undefined): Generator<Vi
     };
   }
   if (adapter?.kind?.$case !== 'lora') return;
-  const { rank, alpha, dropout, dora, targetModules: targets } = adapter.kind.value;
+  const { rank, alpha, dropout, targetModules: targets, modulesToSave, layers } = adapter.kind.value;
   const at = 'adapter_spec.lora';
   if (rank !== undefined && !(Number.isInteger(rank) && isBetween(rank, 1, limits.maxRank))) {
     yield { field: `${at}.rank`, description: `is ${rank}; use a value from 1 to ${limits.maxRank}` };
@@ -23,7 +23,6 @@ function* checkAdapter(adapter: lifecycle.AdapterSpec | undefined): Generator<Vi
     yield { field: `${at}.alpha`, description: `is ${alpha}; use a value above 0` };
   if (!(dropout >= 0 && dropout < 1))
     yield { field: `${at}.dropout`, description: `is ${dropout}; use a value from 0 up to but not including 1` };
-  if (dora) yield { field: `${at}.dora`, description: 'is not implemented; leave it out' };
   const unknown = targets.filter((target) => !targetModules.some((known) => known === target));
   if (unknown.length > 0)
     yield {
@@ -32,6 +31,17 @@ function* checkAdapter(adapter: lifecycle.AdapterSpec | undefined): Generator<Vi
     };
   if (new Set(targets).size !== targets.length)
     yield { field: `${at}.target_modules`, description: 'names a module twice' };
+  const unknownWhole = modulesToSave.filter((module) => !wholeModules.some((known) => known === module));
+  if (unknownWhole.length > 0)
+    yield {
+      field: `${at}.modules_to_save`,
+      description: `has ${unknownWhole.join(', ')}; known are ${wholeModules.join(', ')}`,
+    };
+  if (new Set(modulesToSave).size !== modulesToSave.length)
+    yield { field: `${at}.modules_to_save`, description: 'names a module twice' };
+  const badLayer = layers.find((layer) => layer < 0);
+  if (badLayer !== undefined) yield { field: `${at}.layers`, description: `has ${badLayer}; layers count from 0` };
+  if (new Set(layers).size !== layers.length) yield { field: `${at}.layers`, description: 'names a layer twice' };
 }
 
 function* checkOptimizer(optimizer: lifecycle.OptimizerSpec | undefined): Generator<Violation> {

@@ -21,7 +21,12 @@ export function estimate(
   const hidden = Math.max(64, Math.cbrt((base.parameterCount * 128) / 12));
   const layers = Math.max(1, hidden / 128);
   const share = (lora?.targetModules.length ?? 7) / 7;
-  const adapterParameters = Math.round(rank * layers * hidden * 21 * share);
+  const chosen = lora?.layers ?? [];
+  const adapted = chosen.length > 0 ? Math.min(chosen.length, layers) : layers;
+  // Rows and columns of the seven matrices come to about 21 · hidden, their rows (DoRA's magnitudes) to about 11.
+  const matrices = (rank * 21 + (lora?.dora ? 11 : 0)) * adapted * hidden * share;
+  const wholeModules = (lora?.modulesToSave.length ?? 0) * base.vocabularySize * hidden;
+  const adapterParameters = Math.round(matrices + wholeModules);
 
   const quantizedOnLoad =
     spec.quantization?.kind === lifecycle.QuantizationSpec_Kind.NF4_DOUBLE_QUANT &&

@@ -1,5 +1,5 @@
 import { lifecycle, model } from '@medmesh/proto';
-import { targetModules } from './limits.ts';
+import { targetModules, wholeModules } from './limits.ts';
 
 /** The parts of a spec, with every default written out: the tutorial's settings. */
 export type FilledSpec = {
@@ -44,7 +44,9 @@ export function fillDefaults(job: lifecycle.FineTuningJob, base: model.Model): F
             (name) => lora.targetModules.length === 0 || lora.targetModules.includes(name),
           ),
           rslora: lora.rslora,
-          dora: false,
+          dora: lora.dora,
+          modulesToSave: wholeModules.filter((name) => lora.modulesToSave.includes(name)),
+          layers: [...lora.layers].sort((a, b) => a - b),
         },
       },
     },

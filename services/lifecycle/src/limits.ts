@@ -9,5 +9,8 @@ export const limits = {
   maxDatasets: 64,
 } as const;
 
+/** The modules that may be trained whole. */
+export const wholeModules = ['embed_tokens', 'lm_head'] as const;
+
 /** The projections of a decoder block that an adapter may target. */
 export const targetModules = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const;

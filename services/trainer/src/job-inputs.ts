@@ -30,6 +30,9 @@ export function loraOptions(spec: lifecycle.ResolvedSpec, initAdapterDir: string
     alpha: lora.alpha ?? 16,
     dropout: lora.dropout,
     rslora: lora.rslora,
+    dora: lora.dora,
+    layers: lora.layers,
+    modulesToSave: lora.modulesToSave,
     targetModules: lora.targetModules,
     ...(initAdapterDir === undefined ? {} : { initAdapterDir }),
   };

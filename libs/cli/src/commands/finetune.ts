@@ -4,7 +4,7 @@ import { Failure } from '@medmesh/errors';
 import { lifecycle } from '@medmesh/proto';
 import { type Command, Option } from 'commander';
 import { type CommandContext, withContext } from '../context.ts';
-import { number, wholeNumber } from '../option-values.ts';
+import { number, wholeNumber, wholeNumbers } from '../option-values.ts';
 import { formatBytes, formatSeconds } from '../output.ts';
 import { createProgressBar } from '../progress.ts';
 
@@ -19,6 +19,10 @@ type FinetuneOptions = {
   dropout: number;
   target: string[];
   rslora: boolean;
+  dora: boolean;
+  trainWhole: string[];
+  layers: number[];
+  neftune: number;
   steps: number;
   epochs: number;
   learningRate: number;
@@ -72,6 +76,9 @@ async function jobOf(
           dropout: o.dropout,
           targetModules: o.target,
           rslora: o.rslora,
+          dora: o.dora,
+          modulesToSave: o.trainWhole,
+          layers: o.layers,
         },
       },
     },
@@ -92,6 +99,7 @@ async function jobOf(
       gradientAccumulation: o.accumulate,
       packedTokens: o.pack,
       noGradientCheckpointing: !o.checkpointing,
+      neftuneAlpha: o.neftune,
     },
     quantization: { computeDtype: o.dtype },
     evaluation: { intervalSteps: o.evalEvery },
@@ -171,6 +179,10 @@ export function addFinetuneCommand(program: Command, signal: AbortSignal): void 
     .option('--dropout <p>', 'LoRA dropout', number(), 0)
     .option('--target <modules...>', 'projections to adapt; default: all seven', [])
     .option('--rslora', 'scale by alpha / sqrt(r)', false)
+    .option('--dora', 'train magnitudes beside directions (DoRA)', false)
+    .option('--train-whole <modules...>', 'modules to train whole: embed_tokens, lm_head', [])
+    .option('--layers <numbers>', 'layers to adapt, from 0, as 1,2,3; default: all', wholeNumbers, [])
+    .option('--neftune <alpha>', 'noise on the embeddings (NEFTune); 0: none', number(), 0)
     .option('--steps <n>', 'optimizer steps', wholeNumber(0), 60)
     .option('--epochs <n>', 'passes over the rows, instead of steps', number(), 0)
     .option('--learning-rate <lr>', 'highest learning rate', number(), 2e-4)

@@ -4,7 +4,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import type { LoraOptions, MicroBatch, Model, ModelInfo, StepResult, Trainer } from '@medmesh/engine';
 import { type Command, Option } from 'commander';
 import type { CommandContext } from '../../context.ts';
-import { number, wholeNumber } from '../../option-values.ts';
+import { number, wholeNumber, wholeNumbers } from '../../option-values.ts';
 import { createProgressBar } from '../../progress.ts';
 import { engineAction, reading } from './engine-action.ts';
 import { refusal } from './input-file.ts';
@@ -25,6 +25,9 @@ type TrainOptions = ModelOptions & {
   rank: number;
   alpha: number;
   rslora: boolean;
+  dora: boolean;
+  layers: number[];
+  trainWhole: string[];
   target: string[];
   dropout?: number;
   seed: number;
@@ -86,14 +89,16 @@ const stepJson = (step: StepResult) => ({
 async function loraOf(options: TrainOptions, info: ModelInfo, signal: AbortSignal): Promise<[Model, LoraOptions]> {
   const { model, adapter } = await loadModelAndAdapter(options, info, signal);
   if (adapter === undefined || options.adapter === undefined) {
-    const { rank, alpha, rslora } = options;
+    const { rank, alpha, rslora, dora, layers, trainWhole: modulesToSave } = options;
     const targetModules = options.target.length > 0 ? options.target : info.targetModules;
-    return [model, { kind: 'lora', rank, alpha, rslora, dropout: options.dropout ?? 0, targetModules }];
+    const shape = { rank, alpha, rslora, dora, targetModules, layers, modulesToSave };
+    return [model, { kind: 'lora', ...shape, dropout: options.dropout ?? 0 }];
   }
-  const { rank, alpha, rslora, targetModules } = adapter;
+  const { rank, alpha, rslora, dora, targetModules, layers, modulesToSave } = adapter;
   const dropout = options.dropout ?? adapter.dropout;
   await adapter.close();
-  return [model, { kind: 'lora', rank, alpha, rslora, dropout, targetModules, initAdapterDir: options.adapter }];
+  const shape = { rank, alpha, rslora, dora, targetModules, layers, modulesToSave };
+  return [model, { kind: 'lora', ...shape, dropout, initAdapterDir: options.adapter }];
 }
 
 async function runSteps(
@@ -184,6 +189,18 @@ export function addTrainCommand(group: Command, signal: AbortSignal): void {
     .addOption(own('--rank <r>', 'rank of a new adapter').argParser(wholeNumber(1, 4096)).default(16))
     .addOption(own('--alpha <a>', 'alpha of a new adapter').argParser(number(0)).default(16))
     .addOption(own('--rslora', 'a new adapter scales by alpha / sqrt(r)').default(false))
+    .addOption(own('--dora', 'a new adapter trains magnitudes beside directions').default(false))
+    .addOption(
+      own('--layers <numbers>', 'layers of a new adapter, as 1,2,3; default: all')
+        .argParser(wholeNumbers)
+        .default([], 'all'),
+    )
+    .addOption(
+      own('--train-whole <modules...>', 'modules a new adapter trains whole: embed_tokens, lm_head').default(
+        [],
+        'none',
+      ),
+    )
     .addOption(own('--target <modules...>', 'projections of a new adapter; default: all seven').default([], 'all'))
     .option('--force', 'replace an earlier result', false)
     .addHelpText(

@@ -588,8 +588,15 @@ export interface LoraSpec {
   targetModules: string[];
   /** Uses scale = alpha / sqrt(r). */
   rslora: boolean;
-  /** Splits the update in magnitude and direction. Not implemented: refused. */
+  /** Splits the update in magnitude and direction (DoRA). On the CPU only. */
   dora: boolean;
+  /**
+   * `embed_tokens`, `lm_head`: trained whole beside the matrices, and part of the adapter. Where the model ties them, the adapter's are separate. On the
+   * CPU only. Default: none.
+   */
+  modulesToSave: string[];
+  /** Layers to adapt, from 0, each once. On the CPU only where not all. Default: all. */
+  layers: number[];
 }
 
 /** All weights. */
@@ -2419,7 +2426,16 @@ export const AdapterSpec: MessageFns<AdapterSpec> = {
 };
 
 function createBaseLoraSpec(): LoraSpec {
-  return { rank: undefined, alpha: undefined, dropout: 0, targetModules: [], rslora: false, dora: false };
+  return {
+    rank: undefined,
+    alpha: undefined,
+    dropout: 0,
+    targetModules: [],
+    rslora: false,
+    dora: false,
+    modulesToSave: [],
+    layers: [],
+  };
 }
 
 export const LoraSpec: MessageFns<LoraSpec> = {
@@ -2441,6 +2457,16 @@ export const LoraSpec: MessageFns<LoraSpec> = {
     }
     if (message.dora !== false) {
       writer.uint32(48).bool(message.dora);
+    }
+    for (const v of message.modulesToSave) {
+      writer.uint32(58).string(v!);
+    }
+    if (message.layers.length !== 0) {
+      writer.uint32(66).fork();
+      for (const v of message.layers) {
+        writer.int32(v);
+      }
+      writer.join();
     }
     return writer;
   },
@@ -2506,6 +2532,32 @@ export const LoraSpec: MessageFns<LoraSpec> = {
             message.dora = reader.bool();
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.modulesToSave.push(reader.string());
+            continue;
+          }
+          case 8: {
+            if (tag === 64) {
+              message.layers.push(reader.int32());
+
+              continue;
+            }
+
+            if (tag === 66) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.layers.push(reader.int32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2530,6 +2582,12 @@ export const LoraSpec: MessageFns<LoraSpec> = {
         : [],
       rslora: isSet(object.rslora) ? globalThis.Boolean(object.rslora) : false,
       dora: isSet(object.dora) ? globalThis.Boolean(object.dora) : false,
+      modulesToSave: globalThis.Array.isArray(object?.modulesToSave)
+        ? object.modulesToSave.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.modules_to_save)
+        ? object.modules_to_save.map((e: any) => globalThis.String(e))
+        : [],
+      layers: globalThis.Array.isArray(object?.layers) ? object.layers.map((e: any) => globalThis.Number(e)) : [],
     };
   },
 
@@ -2553,6 +2611,12 @@ export const LoraSpec: MessageFns<LoraSpec> = {
     if (message.dora !== false) {
       obj.dora = message.dora;
     }
+    if (message.modulesToSave?.length) {
+      obj.modulesToSave = message.modulesToSave;
+    }
+    if (message.layers?.length) {
+      obj.layers = message.layers.map((e) => Math.round(e));
+    }
     return obj;
   },
 
@@ -2567,6 +2631,8 @@ export const LoraSpec: MessageFns<LoraSpec> = {
     message.targetModules = object.targetModules?.map((e) => e) || [];
     message.rslora = object.rslora ?? false;
     message.dora = object.dora ?? false;
+    message.modulesToSave = object.modulesToSave?.map((e) => e) || [];
+    message.layers = object.layers?.map((e) => e) || [];
     return message;
   },
 };
