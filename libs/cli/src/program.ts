@@ -17,12 +17,13 @@ const groups: { names: readonly string[]; load: () => Promise<AddCommands> }[] =
   { names: ['adapter'], load: async () => (await import('./commands/adapter.ts')).addAdapterCommands },
   { names: ['generate', 'chat'], load: async () => (await import('./commands/generate.ts')).addGenerateCommands },
   { names: ['tokenize', 'template'], load: async () => (await import('./commands/tokenize.ts')).addTokenizeCommands },
+  { names: ['bench'], load: async () => (await import('./commands/bench.ts')).addBenchCommands },
   { names: ['engine'], load: async () => (await import('./commands/engine/engine.ts')).addEngineCommands },
   { names: ['completion'], load: async () => addCompletionCommand },
 ];
 
 /** Options before the command that take a value of their own. */
-const valued: ReadonlySet<string> = new Set(['--address', '--project', '--state']);
+const valued: ReadonlySet<string> = new Set(['--address', '--project', '--state', '--api-key-file', '--ca']);
 
 /** The command that a command line names; undefined for none, as with --help. */
 export function commandName(words: readonly string[]): string | undefined {
