@@ -1,5 +1,6 @@
 #include "generation.h"
 
+#include <algorithm>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -7,6 +8,7 @@
 #include "arguments.h"
 #include "convert.h"
 #include "model_handle.h"
+#include "step_mailbox.h"
 
 namespace engine::addon {
 namespace {
@@ -77,14 +79,15 @@ Napi::Value step_to_js(Napi::Env env, const GeneratedToken& token) {
     top.Set(static_cast<std::uint32_t>(i), entry);
   }
   step.Set("topLogprobs", top);
+  step.Set("cachedTokens", to_js(env, token.cached));
   step.Set("finish", finish_to_js(env, token.finish));
   return step;
 }
 
 // What a request produced and JavaScript has not taken yet. However many tokens wait, one message is on its way.
-class StepBuffer : public std::enable_shared_from_this<StepBuffer> {
+class StepBuffer final : public StepMailbox::Letter, public std::enable_shared_from_this<StepBuffer> {
  public:
-  StepBuffer(std::shared_ptr<JsQueue> queue, std::uint64_t callback) : queue_(std::move(queue)), callback_(callback) {}
+  StepBuffer(std::shared_ptr<StepMailbox> mailbox, std::uint64_t callback) : mailbox_(std::move(mailbox)), callback_(callback) {}
 
   void add(const GeneratedToken& token) {
     const std::lock_guard lock(mutex_);
@@ -102,9 +105,9 @@ class StepBuffer : public std::enable_shared_from_this<StepBuffer> {
   void ring() {
     if (rung_) return;
     rung_ = true;
-    queue_->post([self = shared_from_this()](Napi::Env env) { self->deliver(env); });
+    mailbox_->put(shared_from_this());
   }
-  void deliver(Napi::Env env) {
+  void deliver(Napi::Env env) override {
     std::vector<GeneratedToken> tokens;
     std::optional<Fault> fault;
     bool ended = false;
@@ -124,7 +127,7 @@ class StepBuffer : public std::enable_shared_from_this<StepBuffer> {
     function.Call({steps, to_js(env, ended), fault ? js_error(env, fault->code, fault->message).Value() : env.Null()});
   }
 
-  std::shared_ptr<JsQueue> queue_;
+  std::shared_ptr<StepMailbox> mailbox_;
   std::uint64_t callback_;
   std::mutex mutex_;
   std::vector<GeneratedToken> tokens_;
@@ -136,7 +139,10 @@ class StepBuffer : public std::enable_shared_from_this<StepBuffer> {
 
 const std::shared_ptr<Generator>& ModelHandle::generator_of(Napi::Env env, const std::shared_ptr<ModelHandle>& self) {
   if (!self->generator_) {
-    self->generator_ = std::make_shared<Generator>(self->object(), GeneratorOptions{});
+    self->mailbox_ = std::make_shared<StepMailbox>(Context::of(env).queue());
+    GeneratorOptions options;
+    options.on_step = [mailbox = self->mailbox_] { mailbox->send(); };
+    self->generator_ = std::make_shared<Generator>(self->object(), options);
     Context::of(env).at_shut_down(self, [weak = std::weak_ptr<ModelHandle>(self)] {
       if (const auto handle = weak.lock()) handle->generator_.reset();
     });
@@ -185,6 +191,13 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
   if (!is_absent(info[2])) request.adapter = handle_of<const LoraAdapter>(info[2], "adapter")->object();
   request.sampling = read_sampling(info[3]);
   const auto options = read_object(info[4], "options");
+  request.priority = static_cast<Priority>(read_integer(options.Get("priority"), "priority", 0, 2));
+  if (const Napi::Value scope = options.Get("prefixScope"); !is_absent(scope)) {
+    const std::vector<std::uint8_t> bytes = read_bytes(scope, "prefixScope");
+    request.scope.emplace();
+    require(bytes.size() == request.scope->size(), "prefixScope has ", bytes.size(), " bytes, not ", request.scope->size());
+    std::ranges::copy(bytes, request.scope->begin());
+  }
   request.generated = read_integer(options.Get("generated"), "generated", 0, kMaxId);
   if (const Napi::Value constraint = options.Get("constraint"); !is_absent(constraint))
     request.sampling.constraint = handle_of<const Constraint>(constraint, "constraint")->object();
@@ -193,7 +206,7 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
 
   Context& context = Context::of(env);
   const std::uint64_t callback = context.keep_callback(env, info[5].As<Napi::Function>(), true);
-  const auto buffer = std::make_shared<StepBuffer>(context.queue(), callback);
+  const auto buffer = std::make_shared<StepBuffer>(model->mailbox(), callback);
   try {
     const auto id = generator->submit(std::move(request), {[buffer](const GeneratedToken& token) { buffer->add(token); }, [buffer](const Error* error) { buffer->end(error); }});
     return to_js(env, static_cast<std::int64_t>(id));
@@ -201,6 +214,23 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
     context.drop_callback(env, callback);
     throw;
   }
+}
+
+Napi::Value generation_load(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto model = model_of(info[0]);
+  if (!model->generator()) return env.Null();
+  const GeneratorLoad load = model->generator()->load();
+  auto object = Napi::Object::New(env);
+  object.Set("running", to_js(env, load.running));
+  object.Set("waiting", to_js(env, load.waiting));
+  object.Set("usedBlocks", to_js(env, load.used_blocks));
+  object.Set("totalBlocks", to_js(env, load.total_blocks));
+  object.Set("preempted", to_js(env, load.preempted));
+  object.Set("promptTokens", to_js(env, load.prompt_tokens));
+  object.Set("cachedTokens", to_js(env, load.cached_tokens));
+  object.Set("steps", to_js(env, load.steps));
+  return object;
 }
 
 Napi::Value cancel_generation(const Napi::CallbackInfo& info) {

@@ -5,6 +5,7 @@
 #include "handles.h"
 #include "infer/generator.h"
 #include "model/model.h"
+#include "step_mailbox.h"
 
 namespace engine::addon {
 
@@ -17,6 +18,7 @@ class ModelHandle : public TypedHandle<Model> {
 
   // Made on first use: a cache for a model that only trains would be waste.
   static const std::shared_ptr<Generator>& generator_of(Napi::Env env, const std::shared_ptr<ModelHandle>& self);
+  const std::shared_ptr<StepMailbox>& mailbox() const noexcept { return mailbox_; }        // made with the generator
   const std::shared_ptr<Generator>& generator() const noexcept { return generator_; }  // null before the first use
 
  protected:
@@ -24,6 +26,7 @@ class ModelHandle : public TypedHandle<Model> {
 
  private:
   DeviceChoice device_;
+  std::shared_ptr<StepMailbox> mailbox_;
   std::shared_ptr<Generator> generator_;
 };
 

@@ -40,6 +40,7 @@ export async function loadModel(o: LoadOptions): Promise<Model> {
       call(signal, (cancel) => native.logits(handle, tokens, adapterHandle(adapter), cancel)),
     createTrainer: (options) => createTrainer(handle, options),
     generate: (options) => generate(handle, options),
+    generationLoad: () => native.generationLoad(handle) ?? undefined,
     close: () => call(undefined, () => native.close(handle)),
   };
 }

@@ -1,13 +1,20 @@
 import { adapterHandle } from './adapter-handles.ts';
 import { cancelled } from './call.ts';
 import { constraintHandle } from './constraint.ts';
-import { type EngineError, toEngineError } from './errors.ts';
+import { EngineError, toEngineError } from './errors.ts';
 import { type ModelHandle, type NativeStep, native } from './native.ts';
 import type { GenerateOptions, GenerateStep } from './types.ts';
 
-const stepOf = ({ tokenId, logprob, topLogprobs, finish }: NativeStep): GenerateStep => ({
+/** Tokens that may wait for their reader; a reader that stays behind further loses the rest of its answer. */
+const maxWaitingSteps = 16_384;
+
+/** In the engine's order. */
+const priorities = ['interactive', 'batch', 'evaluation'] as const;
+
+const stepOf = ({ tokenId, logprob, cachedTokens, topLogprobs, finish }: NativeStep): GenerateStep => ({
   tokenId,
   logprob,
+  cachedTokens,
   ...(topLogprobs.length > 0 && { topLogprobs }),
   ...(finish !== null && { finish }),
 });
@@ -23,7 +30,11 @@ export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGe
   const onSteps = (steps: NativeStep[], isEnd: boolean, error: Error | null) => {
     for (const step of steps) waiting.push(stepOf(step));
     ended = isEnd;
-    if (error) failure = toEngineError(error);
+    if (error) failure ??= toEngineError(error);
+    if (waiting.length > maxWaitingSteps && !ended && failure === undefined) {
+      failure = new EngineError('cancelled', `the answer is read too slowly: ${waiting.length} tokens wait`);
+      native.cancelGeneration(model, request);
+    }
     wake();
   };
   const request = submit(model, o, onSteps);
@@ -57,7 +68,12 @@ export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGe
 function submit(model: ModelHandle, o: GenerateOptions, onSteps: Parameters<typeof native.generate>[5]): number {
   const sampling = { ...o.sampling, logitBias: o.sampling.logitBias ?? [], logprobs: o.sampling.logprobs ?? 0 };
   try {
-    const options = { generated: o.generated ?? 0, constraint: constraintHandle(o.constraint) };
+    const options = {
+      generated: o.generated ?? 0,
+      constraint: constraintHandle(o.constraint),
+      priority: priorities.indexOf(o.priority ?? 'interactive'),
+      prefixScope: o.prefixScope ?? null,
+    };
     return native.generate(model, o.tokens, adapterHandle(o.adapter), sampling, options, onSteps);
   } catch (error) {
     throw toEngineError(error);

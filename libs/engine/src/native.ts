@@ -7,6 +7,7 @@ import type {
   ByteAutomaton,
   EngineDevice,
   ExportedGguf,
+  GenerationLoad,
   MicroBatch,
   ModelInfo,
   NewTensor,
@@ -76,6 +77,7 @@ export type NativeStep = {
   tokenId: number;
   logprob: number;
   topLogprobs: { tokenId: number; logprob: number }[];
+  cachedTokens: number;
   finish: 'stop' | 'length' | 'complete' | null;
 };
 
@@ -165,9 +167,15 @@ export type Native = {
     tokens: Uint32Array,
     adapter: AdapterHandle | null,
     sampling: NativeSampling,
-    options: { generated: number; constraint: ConstraintHandle | null },
+    options: {
+      generated: number;
+      constraint: ConstraintHandle | null;
+      priority: number;
+      prefixScope: Uint8Array | null;
+    },
     onSteps: (steps: NativeStep[], ended: boolean, error: Error | null) => void,
   ): number;
+  generationLoad(model: ModelHandle): GenerationLoad | null;
   cancelGeneration(model: ModelHandle, request: number): void;
 
   createTrainer(

@@ -161,6 +161,8 @@ export interface Model {
   createTrainer(o: TrainerOptions): Promise<Trainer>;
   /** Several may run at once; they share the machine fairly. */
   generate(o: GenerateOptions): AsyncIterable<GenerateStep>;
+  /** Undefined before the first generation. */
+  generationLoad(): GenerationLoad | undefined;
   close(): Promise<void>;
 }
 
@@ -362,15 +364,39 @@ export type GenerateOptions = {
   generated?: number | undefined;
   adapter?: Adapter | undefined;
   sampling: Sampling;
+  /** Who goes first when not all can run. Default `interactive`. */
+  priority?: 'interactive' | 'batch' | 'evaluation' | undefined;
+  /**
+   * 32 bytes that stand for whatever the cached keys and values depend on besides the tokens, and for whom they are: requests of one scope share the
+   * beginnings they have in common. Without it nothing of the request is kept.
+   */
+  prefixScope?: Uint8Array | undefined;
   /** For the new tokens. */
   constraint?: Constraint | undefined;
   signal?: AbortSignal | undefined;
+};
+
+/** How busy a model's generator is. The last four only rise. */
+export type GenerationLoad = {
+  running: number;
+  waiting: number;
+  /** Held by sequences. */
+  usedBlocks: number;
+  totalBlocks: number;
+  preempted: number;
+  /** Of sequences that began to run. */
+  promptTokens: number;
+  /** Of these, that the cache held already. */
+  cachedTokens: number;
+  steps: number;
 };
 
 export type GenerateStep = {
   tokenId: number;
   /** From the unmodified distribution. */
   logprob: number;
+  /** Tokens of the sequence's beginning that did not have to be read. */
+  cachedTokens: number;
   topLogprobs?: { tokenId: number; logprob: number }[];
   /** `stop`: at a stop token. `length`: at `maxTokens` or the context. `complete`: the constraint allows nothing more; this token belongs to the output. */
   finish?: 'stop' | 'length' | 'complete';

@@ -24,6 +24,11 @@ Exec independent_rows(Exec ex) {
   return ex;
 }
 
+// Whether keys depend on how long their sequence is: then those of one sequence are not another's.
+bool rotates_by_length(const ModelSpec& spec) {
+  return std::ranges::any_of(spec.ropes, [](const RopeParameters& rope) { return rope.type == RopeType::dynamic; });
+}
+
 const Error& cancelled_error() {
   static const Error error(Code::cancelled, "the generation was cancelled");
   return error;
@@ -33,9 +38,9 @@ const Error& cancelled_error() {
 
 Generator::Generator(std::shared_ptr<Model> model, const GeneratorOptions& options)
     : model_(std::move(model)), options_(options), exec_(independent_rows(model_->exec())), cache_(model_->spec(), model_->exec().compute, cache_bytes(*model_, options)),
-      scheduler_({options.max_running, options.prefill_tokens},
+      scheduler_({options.max_running, options.prefill_tokens, options.prefill_tokens_beside},
                  {[this](std::uint64_t id, std::int64_t tokens) { return cache_.grow(sequences_.at(id)->blocks, tokens); },
-                  [this](std::uint64_t id) { cache_.release(sequences_.at(id)->blocks); }}),
+                  [this](std::uint64_t id) { release(*sequences_.at(id)); }, [this](std::uint64_t id) { return reuse(*sequences_.at(id)); }}),
       ropes_(model_->spec().ropes) {
   require(options.max_running >= 1, "max_running is ", options.max_running, "; use 1 or more");
   require(options.prefill_tokens >= 1, "prefill_tokens is ", options.prefill_tokens, "; use 1 or more");
@@ -70,7 +75,8 @@ void Generator::check_request(const GenerateRequest& request) const {
 Generator::RequestId Generator::submit(GenerateRequest request, GenerateListener listener) {
   check_request(request);
   auto sequence = std::make_unique<Sequence>(Sequence{0, std::move(listener), std::move(request.adapter), TokenSampler(std::move(request.sampling), request.tokens, request.generated),
-                                                      std::move(request.tokens), 0, {}});
+                                                      std::move(request.tokens), 0, {}, request.priority, std::nullopt});
+  if (!rotates_by_length(model_->spec())) sequence->scope = request.scope;
   sequence->prompt = static_cast<std::int64_t>(sequence->tokens.size());
   const std::lock_guard lock(mutex_);
   require(!stopping_, "the generator is closed");
@@ -103,9 +109,41 @@ void Generator::run() {
       const Error error(Code::oom, "out of memory while generating");
       while (!sequences_.empty()) end(sequences_.begin()->first, &error);
     }
+    ++counts_.steps;
     publish_load();
+    if (options_.on_step) options_.on_step();
   }
   while (!sequences_.empty()) end(sequences_.begin()->first, &cancelled_error());
+  if (options_.on_step) options_.on_step();
+}
+
+std::int64_t Generator::reuse(Sequence& sequence) {
+  sequence.cached = 0;
+  // The last token is always read: its logits choose the next.
+  if (sequence.scope) sequence.cached = cache_.reuse(*sequence.scope, std::span(sequence.tokens).first(sequence.tokens.size() - 1), sequence.blocks);
+  sequence.computed = sequence.cached;
+  return sequence.cached;
+}
+
+void Generator::release(Sequence& sequence) {
+  if (sequence.scope && sequence.computed > 0)
+    cache_.remember(*sequence.scope, std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)), sequence.blocks, true);
+  sequence.computed = 0;
+  cache_.release(sequence.blocks);
+}
+
+void Generator::remember(const StepPlan& plan) {
+  for (const StepPart& part : plan.parts) {
+    Sequence& sequence = *sequences_.at(part.sequence);
+    const std::int64_t before = sequence.computed;
+    sequence.computed = part.first + part.count;
+    if (part.first == sequence.cached && before == sequence.cached) {
+      counts_.prompt_tokens += static_cast<std::int64_t>(sequence.tokens.size());
+      counts_.cached_tokens += sequence.cached;
+    }
+    if (sequence.scope && sequence.computed / kBlockTokens > before / kBlockTokens)
+      cache_.remember(*sequence.scope, std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)), sequence.blocks, false);
+  }
 }
 
 bool Generator::take_commands() {
@@ -123,7 +161,8 @@ bool Generator::take_commands() {
     const RequestId id = sequence->id;
     const auto prompt = sequence->prompt;
     sequences_.emplace(id, std::move(sequence));
-    scheduler_.add(id, prompt);
+    const Priority priority = sequences_.at(id)->priority;
+    scheduler_.add(id, prompt, priority);
   }
   for (const RequestId id : cancelled)
     if (sequences_.contains(id)) end(id, &cancelled_error());
@@ -136,7 +175,10 @@ void Generator::step() {
   // Rows of one adapter lie together, so each adapter's products are as wide as they can be.
   std::ranges::stable_sort(plan.parts, std::less<>{}, [this](const StepPart& part) { return sequences_.at(part.sequence)->adapter.get(); });
   const Model::Turn turn(*model_);
-  deliver(plan, forward(plan));
+  counts_.preempted += static_cast<std::int64_t>(plan.preempted.size());
+  const Rows logits = forward(plan);
+  remember(plan);
+  deliver(plan, logits);
 }
 
 Rows Generator::forward(const StepPlan& plan) {
@@ -204,6 +246,8 @@ void Generator::deliver(const StepPlan& plan, Rows logits) {
     const std::size_t at = i++;
     if (!std::isfinite(losses_[at])) {
       const Error error(Code::internal, "the model's logits are not finite; the weights or the adapter are broken");
+      cache_.forget(sequence.blocks);  // what it computed may be broken too
+      sequence.scope.reset();
       end(part.sequence, &error);
       continue;
     }
@@ -212,7 +256,7 @@ void Generator::deliver(const StepPlan& plan, Rows logits) {
       end(part.sequence, &error);
       continue;
     }
-    GeneratedToken token{chosen_[at], -losses_[at], {}, sequence.sampler.accept(chosen_[at])};
+    GeneratedToken token{chosen_[at], -losses_[at], {}, sequence.sampler.accept(chosen_[at]), sequence.cached};
     const std::int64_t wanted = sequence.sampler.sampling().top_logprobs;
     if (wanted > 0) token.top = top_logprobs(row(at), wanted, static_cast<double>(row(at)[token.token]) + losses_[at]);
     sequence.tokens.push_back(token.token);
@@ -233,8 +277,11 @@ void Generator::end(RequestId id, const Error* error) {
 
 void Generator::publish_load() {
   const std::lock_guard lock(mutex_);
-  load_ = {scheduler_.running(), scheduler_.waiting() + static_cast<std::int64_t>(submitted_.size()), cache_.total_blocks() - cache_.free_blocks(),
-           cache_.total_blocks()};
+  load_ = counts_;
+  load_.running = scheduler_.running();
+  load_.waiting = scheduler_.waiting() + static_cast<std::int64_t>(submitted_.size());
+  load_.total_blocks = cache_.total_blocks();
+  load_.used_blocks = cache_.total_blocks() - cache_.free_blocks();
 }
 
 }  // namespace engine

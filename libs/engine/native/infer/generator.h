@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -28,6 +29,8 @@ struct GenerateRequest {
   std::vector<std::uint32_t> tokens;             // the prompt, at least one
   std::shared_ptr<const LoraAdapter> adapter;    // null: the base alone
   Sampling sampling;
+  Priority priority = Priority::interactive;
+  std::optional<PrefixScope> scope;              // whose cached beginnings it may use and leave; none: nothing of it outlives it
   std::int64_t generated = 0;                    // how many of the last tokens are output of an earlier request that this one goes on with
 };
 
@@ -36,6 +39,7 @@ struct GeneratedToken {
   float logprob = 0;              // of the model's own distribution, before any sampling setting
   std::vector<TokenLogprob> top;  // sampling.top_logprobs of them
   Finish finish = Finish::none;
+  std::int64_t cached = 0;        // tokens before it that did not have to be read, since the sequence last began to run
 };
 
 // Called on the engine thread, in order; both must return soon and not throw. After on_end nothing more is called.
@@ -47,12 +51,17 @@ struct GenerateListener {
 struct GeneratorOptions {
   std::int64_t max_running = 64;        // sequences in the cache at once
   std::int64_t prefill_tokens = 256;    // prompt tokens read in one step
+  std::int64_t prefill_tokens_beside = 64;  // of one in which other sequences advance
+  std::function<void()> on_step;        // after each step, on the engine thread: what listeners heard may be passed on together
   std::int64_t kv_bytes = 0;            // cache size; 0: an eighth of the memory this process may use, at most what max_running full contexts need
 };
 
 struct GeneratorLoad {
   std::int64_t running = 0, waiting = 0;
-  std::int64_t used_blocks = 0, total_blocks = 0;
+  std::int64_t used_blocks = 0, total_blocks = 0;  // used: held by sequences; remembered ones that nobody holds are free
+  std::int64_t preempted = 0;                      // so far
+  std::int64_t prompt_tokens = 0, cached_tokens = 0;  // so far, of admitted sequences: to be read, and of these already there
+  std::int64_t steps = 0;                          // so far: a heartbeat while there is work
 };
 
 class Generator {
@@ -80,6 +89,9 @@ class Generator {
     std::vector<std::uint32_t> tokens;  // prompt and generated
     std::int64_t prompt = 0;
     std::vector<std::int32_t> blocks;
+    Priority priority = Priority::interactive;
+    std::optional<PrefixScope> scope;
+    std::int64_t computed = 0, cached = 0;  // tokens in the cache; of them, that were there when it began to run
   };
 
   void check_request(const GenerateRequest& request) const;
@@ -89,6 +101,9 @@ class Generator {
   Rows forward(const StepPlan& plan);  // logits of the sampling parts, in their order
   void deliver(const StepPlan& plan, Rows logits);
   void end(RequestId id, const Error* error);
+  std::int64_t reuse(Sequence& sequence);
+  void release(Sequence& sequence);
+  void remember(const StepPlan& plan);
   void publish_load();
 
   std::shared_ptr<Model> model_;
@@ -117,6 +132,7 @@ class Generator {
   RequestId next_id_ = 1;
   bool stopping_ = false;
   GeneratorLoad load_;
+  GeneratorLoad counts_;  // the engine thread's own
   std::thread thread_;
 };
 

@@ -1,11 +1,12 @@
 // scheduler.h: which tokens of which sequences the next step computes. Knows counts and blocks, nothing of models or text.
 //   Every running sequence that has read its prompt advances by one token; waiting prompts are read in chunks that share what is left of the
-//   step's token budget, at least two at a time, oldest first. When the cache is full, the sequence admitted last gives its blocks back and
-//   waits at the front of the queue: it is read again from the start when there is room (recomputed, not swapped).
+//   step's token budget, at least two at a time. The budget is smaller while others wait for their next token, so that reading never stalls them.
+//   Sequences are admitted by priority, oldest first; whoever waits rises by one priority every kAgeSteps steps, so that none waits for ever. When
+//   there is no room, the sequence of the lowest priority, of these the one admitted last, gives its blocks back and waits: it is read again when
+//   there is room (recomputed, not swapped, but for what the cache still remembers). A waiting sequence takes the place of one of lower priority.
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <unordered_map>
 #include <vector>
@@ -15,6 +16,7 @@ namespace engine {
 struct SchedulerLimits {
   std::int64_t max_running = 64;
   std::int64_t prefill_tokens = 256;  // prompt tokens of one step
+  std::int64_t prefill_tokens_beside = 64;  // of one in which other sequences advance; at most prefill_tokens
 };
 
 // Tokens [first, first + count) of a sequence. `samples`: the last of them is the sequence's last token, so the next one is to be chosen.
@@ -32,13 +34,19 @@ struct StepPlan {
 struct BlockStore {
   std::function<bool(std::uint64_t sequence, std::int64_t tokens)> reserve;  // room for that many tokens in all; false when there is none
   std::function<void(std::uint64_t sequence)> release;
+  // Takes blocks that already hold the sequence's beginning; returns how many of its tokens they hold, fewer than all. Null: there are none.
+  std::function<std::int64_t(std::uint64_t sequence)> reuse = nullptr;
 };
+
+enum class Priority : std::uint8_t { interactive, batch, evaluation };
 
 class Scheduler {
  public:
   Scheduler(const SchedulerLimits& limits, BlockStore store) : limits_(limits), store_(std::move(store)) {}
 
-  void add(std::uint64_t sequence, std::int64_t prompt_tokens);  // joins the queue
+  static constexpr std::int64_t kAgeSteps = 256;
+
+  void add(std::uint64_t sequence, std::int64_t prompt_tokens, Priority priority = Priority::interactive);  // joins the queue
   void append(std::uint64_t sequence);                           // a token was chosen
   void remove(std::uint64_t sequence);                           // finished or cancelled; its blocks are released
 
@@ -53,11 +61,19 @@ class Scheduler {
   struct State {
     std::int64_t tokens = 0;    // in the sequence
     std::int64_t computed = 0;  // of them, in the cache
+    std::int64_t priority = 0;
+    std::uint64_t arrival = 0;
+    std::int64_t waited = 0;    // steps in the queue, since it joined it last
     std::int64_t remaining() const noexcept { return tokens - computed; }
+    std::int64_t aged() const noexcept { return waited / kAgeSteps >= priority ? 0 : priority - waited / kAgeSteps; }
   };
   // Room for `tokens` of `sequence`, preempting later ones for it if need be. False when the sequence itself had to give way.
   bool make_room(std::uint64_t sequence, std::int64_t tokens, StepPlan& plan);
-  void preempt_last(StepPlan& plan);
+  std::uint64_t least_urgent() const;  // of those that run
+  std::uint64_t next_waiting() const;
+  void preempt(std::uint64_t victim, StepPlan& plan);
+  bool try_admit(std::uint64_t sequence);
+  void admit_urgent(StepPlan& plan);
   void plan_decodes(StepPlan& plan);
   void plan_prefills(StepPlan& plan);
   void admit();
@@ -66,7 +82,8 @@ class Scheduler {
   SchedulerLimits limits_;
   BlockStore store_;
   std::unordered_map<std::uint64_t, State> states_;
-  std::deque<std::uint64_t> waiting_;
+  std::uint64_t arrivals_ = 0;
+  std::vector<std::uint64_t> waiting_;  // in no order
   std::vector<std::uint64_t> running_;  // in the order of admission
 };
 

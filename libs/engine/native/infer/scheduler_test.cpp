@@ -145,3 +145,77 @@ TEST("under random arrivals, lengths, cancellations and a small cache every sequ
     CHECK(scheduler.idle());
   }
 }
+
+TEST("while others advance, prompts are read in smaller chunks") {
+  Blocks blocks{100};
+  Scheduler scheduler({8, 20, 6}, blocks.store());
+  scheduler.add(1, 30);
+  CHECK_EQ(part_of(scheduler.plan(), 1)->count, 20);
+  CHECK_EQ(part_of(scheduler.plan(), 1)->count, 10);
+  scheduler.append(1);
+  scheduler.add(2, 30);
+  const StepPlan plan = scheduler.plan();
+  CHECK_EQ(part_of(plan, 1)->count, 1);
+  CHECK_EQ(part_of(plan, 2)->count, 6);
+}
+
+TEST("an urgent sequence goes before those that waited longer, and takes the place of a running one of lower priority") {
+  Blocks blocks{100};
+  Scheduler scheduler({2, 100}, blocks.store());
+  scheduler.add(1, 4, Priority::evaluation);
+  scheduler.add(2, 4, Priority::batch);
+  scheduler.add(3, 4, Priority::batch);
+  StepPlan plan = scheduler.plan();
+  CHECK(!part_of(plan, 1) && part_of(plan, 2) && part_of(plan, 3));
+  scheduler.append(2);
+  scheduler.append(3);
+  scheduler.add(4, 4, Priority::interactive);
+  plan = scheduler.plan();
+  CHECK(plan.preempted == std::vector<std::uint64_t>{3});  // of equals the one admitted last
+  CHECK(part_of(plan, 2) && part_of(plan, 4) && !part_of(plan, 3));
+  CHECK_EQ(scheduler.waiting(), 2);
+}
+
+TEST("whoever waits long enough goes before newer sequences of a higher priority") {
+  Blocks blocks{100};
+  Scheduler scheduler({1, 100}, blocks.store());
+  scheduler.add(1, 4, Priority::interactive);
+  scheduler.plan();
+  scheduler.append(1);
+  scheduler.add(2, 4, Priority::evaluation);
+  std::int64_t plans = 0;
+  for (; plans < 3 * Scheduler::kAgeSteps; ++plans) {
+    const StepPlan plan = scheduler.plan();
+    if (part_of(plan, 2) != nullptr) break;
+    scheduler.append(1);
+    if (plans % 8 != 7) continue;
+    scheduler.remove(1);  // before its blocks run out; another urgent one comes at once
+    scheduler.add(1, 4, Priority::interactive);
+  }
+  CHECK(plans >= 2 * Scheduler::kAgeSteps - 1 && plans <= 2 * Scheduler::kAgeSteps + 8);
+  for (int step = 0; step < 20; ++step) {
+    scheduler.append(2);
+    CHECK(part_of(scheduler.plan(), 2) != nullptr);  // and keeps its place, though an urgent one waits
+  }
+}
+
+TEST("a lone running sequence gives way to an urgent one in the same step") {
+  Blocks blocks{4};
+  Scheduler scheduler({1, 100}, blocks.store());
+  scheduler.add(1, 8, Priority::batch);
+  scheduler.plan();
+  scheduler.append(1);
+  scheduler.add(2, 8, Priority::interactive);
+  const StepPlan plan = scheduler.plan();
+  CHECK(part_of(plan, 2) != nullptr && part_of(plan, 1) == nullptr);
+}
+
+TEST("tokens that the cache already holds are not read again") {
+  Blocks blocks{100};
+  BlockStore store = blocks.store();
+  store.reuse = [](std::uint64_t) { return 12; };
+  Scheduler scheduler({8, 100}, store);
+  scheduler.add(1, 30);
+  const StepPlan plan = scheduler.plan();
+  CHECK(plan.parts[0].first == 12 && plan.parts[0].count == 18 && plan.parts[0].samples);
+}
