@@ -5,7 +5,13 @@ import type { Admission } from './admission.ts';
 import { type Bases, quantizationName } from './bases.ts';
 import { defaultMaxTokens, defaultSampling } from './resolve-sampling.ts';
 
-export type AdminDeps = { bases: Bases; adapters: Adapters; admission: Admission; tokensPerSecond: () => number };
+export type AdminDeps = {
+  bases: Bases;
+  adapters: Adapters;
+  admission: Admission;
+  tokensPerSecond: () => number;
+  kvUsage: () => number;
+};
 
 const State = inference.LoadState;
 
@@ -146,7 +152,7 @@ export async function getModelInfo(
 export const getLoad = (deps: AdminDeps): inference.Load => ({
   runningRequestCount: deps.admission.running,
   waitingRequestCount: deps.admission.waiting,
-  kvCacheUsage: 0,
+  kvCacheUsage: deps.kvUsage(),
   loadedAdapterCount: deps.adapters.resident.entries().length,
   tokensPerSecond: deps.tokensPerSecond(),
 });

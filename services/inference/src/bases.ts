@@ -42,6 +42,8 @@ export type Bases = {
   only(): modelProto.Model;
   /** The base in memory, in any form. */
   peek(record: modelProto.Model): Base | undefined;
+  /** Every base in memory, each form by itself. */
+  all(): Base[];
   /** Unloads every form of the base; false if there is none. */
   drop(record: modelProto.Model): Promise<boolean>;
   close(): Promise<void>;
@@ -119,6 +121,7 @@ export function createBases(deps: BaseDeps): Bases {
       const dropped = await Promise.all(formsOf(record).map((key) => resident.drop(key)));
       return dropped.includes(true);
     },
+    all: () => resident.entries().map(([, { value }]) => value),
     close: () => resident.close(),
     only() {
       const bases = [

@@ -20,6 +20,18 @@ export const configSchema = z.object({
     .min(0)
     .default(256)
     .describe('requests that may wait; more are refused with RESOURCE_EXHAUSTED'),
+  MAX_WAITING_TOKENS: z.coerce
+    .number()
+    .int()
+    .min(1)
+    .default(262_144)
+    .describe('prompt tokens that may wait; more are refused with RESOURCE_EXHAUSTED and a time to come back'),
+  PREFIX_CACHE: z
+    .enum(['on', 'off'])
+    .default('on')
+    .describe(
+      'whether a tenant’s prompts that begin alike share what was read of them; off: nothing of a request outlives it',
+    ),
   ADAPTER_MEMORY_BYTES: z.coerce
     .number()
     .int()

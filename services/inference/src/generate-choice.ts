@@ -13,6 +13,12 @@ export type ChoiceOptions = {
   logprobs: number | undefined;
   reasoning: inference.Reasoning | undefined;
   queuedMs: number;
+  /** Where the engine may look for beginnings that it has read before. */
+  prefixScope: Uint8Array | undefined;
+  priority: 'interactive' | 'batch' | 'evaluation';
+  /** Waited for before anything is generated. */
+  after?: Promise<void>;
+  onFirstToken?: () => void;
 };
 
 const milliseconds = (ms: number) => ({ seconds: Math.floor(ms / 1000), nanos: Math.round((ms % 1000) * 1e6) });
@@ -81,8 +87,10 @@ export async function* generateChoice(
   const closing = await tokenizer.encode(closingText, { parseSpecialTokens: true });
   const room = base.model.info.contextLength - prepared.tokens.length;
   const budget = reasoningBudget(options.reasoning, maxTokens, room, closing.length);
+  await options.after;
   const begin = performance.now();
   let firstTokenMs: number | undefined;
+  let cachedTokens = 0;
   let reasoningTokens = 0;
   let answerTokens = 0;
   let matchedStop = '';
@@ -124,6 +132,8 @@ export async function* generateChoice(
     const steps = base.model.generate({
       tokens: Uint32Array.from([...prepared.tokens, ...following]),
       generated: following.length,
+      priority: options.priority,
+      ...(options.prefixScope === undefined ? {} : { prefixScope: options.prefixScope }),
       ...(adapter === undefined ? {} : { adapter }),
       sampling: engineSampling(sampling, stopTokenIds, options.choice, limit, options.logprobs),
       ...(rule === undefined ? {} : { constraint: rule }),
@@ -131,7 +141,11 @@ export async function* generateChoice(
     });
     // Leaving the loop ends the generation in the engine.
     for await (const step of steps) {
-      firstTokenMs ??= performance.now() - begin;
+      if (firstTokenMs === undefined) {
+        firstTokenMs = performance.now() - begin;
+        cachedTokens = Math.min(step.cachedTokens, prepared.tokens.length);
+        options.onFirstToken?.();
+      }
       const thought = assembler.channel === 'reasoning';
       if (thought) reasoningTokens += 1;
       else answerTokens += 1;
@@ -189,7 +203,7 @@ export async function* generateChoice(
     matchedStop,
     usage: {
       promptTokenCount: started.promptTokenCount,
-      cachedTokenCount: started.cachedTokenCount,
+      cachedTokenCount: cachedTokens,
       reasoningTokenCount: reasoningTokens,
       answerTokenCount: answerTokens,
     },

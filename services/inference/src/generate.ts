@@ -7,36 +7,69 @@ import type { Admission } from './admission.ts';
 import { coalesce } from './coalesce.ts';
 import { generateChoice } from './generate-choice.ts';
 import { mergeStreams } from './merge-streams.ts';
+import type { PrefixSource } from './prefix-scope.ts';
 import { type PrepareDeps, type Prepared, prepareRequest } from './prepare-request.ts';
+import type { ServingMetrics } from './serving-metrics.ts';
 
 export type GenerateDeps = PrepareDeps & {
   admission: Admission;
   /** Running requests by tenant and id, for Cancel. */
   running: Map<string, AbortController>;
   onTokens: (count: number) => void;
-  onFirstToken: (seconds: number) => void;
+  metrics: ServingMetrics;
+  /** Undefined where nothing of a request may outlive it. */
+  prefixScope: ((source: PrefixSource) => Uint8Array) | undefined;
 };
 
 /** A request's key among those that run: tenants do not share ids, so none can cancel or probe another's. */
 export const runningKey = (tenant: string, requestId: string): string => JSON.stringify([tenant, requestId]);
 
+const priorityNames = ['interactive', 'batch', 'evaluation'] as const;
+
+/** 0 is the most urgent. */
+const priorityOf = ({ priority }: inference.GenerateRequest): number =>
+  priority === inference.Priority.BATCH ? 1 : priority === inference.Priority.EVALUATION ? 2 : 0;
+
 type Events = AsyncGenerator<inference.GenerateEvent>;
+
+/** How tokens are chosen, as span attributes; stop strings are a caller's text and stay out. */
+const samplingAttributes = (sampling: inference.Sampling | undefined) => ({
+  [attribute.genAiRequestTemperature]: sampling?.temperature ?? 0,
+  [attribute.genAiRequestTopP]: sampling?.topP ?? 1,
+  [attribute.genAiRequestTopK]: sampling?.topK ?? 0,
+  [attribute.genAiRequestMaxTokens]: sampling?.maxTokens ?? 0,
+  [attribute.genAiRequestSeed]: sampling?.seed ?? 0,
+  [attribute.genAiRequestChoiceCount]: sampling?.n ?? 1,
+});
 
 /** The events of a prepared request: one `started`, deltas, one `finished` for each choice. */
 async function* answer(
   prepared: Prepared,
   request: inference.GenerateRequest,
   queuedMs: number,
+  prefixScope: Uint8Array | undefined,
   signal: AbortSignal,
 ): Events {
   yield { event: { $case: 'started', value: prepared.started } };
   const wanted = request.logprobs;
   const logprobs = wanted !== undefined && (wanted.chosen || wanted.top > 0) ? wanted.top : undefined;
   const count = prepared.started.sampling?.n ?? 1;
-  const choices = Array.from({ length: count }, (_, choice) =>
-    generateChoice(prepared, { choice, logprobs, reasoning: request.reasoning, queuedMs }, signal),
+  const priority = priorityNames[priorityOf(request)] ?? 'interactive';
+  const options = { logprobs, reasoning: request.reasoning, queuedMs, prefixScope, priority };
+  const promptRead = Promise.withResolvers<void>();
+  const first = generateChoice(prepared, { ...options, choice: 0, onFirstToken: () => promptRead.resolve() }, signal);
+  // The prompt is read once: the other choices begin when the first has read it, or has ended without.
+  const leader = (async function* () {
+    try {
+      yield* first;
+    } finally {
+      promptRead.resolve();
+    }
+  })();
+  const others = Array.from({ length: count - 1 }, (_, i) =>
+    generateChoice(prepared, { ...options, choice: i + 1, after: promptRead.promise }, signal),
   );
-  yield* coalesce(count === 1 && choices[0] !== undefined ? choices[0] : mergeStreams(choices));
+  yield* coalesce(count === 1 ? leader : mergeStreams([leader, ...others]));
 }
 
 /** Streams an answer. Ending the call, Cancel, and a full queue's deadline all stop it at the next token. */
@@ -57,35 +90,68 @@ export async function* generate(
   let place: Awaited<ReturnType<Admission['enter']>> | undefined;
   let prepared: Prepared | undefined;
   const { span, context: inside } = startSpan('inference.generate', {
-    attributes: { [attribute.genAiOperationName]: 'text_completion' },
+    attributes: {
+      [attribute.genAiOperationName]:
+        request.input?.$case === 'chat' || request.input?.$case === 'template' ? 'chat' : 'text_completion',
+      [attribute.genAiProviderName]: 'medmesh',
+    },
   });
   try {
-    place = await deps.admission.enter(request.maxQueueMs, signal);
+    deps.admission.check();
     prepared = await context.with(inside, () => prepareRequest(deps, request, requestId, signal));
+    const { started, tokens: promptTokens } = prepared;
+    place = await deps.admission.enter(request.maxQueueMs, signal, {
+      promptTokens: promptTokens.length,
+      priority: priorityOf(request),
+    });
+    const model = started.adapter || started.baseModel;
+    const scope = deps.prefixScope?.({ tenant, ...started });
+    let lastDelta: number | undefined;
     span.setAttributes({
-      [attribute.genAiRequestModel]: prepared.started.adapter || prepared.started.baseModel,
-      [attribute.genAiUsageInputTokens]: prepared.started.promptTokenCount,
-      'medmesh.base.digest': prepared.started.baseDigest,
-      'medmesh.adapter.digest': prepared.started.adapterDigest,
+      [attribute.genAiRequestModel]: model,
+      [attribute.genAiResponseModel]: model,
+      [attribute.genAiResponseId]: requestId,
+      [attribute.genAiUsageInputTokens]: started.promptTokenCount,
+      ...samplingAttributes(started.sampling),
+      'medmesh.base.digest': started.baseDigest,
+      'medmesh.adapter.digest': started.adapterDigest,
     });
     let tokens = 0;
+    let reasoning = 0;
+    let cached = 0;
     const reasons: string[] = [];
-    for await (const event of answer(prepared, request, place.queuedMs, signal)) {
+    for await (const event of answer(prepared, request, place.queuedMs, scope, signal)) {
       if (event.event?.$case === 'delta') {
         if (tokens === 0) {
           const seconds = (performance.now() - received) / 1000;
           span.addEvent('first_token');
           span.setAttribute(attribute.genAiResponseTimeToFirstChunk, seconds);
-          deps.onFirstToken(seconds);
+          deps.metrics.firstToken(model, seconds);
         }
         tokens += event.event.value.tokenIds.length;
+        const now = performance.now();
         deps.onTokens(event.event.value.tokenIds.length);
+        deps.metrics.tokens(
+          model,
+          event.event.value.tokenIds.length,
+          lastDelta === undefined ? undefined : (now - lastDelta) / 1000,
+        );
+        lastDelta = now;
       } else if (event.event?.$case === 'finished') {
-        reasons.push(inference.finishReasonToJSON(event.event.value.reason).replace('FINISH_REASON_', ''));
+        const reason = inference.finishReasonToJSON(event.event.value.reason).replace('FINISH_REASON_', '');
+        reasons.push(reason);
+        reasoning += event.event.value.usage?.reasoningTokenCount ?? 0;
+        cached = event.event.value.usage?.cachedTokenCount ?? 0;
+        deps.metrics.finished(model, reason, (performance.now() - received) / 1000, event.event.value);
       }
       yield event;
     }
-    span.setAttributes({ [attribute.genAiUsageOutputTokens]: tokens, [attribute.genAiResponseFinishReasons]: reasons });
+    span.setAttributes({
+      [attribute.genAiUsageOutputTokens]: tokens,
+      [attribute.genAiUsageReasoningTokens]: reasoning,
+      [attribute.genAiUsageCachedTokens]: cached,
+      [attribute.genAiResponseFinishReasons]: reasons,
+    });
   } catch (error) {
     failSpan(span, errorType(error));
     if (cancel.signal.aborted && !callSignal.aborted)

@@ -11,10 +11,13 @@ import { createBases } from './bases.ts';
 import type { InferenceConfig } from './config.ts';
 import { createConstraintCompiler } from './constraint/compiler.ts';
 import { createConstraints } from './constraints.ts';
+import { watchEngine } from './engine-watch.ts';
 import { complete, type GenerateDeps, generate, runningKey } from './generate.ts';
 import { openInferenceService } from './open-inference.ts';
+import { createPrefixScopes } from './prefix-scope.ts';
 import { prepareRequest } from './prepare-request.ts';
 import { score } from './score.ts';
+import { createServingMetrics } from './serving-metrics.ts';
 import { createTokenRate } from './token-rate.ts';
 
 const inferenceService = (deps: GenerateDeps): ServiceBinding =>
@@ -65,24 +68,18 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
   };
   const bases = createBases(baseDeps);
   const adapters = createAdapters(baseDeps, bases, Date.now);
-  const admission = createAdmission(config.MAX_RUNNING_REQUESTS, config.MAX_WAITING_REQUESTS);
   const compiler = createConstraintCompiler();
   const rate = createTokenRate(Date.now);
-  const generated = metrics.counter({ name: 'medmesh_generation_tokens_total', help: 'tokens generated' });
-  const firstToken = metrics.histogram({
-    name: 'medmesh_time_to_first_token_seconds',
-    help: 'from the request to its first token',
-    buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30],
+  const admission = createAdmission({
+    maxRunning: config.MAX_RUNNING_REQUESTS,
+    maxWaiting: config.MAX_WAITING_REQUESTS,
+    maxWaitingTokens: config.MAX_WAITING_TOKENS,
+    tokensPerSecond: () => rate.rate(),
   });
-  metrics.gauge({
-    name: 'medmesh_num_requests_running',
-    help: 'requests being answered',
-    collect: (set) => set(admission.running),
-  });
-  metrics.gauge({
-    name: 'medmesh_num_requests_waiting',
-    help: 'requests in the queue',
-    collect: (set) => set(admission.waiting),
+  const serving = createServingMetrics(metrics, admission, bases, () => {
+    const entries = adapters.resident.entries();
+    const running = entries.filter(([, entry]) => entry.users > 0).map(([, entry]) => entry.value.record.name);
+    return { running, loaded: entries.length };
   });
 
   for (const ref of config.PRELOAD_BASES.split(',').filter((name) => name !== '')) {
@@ -95,20 +92,33 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
     constraints: createConstraints(compiler),
     admission,
     running: new Map(),
-    onTokens(count) {
-      rate.add(count);
-      generated.add(count);
-    },
-    onFirstToken: (seconds) => firstToken.observe(seconds),
+    onTokens: (count) => rate.add(count),
+    metrics: serving,
+    prefixScope: config.PREFIX_CACHE === 'on' ? createPrefixScopes() : undefined,
   };
+  const watch = watchEngine({
+    bases: () => bases.all(),
+    health: context.health,
+    log,
+    now: () => performance.now(),
+    onLoad: (base, load) => serving.engine(base, load),
+  });
+  await watch.check();
   return {
     services: [
       inferenceService(deps),
       openInferenceService({ bases, adapters, health: context.health }),
-      adminService({ bases, adapters, admission, tokensPerSecond: () => rate.rate() }),
+      adminService({
+        bases,
+        adapters,
+        admission,
+        tokensPerSecond: () => rate.rate(),
+        kvUsage: () => serving.kvUsage(),
+      }),
     ],
     stop() {
       admission.close();
+      watch.stop();
       return Promise.resolve();
     },
     async close() {
