@@ -52,7 +52,7 @@ struct GeneratorOptions {
   std::int64_t max_running = 64;        // sequences in the cache at once
   std::int64_t prefill_tokens = 256;    // prompt tokens read in one step
   std::int64_t prefill_tokens_beside = 64;  // of one in which other sequences advance
-  std::function<void()> on_step;        // after each step, on the engine thread: what listeners heard may be passed on together
+  std::function<void()> on_step = nullptr;    // after each step, on the engine thread: what listeners heard may be passed on together
   std::int64_t kv_bytes = 0;            // cache size; 0: an eighth of the memory this process may use, at most what max_running full contexts need
 };
 

@@ -13,7 +13,7 @@ namespace {
 // A cache of `total` blocks of 4 tokens.
 struct Blocks {
   std::int64_t total, used = 0;
-  std::map<std::uint64_t, std::int64_t> held;
+  std::map<std::uint64_t, std::int64_t> held{};
 
   BlockStore store() {
     return {[this](std::uint64_t id, std::int64_t tokens) {
