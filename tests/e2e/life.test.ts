@@ -36,7 +36,7 @@ function lineage(spans: readonly CollectedSpan[], span: CollectedSpan): string[]
 
 test.skipIf(shared === null)(
   `the tutorial's life of a fine-tune, with the real vocabulary, tokenizer and rows${shared === null ? ` (${sharedInputsMissing})` : ''}`,
-  { timeout: 300_000 },
+  { timeout: 900_000 },
   async () => {
     const { client, dir } = fixture;
     const folder = writeModelFolder(join(dir, 'tiny'), join(shared!, 'data/tokenizers/deepseek-r1-distill-qwen'), {
