@@ -88,6 +88,14 @@ TEST("a row of zeros and a row of one value survive every type") {
   }
 }
 
+TEST("weights too small for an f16 scale become zeros") {
+  Fixture f;
+  std::vector<float> values(256);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = i % 3 == 0 ? 0.0f : (i % 2 == 0 ? 1e-38f : -3e-39f);
+  for (const GgmlType type : kBlockTypes)
+    for (const float value : f.round_trip(type, values)) CHECK_EQ(value, 0.0f);
+}
+
 TEST("f16 and f32 tensors hold their values") {
   Fixture f;
   const std::vector<float> values = {0.0f, -1.5f, 65504.0f, 1.0f / 1024, 3.0f};

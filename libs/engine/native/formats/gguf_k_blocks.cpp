@@ -20,7 +20,13 @@ float as_f16(float value) {
   return value;
 }
 
-int nearest(float value) { return static_cast<int>(std::nearbyintf(value)); }
+// To the nearest whole number, ties to even, as nearbyintf but without a call: a float that large has no fraction. Exact below 2^22; beyond it every use
+// here clamps the result.
+float round_even(float value) {
+  constexpr float kNoFraction = 12582912.0f;  // 1.5 · 2^23
+  return (value + kNoFraction) - kNoFraction;
+}
+int nearest(float value) { return static_cast<int>(round_even(value)); }
 
 // ---- q4_k: eight groups of 32, each w ≈ scale·q − minimum with q in 0 … 15 and both parameters not negative
 
@@ -49,7 +55,7 @@ Affine fit_affine(const float* x) {
   }
   std::array<float, kGroup4> q;
   const auto take_codes = [&](float inverse) {
-    for (int i = 0; i < kGroup4; ++i) q[static_cast<std::size_t>(i)] = std::clamp(std::nearbyintf(inverse * (x[i] - low)), 0.0f, float{kLevels4});
+    for (int i = 0; i < kGroup4; ++i) q[static_cast<std::size_t>(i)] = std::clamp(round_even(inverse * (x[i] - low)), 0.0f, float{kLevels4});
   };
   const auto error_of = [&](Affine fit) {
     float error = 0;
@@ -108,7 +114,7 @@ Pair unpack_pair(const std::uint8_t* packed, int group) {
 
 constexpr int kGroup6 = 16, kGroups6 = kSuper / kGroup6, kHalf6 = 32;
 
-int code6(float scaled) { return std::clamp(nearest(scaled), -kHalf6, kHalf6 - 1); }
+int code6(float scaled) { return static_cast<int>(std::clamp(round_even(scaled), -32.0f, 31.0f)); }
 
 // The scale of least Σ xᵢ² (scale·qᵢ − xᵢ)²; its sign puts the value of the largest magnitude on the side that has one code more.
 float fit_symmetric(const float* x) {
@@ -143,7 +149,7 @@ void quantize_q4_k_block(const float* values, std::uint8_t* block) {
     most_scale = std::max(most_scale, fits[static_cast<std::size_t>(g)].scale);
     most_minimum = std::max(most_minimum, fits[static_cast<std::size_t>(g)].minimum);
   }
-  const auto sixth_bit = [](float value, float most) { return most > 0 ? std::min(63, nearest(63.0f / most * value)) : 0; };
+  const auto sixth_bit = [](float value, float most) { return most > kNothing ? std::min(63, nearest(63.0f / most * value)) : 0; };
   std::array<int, kGroups4> scales{}, minima{};
   for (std::size_t g = 0; g < kGroups4; ++g) {
     scales[g] = sixth_bit(fits[g].scale, most_scale);
@@ -159,7 +165,7 @@ void quantize_q4_k_block(const float* values, std::uint8_t* block) {
   for (std::size_t g = 0; g < kGroups4; ++g) {
     const float scale = as_f16(d) * static_cast<float>(scales[g]), minimum = as_f16(m) * static_cast<float>(minima[g]);
     if (scale == 0) continue;
-    for (std::size_t i = g * kGroup4; i < (g + 1) * kGroup4; ++i) q[i] = static_cast<int>(std::clamp(std::nearbyintf((values[i] + minimum) / scale), 0.0f, float{kLevels4}));
+    for (std::size_t i = g * kGroup4; i < (g + 1) * kGroup4; ++i) q[i] = static_cast<int>(std::clamp(round_even((values[i] + minimum) / scale), 0.0f, float{kLevels4}));
   }
   for (std::size_t pair = 0; pair < kGroups4 / 2; ++pair)
     for (std::size_t i = 0; i < kGroup4; ++i)
@@ -195,7 +201,7 @@ void quantize_q6_k_block(const float* values, std::uint8_t* block) {
     block[192 + g] = static_cast<std::uint8_t>(static_cast<std::int8_t>(scale));
     const float step = as_f16(d) * static_cast<float>(scale);
     for (std::size_t i = g * kGroup6; i < (g + 1) * kGroup6; ++i)
-      q[i] = kHalf6 + (step == 0 ? 0 : static_cast<int>(std::clamp(std::nearbyintf(values[i] / step), -32.0f, 31.0f)));
+      q[i] = kHalf6 + (step == 0 ? 0 : static_cast<int>(std::clamp(round_even(values[i] / step), -32.0f, 31.0f)));
   }
   // Halves of 128 values: value i and i + 64 share a byte of low nibbles; i, i + 32, i + 64 and i + 96 one of high bit pairs.
   for (std::size_t half = 0; half < 2; ++half)
