@@ -10,10 +10,13 @@ namespace {
 
 constexpr unsigned kThreads = 1024;
 
+ENGINE_DEVICE float capped(float z, float softcap) { return softcap > 0 ? softcap * tanhf(z / softcap) : z; }
+
 // A running maximum and the sum of exp(z - maximum).
 struct Partition {
   float largest, sum;
   ENGINE_DEVICE void add(float z) {
+    if (z == -infinity()) return;
     if (z > largest) {
       sum = sum * exp_fast(largest - z) + 1.0f;
       largest = z;
@@ -21,9 +24,23 @@ struct Partition {
       sum += exp_fast(z - largest);
     }
   }
+  // Eight logits with one rescaling instead of a branch for each.
+  ENGINE_DEVICE void add8(uint4 packed, float softcap) {
+    float values[8];
+    widen8(packed, values);
+    float top = largest;
+#pragma unroll
+    for (float& value : values) {
+      value = capped(value, softcap);
+      top = fmaxf(top, value);
+    }
+    if (top == -infinity()) return;  // nothing yet to be relative to
+    if (top > largest) sum *= exp_fast(largest - top);
+    largest = top;
+#pragma unroll
+    for (const float value : values) sum += exp_fast(value - top);
+  }
 };
-
-ENGINE_DEVICE float capped(float z, float softcap) { return softcap > 0 ? softcap * tanhf(z / softcap) : z; }
 
 __global__ void __launch_bounds__(kThreads)
     loss_and_gradient(View<bf16> logits, const std::uint32_t* targets, const float* weights, float softcap, bool want_gradient, float* losses) {
@@ -31,20 +48,11 @@ __global__ void __launch_bounds__(kThreads)
   bf16* z = logits.row(row);
   const std::int64_t whole = logits.cols / 8 * 8;
   Partition mine{-infinity(), 0.0f};
-  for (std::int64_t c = 8 * threadIdx.x; c < whole; c += 8 * kThreads) {
-    float values[8];
-    widen8(load16(z + c), values);
-    // One rescaling for eight logits instead of a branch for each.
-    float largest = mine.largest;
-#pragma unroll
-    for (float& value : values) {
-      value = capped(value, softcap);
-      largest = fmaxf(largest, value);
-    }
-    float sum = largest > mine.largest ? mine.sum * exp_fast(mine.largest - largest) : mine.sum;
-#pragma unroll
-    for (const float value : values) sum += exp_fast(value - largest);
-    mine = {largest, sum};
+  for (std::int64_t c = 8 * threadIdx.x; c < whole; c += 16 * kThreads) {
+    const bool two = c + 8 * kThreads < whole;  // two loads under way at a time: a block alone must keep its memory busy
+    const uint4 first = load16(z + c), second = two ? load16(z + c + 8 * kThreads) : uint4{0, 0, 0, 0};
+    mine.add8(first, softcap);
+    if (two) mine.add8(second, softcap);
   }
   if (whole + threadIdx.x < logits.cols) mine.add(capped(widen(z[whole + threadIdx.x]), softcap));
 
@@ -63,12 +71,18 @@ __global__ void __launch_bounds__(kThreads)
     if (softcap > 0) slope *= 1.0f - value / softcap * (value / softcap);
     return weight == 0.0f ? 0.0f : slope;
   };
-  for (std::int64_t c = 8 * threadIdx.x; c < whole; c += 8 * kThreads) {
+  const auto rewrite = [&](std::int64_t c, uint4 packed) {
     float values[8];
-    widen8(load16(z + c), values);
+    widen8(packed, values);
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = gradient(values[i], c + i);
     store16(z + c, pack8(values));
+  };
+  for (std::int64_t c = 8 * threadIdx.x; c < whole; c += 16 * kThreads) {
+    const bool two = c + 8 * kThreads < whole;
+    const uint4 first = load16(z + c), second = two ? load16(z + c + 8 * kThreads) : uint4{0, 0, 0, 0};
+    rewrite(c, first);
+    if (two) rewrite(c + 8 * kThreads, second);
   }
   const std::int64_t tail = whole + threadIdx.x;
   if (tail < logits.cols) z[tail] = narrow(gradient(widen(z[tail]), tail));

@@ -57,5 +57,18 @@ TEST("logits far apart, and minus infinity, give finite losses") {
   CHECK_EQ(gradient[0], 0.0f);
 }
 
+TEST("a row that begins with minus infinities alone gives the loss of the rest") {
+  std::vector<float> z(3 * 8192 + 5, -std::numeric_limits<float>::infinity());
+  z[20000] = z[24579] = 1.0f;
+  const DeviceRows logits(z, 1, static_cast<std::int64_t>(z.size()));
+  const DeviceBuffer<std::uint32_t> target(std::vector<std::uint32_t>{20000});
+  const DeviceBuffer<float> weight(std::vector<float>{1.0f}), loss(1);
+  cross_entropy(logits.view(), target.data(), weight.data(), 0, LogitGradient::in_place, loss.data(), stream());
+  const float value = loss.read(stream())[0];
+  CHECK_CLOSE(value, 0.69314718, 1e-6);
+  const auto gradient = logits.read();
+  CHECK_EQ(gradient[20000], -0.5f);
+}
+
 }  // namespace
 }  // namespace engine::cuda

@@ -9,7 +9,7 @@
 namespace engine::cuda {
 namespace {
 
-constexpr unsigned kThreads = 128;
+constexpr unsigned kThreads = 128, kUnroll = 2;
 
 __global__ void __launch_bounds__(kThreads) dequantize_eights(DeviceNf4 weight, NfBook book, View<bf16> out) {
   const std::int64_t row = blockIdx.x, first = row * out.cols;
@@ -17,15 +17,24 @@ __global__ void __launch_bounds__(kThreads) dequantize_eights(DeviceNf4 weight, 
   const auto* words = reinterpret_cast<const std::uint32_t*>(weight.codes) + first / 8;
   const auto units = static_cast<unsigned>(out.cols / 8);
   bf16* to = out.row(row);
-  for (unsigned base = 0; base < units; base += kThreads) {  // all lanes stay: they hold each other's values
-    const unsigned unit = base + threadIdx.x;
-    const bool inside = unit < units;
-    const std::uint32_t codes = inside ? words[unit] : 0;
-    const float scale = inside ? nf4_scale(weight, (first + 8 * std::int64_t{unit}) / kNf4Block) : 0.0f;
-    float decoded[8];
+  for (unsigned base = 0; base < units; base += kUnroll * kThreads) {  // all lanes stay: they hold each other's values
+    std::uint32_t codes[kUnroll] = {};
+    float scales[kUnroll] = {};
 #pragma unroll
-    for (int i = 0; i < 8; ++i) decoded[i] = shuffle(value, codes >> nf4_shift(i), 16) * scale;
-    if (inside) store16(to + 8 * unit, pack8(decoded));
+    for (unsigned u = 0; u < kUnroll; ++u) {  // all loads before the first use
+      const unsigned unit = base + u * kThreads + threadIdx.x;
+      if (unit >= units) continue;
+      codes[u] = words[unit];
+      scales[u] = nf4_scale(weight, (first + 8 * std::int64_t{unit}) / kNf4Block);
+    }
+#pragma unroll
+    for (unsigned u = 0; u < kUnroll; ++u) {
+      const unsigned unit = base + u * kThreads + threadIdx.x;
+      float decoded[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) decoded[i] = shuffle(value, codes[u] >> nf4_shift(i), 16) * scales[u];
+      if (unit < units) store16(to + 8 * unit, pack8(decoded));
+    }
   }
 }
 

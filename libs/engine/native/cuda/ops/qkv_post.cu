@@ -52,9 +52,11 @@ __global__ void __launch_bounds__(kThreads)
       if (rstd != nullptr) rstd[row * normed + head] = head_sums[head];
     }
     __syncthreads();
-    for (unsigned c = threadIdx.x; c < normed * width; c += kThreads) {
-      const unsigned head = c / width;
-      values[c] *= head_sums[head] * ((head < shape.heads ? post.q_norm : post.k_norm)[c % width] + post.offset);
+    for (unsigned unit = threadIdx.x; unit < normed * width / 8; unit += kThreads) {
+      const unsigned head = 8 * unit / width, inside = 8 * unit % width;
+      const float* weight = (head < shape.heads ? post.q_norm : post.k_norm) + inside;
+#pragma unroll
+      for (unsigned i = 0; i < 8; ++i) values[8 * unit + i] *= head_sums[head] * (weight[i] + post.offset);
     }
     __syncthreads();
   }
@@ -63,10 +65,12 @@ __global__ void __launch_bounds__(kThreads)
   const float* sines = post.sin + (half > 0 ? post.positions[row] * std::int64_t{half} : 0);
   for (std::int64_t c = 8 * threadIdx.x; c < columns; c += 8 * kThreads) {
     float result[8];
+    const auto first = static_cast<unsigned>(c), first_inside = first % width;  // the eight lie in one head
+    const bool turned = first < normed * width;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const auto at = static_cast<unsigned>(c + i), inside = at % width;
-      if (at >= normed * width || inside >= 2 * half)
+    for (unsigned i = 0; i < 8; ++i) {
+      const unsigned at = first + i, inside = first_inside + i;
+      if (!turned || inside >= 2 * half)
         result[i] = values[at];
       else if (inside < half)
         result[i] = values[at] * cosines[inside] - values[at + half] * sines[inside];
@@ -102,10 +106,11 @@ __global__ void __launch_bounds__(kThreads)
   if (post.q_norm != nullptr) {
     for (unsigned unit = threadIdx.x; unit < normed * width / 8; unit += kThreads) {
       float sum = 0;
+      const float* weight = (8 * unit / width < shape.heads ? post.q_norm : post.k_norm) + 8 * unit % width;
 #pragma unroll
       for (unsigned i = 0; i < 8; ++i) {
         const unsigned at = 8 * unit + i;
-        gradients[at] *= (at / width < shape.heads ? post.q_norm : post.k_norm)[at % width] + post.offset;
+        gradients[at] *= weight[i] + post.offset;
         sum = fmaf(gradients[at], inputs[at], sum);
       }
       unit_sums[unit] = sum;
@@ -113,9 +118,11 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     sum_heads(unit_sums, head_sums, normed, width / 8);
     __syncthreads();
-    for (unsigned at = threadIdx.x; at < normed * width; at += kThreads) {
-      const float inverse = rstd[row * normed + at / width];
-      gradients[at] = inverse * (gradients[at] - inputs[at] * inverse * inverse * (head_sums[at / width] / static_cast<float>(width)));
+    for (unsigned unit = threadIdx.x; unit < normed * width / 8; unit += kThreads) {
+      const unsigned head = 8 * unit / width;
+      const float inverse = rstd[row * normed + head], along = inverse * inverse * (head_sums[head] / static_cast<float>(width));
+#pragma unroll
+      for (unsigned at = 8 * unit; at < 8 * unit + 8; ++at) gradients[at] = inverse * (gradients[at] - inputs[at] * along);
     }
     __syncthreads();
   }
