@@ -30,7 +30,7 @@ struct GenerateRequest {
   std::shared_ptr<const LoraAdapter> adapter;    // null: the base alone
   Sampling sampling;
   Priority priority = Priority::interactive;
-  std::optional<PrefixScope> scope;              // whose cached beginnings it may use and leave; none: nothing of it outlives it
+  std::optional<PrefixScope> scope{};            // whose cached beginnings it may use and leave; none: nothing of it outlives it
   std::int64_t generated = 0;                    // how many of the last tokens are output of an earlier request that this one goes on with
 };
 
