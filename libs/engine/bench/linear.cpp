@@ -1,4 +1,7 @@
 // Products of activations with stored weights: the matrices of a 1.5B model at 512 tokens and at one, and those of the demo model.
+#include <algorithm>
+#include <utility>
+
 #include "core/code_tables.h"
 #include "core/error.h"
 #include "ops/linear.h"
@@ -49,6 +52,25 @@ void measure(const Exec& ex, Dtype dtype, std::int64_t tokens, std::int64_t outp
   bench::print_row(ex, what + "  dx", backward, flops, 0);
 }
 
+// The price of one order for any number of rows: the two orders take turns, so that what else the machine does meets both.
+void measure_orders(const Exec& ex, std::int64_t tokens, std::int64_t outputs, std::int64_t inputs) {
+  const Weight w = make(ex, Dtype::nf4, outputs, inputs);
+  const auto x = bench::values(tokens * inputs);
+  std::vector<float> y(static_cast<std::size_t>(tokens * outputs));
+  double seconds[2] = {1e30, 1e30};
+  for (int turn = 0; turn < 6; ++turn)
+    for (const SumOrder order : {SumOrder::fastest, SumOrder::same_for_any_rows}) {
+      Exec ordered = ex;
+      ordered.order = order;
+      double& best = seconds[order == SumOrder::fastest ? 0 : 1];
+      best = std::min(best, bench::best_time([&] { linear(ordered, {x.data(), tokens, inputs}, w.view, nullptr, {y.data(), tokens, outputs}); }, 0.0));
+    }
+  const double flops = 2.0 * static_cast<double>(tokens) * static_cast<double>(outputs) * static_cast<double>(inputs);
+  const std::string what = text("nf4  T ", tokens, "  N ", outputs, "  K ", inputs);
+  bench::print_row(ex, what + "  fastest order", seconds[0], flops, 0);
+  bench::print_row(ex, what + "  order for any rows", seconds[1], flops, 0);
+}
+
 }  // namespace
 
 int main() {
@@ -56,6 +78,9 @@ int main() {
   for (const Compute compute : {Compute::f32, Compute::bf16}) {
     const Exec ex = make_exec(pool, compute);
     bench::print_header(ex, "linear");
+    for (const std::int64_t tokens : {8, 16, 64, 512})
+      for (const auto& [outputs, inputs] : {std::pair{1536, 1536}, std::pair{8960, 1536}, std::pair{1536, 8960}, std::pair{512, 192}})
+        measure_orders(ex, tokens, outputs, inputs);
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::nf4}) {
       measure(ex, dtype, 512, 1536, 1536);
       measure(ex, dtype, 512, 8960, 1536);

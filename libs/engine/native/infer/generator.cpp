@@ -19,8 +19,8 @@ std::int64_t cache_bytes(const Model& model, const GeneratorOptions& options) {
   return std::max<std::int64_t>(1, std::min(full, affordable)) * block;
 }
 
-Exec independent_rows(Exec ex) {
-  ex.order = SumOrder::same_for_any_rows;
+Exec with_order(Exec ex, SumOrder order) {
+  ex.order = order;
   return ex;
 }
 
@@ -37,7 +37,7 @@ const Error& cancelled_error() {
 }  // namespace
 
 Generator::Generator(std::shared_ptr<Model> model, const GeneratorOptions& options)
-    : model_(std::move(model)), options_(options), exec_(independent_rows(model_->exec())), cache_(model_->spec(), model_->exec().compute, cache_bytes(*model_, options)),
+    : model_(std::move(model)), options_(options), exec_(with_order(model_->exec(), options.order)), cache_(model_->spec(), model_->exec().compute, cache_bytes(*model_, options)),
       scheduler_({options.max_running, options.prefill_tokens, options.prefill_tokens_beside},
                  {[this](std::uint64_t id, std::int64_t tokens) { return cache_.grow(sequences_.at(id)->blocks, tokens); },
                   [this](std::uint64_t id) { release(*sequences_.at(id)); }, [this](std::uint64_t id) { return reuse(*sequences_.at(id)); }}),

@@ -11,6 +11,7 @@ namespace {
 namespace amx {
 
 constexpr int kTileRows = 32, kTileCols = 32, kStep = 32;
+constexpr std::int64_t kDepthBlock = 1024;
 constexpr int kHalfBytes = 16 * 64, kStepBytes = 2 * kHalfBytes;
 
 void pack_a(const float* source, std::int64_t stride, std::int64_t depth_stride, int count, std::int64_t depth, bool, void* panel) {
@@ -108,7 +109,7 @@ constexpr GemmKernel kKernel = {.rows = kTileRows,
                                 .a_width = kTileRows,
                                 .depth_step = kStep,
                                 .element_bytes = 2,
-                                .depth_block = 1024,
+                                .depth_block = kDepthBlock,
                                 .pack_a = pack_a,
                                 .pack_b = pack_b,
                                 .lanes = 0,

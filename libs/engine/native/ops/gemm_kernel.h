@@ -42,9 +42,20 @@ struct GemmKernel {
   std::int64_t padded(std::int64_t depth) const noexcept { return (depth + depth_step - 1) / depth_step * depth_step; }
 };
 
+// linear for at most `most` rows in the bits of a kernel's blocked product, reading weights (bf16, or nf4 whose rows are whole blocks) along
+// their rows once.
+struct FewRows {
+  std::int64_t most;
+  std::int64_t (*packed_bytes)(std::int64_t depth);
+  void (*pack)(ConstRows x, void* packed);
+  // y[t, n] ← Σ x[t] · w[n] (+ y when accumulate) (+ bias[n]), n in [first, last).
+  void (*multiply)(const Matrix& w, std::int64_t first, std::int64_t last, const void* packed, const float* bias, Rows y, bool accumulate);
+};
+
 extern const GemmKernel gemm_kernel_avx2, gemm_kernel_avx512, gemm_kernel_avx512bf16, gemm_kernel_amx;
-// The last two for any machine with AVX-512, hundreds of times slower: what the instructions do, written out (bf16_instructions.h). For tests.
+// gemm_kernel_avx512bf16, gemm_kernel_amx and few_rows_amx for any machine with AVX-512, hundreds of times slower: what the instructions do, written out (bf16_instructions.h). For tests.
 extern const GemmKernel gemm_kernel_avx512bf16_software, gemm_kernel_amx_software;
+extern const FewRows few_rows_amx, few_rows_amx_software;
 
 // The kernel of an instruction set, or null for scalar. fp32 products have the same kernel with and without bf16 instructions.
 const GemmKernel* gemm_kernel(Isa isa, Compute compute) noexcept;

@@ -151,6 +151,34 @@ TEST("NF4 packed for the tiles is worth bf16(code · absmax), exactly, both ways
   }
 }
 
+TEST("few rows through tiles of weights have the bits of the blocked product") {
+  need_avx512();
+  for (const WeightKind kind : {WeightKind::bf16, WeightKind::nf4, WeightKind::nf4_double})
+    for (const Size s : {Size{1, 1, 64}, Size{2, 17, 128}, Size{4, 40, 1088}, Size{7, 33, 320}, Size{16, 70, 2176}}) {
+      const OwnedWeight w = make_weight(kind, s.cols, s.depth, 1);
+      const auto x = values_with_subnormals(s.rows * s.depth, 2), bias = random_values(s.cols, 3);
+      std::vector<std::uint8_t> packed(static_cast<std::size_t>(few_rows_amx_software.packed_bytes(s.depth)));
+      few_rows_amx_software.pack({x.data(), s.rows, s.depth}, packed.data());
+      for (const bool accumulate : {false, true}) {
+        const auto before = accumulate ? random_values(s.rows * s.cols, 4) : poisoned(s.rows * s.cols);
+        auto y = before;
+        const std::int64_t middle = s.cols / 2 / 16 * 16;  // two parts, as two threads would
+        few_rows_amx_software.multiply(w.view, 0, middle, packed.data(), bias.data(), {y.data(), s.rows, s.cols}, accumulate);
+        few_rows_amx_software.multiply(w.view, middle, s.cols, packed.data(), bias.data(), {y.data(), s.rows, s.cols}, accumulate);
+        CHECK(y == product(gemm_kernel_amx_software, s, x, {{}, &w.view, false}, before, bias.data(), accumulate));
+      }
+    }
+  // bf16 whose rows are no whole steps of 32.
+  const Size odd{3, 21, 77};
+  const OwnedWeight w = make_weight(WeightKind::bf16, odd.cols, odd.depth, 1);
+  const auto x = random_values(odd.rows * odd.depth, 2);
+  std::vector<std::uint8_t> packed(static_cast<std::size_t>(few_rows_amx_software.packed_bytes(odd.depth)));
+  few_rows_amx_software.pack({x.data(), odd.rows, odd.depth}, packed.data());
+  auto y = poisoned(odd.rows * odd.cols);
+  few_rows_amx_software.multiply(w.view, 0, odd.cols, packed.data(), nullptr, {y.data(), odd.rows, odd.cols}, false);
+  CHECK(y == product(gemm_kernel_amx_software, odd, x, {{}, &w.view, false}, poisoned(odd.rows * odd.cols), nullptr, false));
+}
+
 TEST("where the processor has the instructions, they give the bits of their definition") {
   if (detected_isa() < Isa::avx512_bf16) SKIP("no AVX512-BF16 or AMX on this processor");
   for (const Size s : kSizes) {

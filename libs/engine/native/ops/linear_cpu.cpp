@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "core/error.h"
 #include "ops/decode.h"
 #include "ops/gemm.h"
@@ -5,6 +7,7 @@
 #include "ops/gemm_scalar.h"
 #include "ops/linear.h"
 #include "ops/linear_vector.h"
+#include "ops/nf4.h"
 
 namespace engine {
 namespace {
@@ -23,6 +26,26 @@ constexpr std::int64_t kSharedVectorRows = 16;
 // A kernel without lanes (of bf16 instructions) has one order for any number of rows by itself, but not linear_vector's.
 bool shares_lane_order(const GemmKernel& kernel) { return kernel.lanes > 0; }
 
+#ifdef ENGINE_X86
+// With bf16 tiles and few rows.
+bool suits_tiles(const Exec& ex, ConstRows x, const Matrix& w) {
+  const bool stored = w.dtype == Dtype::bf16 || (w.dtype == Dtype::nf4 && w.cols % kNf4Block == 0);
+  return ex.isa >= Isa::amx && ex.compute == Compute::bf16 && stored && x.rows <= few_rows_amx.most && x.cols > 0;
+}
+
+void linear_by_tiles(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Rows y, bool accumulate) {
+  constexpr std::int64_t kTile = 16;
+  void* packed = ex.pool.shared_workspace(static_cast<std::size_t>(few_rows_amx.packed_bytes(x.cols)));
+  few_rows_amx.pack(x, packed);
+  ex.pool.for_ranges((w.rows + kTile - 1) / kTile, 1, [&](std::int64_t begin, std::int64_t end) {
+    few_rows_amx.multiply(w, begin * kTile, std::min(end * kTile, w.rows), packed, bias, y, accumulate);
+  });
+}
+#else
+bool suits_tiles(const Exec&, ConstRows, const Matrix&) { return false; }
+void linear_by_tiles(const Exec&, ConstRows, const Matrix&, const float*, Rows, bool) {}
+#endif
+
 void require_low_rank(const LowRank* low_rank, std::int64_t tokens, std::int64_t rows, std::int64_t cols) {
   if (low_rank == nullptr) return;
   const ConstRows &left = low_rank->left, &right = low_rank->right;
@@ -39,11 +62,13 @@ void linear(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Row
   require_low_rank(low_rank, x.rows, w.rows, low_rank != nullptr ? low_rank->left.cols : 0);
   if (y.rows == 0 || y.cols == 0) return;
   const GemmKernel* kernel = gemm_kernel(ex.isa, ex.compute);
-  const bool alike = ex.order == SumOrder::same_for_any_rows;
-  if (kernel != nullptr && (x.rows > (alike ? kSharedVectorRows : kVectorRows) || (alike && !shares_lane_order(*kernel))))
+  const bool alike = ex.order == SumOrder::same_for_any_rows, by_tiles = alike && suits_tiles(ex, x, w);
+  if (kernel != nullptr && !by_tiles && (x.rows > (alike ? kSharedVectorRows : kVectorRows) || (alike && !shares_lane_order(*kernel))))
     return gemm_blocked(ex, *kernel, y.rows, y.cols, x.cols, 1.0f, {x.data, x.stride, 1}, {{}, &w, false}, bias, y, accumulate,
                         extra_product(low_rank, false), alike ? DepthOrder::by_lanes : DepthOrder::straight);
-  if (kernel != nullptr)
+  if (by_tiles)
+    linear_by_tiles(ex, x, w, bias, y, accumulate);
+  else if (kernel != nullptr)
     linear_vector(ex, x, w, bias, y, accumulate);
   else
     linear_scalar(ex, x, w, bias, y, accumulate);

@@ -16,7 +16,7 @@
 
 namespace engine {
 
-inline constexpr std::int64_t kActivationBudget = std::int64_t{256} << 20;
+inline constexpr std::int64_t kActivationBudget = std::int64_t{640} << 20;
 
 struct TrainerOptions {
   std::optional<LoraConfig> lora;               // absent: every weight is trained
