@@ -1,6 +1,8 @@
 // engine-bench: what a user waits for, on a model of a real shape with random weights. One JSON object a line.
 //   engine-bench [all|quantize|step|prefill|decode] [--shape 1.5b] [--dir DIR] [--tokens 512] [--new-tokens 64] [--repeat 3]
 //                [--compute bf16|f32] [--threads N]
+//   engine-bench train [--shape 7b] [--work tutorial|fixed|batch|long] [--memory-budget 7GiB|auto] [--data-parallel N] [--steps 12]
+//                on GPUs, whose library lies beside this program or is named by MEDMESH_ENGINE_CUDA_LIBRARY (train_bench.h has the workloads)
 //   quantize  bf16 folder → NF4 folder                                step     a QLoRA step (rank 16, all linears, 8-bit AdamW, checkpointing)
 //   prefill   prompt → first token, through the generator             decode   time between tokens of one sequence, after that prompt
 // The weights are written under --dir once (1.5b: 3.1 + 1.2 GB; default: medmesh-bench-SHAPE in the temporary folder) and kept for the next
@@ -25,6 +27,7 @@
 #include "formats/quantize_model.h"
 #include "infer/generator.h"
 #include "model/bench_model.h"
+#include "model/train_bench.h"
 #include "model/model.h"
 #include "support/bench.h"
 #include "train/trainer.h"
@@ -39,6 +42,7 @@ struct Options {
   std::int64_t tokens = 512, new_tokens = 64, repeat = 3;
   int threads = bench::thread_count();
   Compute compute = Compute::bf16;
+  bench::TrainBench train;
 };
 
 std::int64_t parse_count(const std::string& flag, const std::string& word) {
@@ -58,14 +62,18 @@ Options parse(const std::vector<std::string>& words) {
   for (std::size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];
     if (!word.starts_with("--")) {
-      require(word == "all" || word == "quantize" || word == "step" || word == "prefill" || word == "decode", "no measurement '", word,
-              "'; use all, quantize, step, prefill or decode");
+      require(word == "all" || word == "quantize" || word == "step" || word == "prefill" || word == "decode" || word == "train",
+              "no measurement '", word, "'; use all, quantize, step, prefill, decode or train");
       options.measure = word;
       continue;
     }
     require(i + 1 < words.size(), word, " needs a value");
     const std::string& value = words[++i];
-    if (word == "--shape") options.shape = value;
+    if (word == "--shape") options.shape = options.train.shape = value;
+    else if (word == "--work") options.train.work = value;
+    else if (word == "--memory-budget") options.train.memory_budget = bench::parse_memory(value);
+    else if (word == "--data-parallel") options.train.data_parallel = static_cast<int>(parse_count(word, value));
+    else if (word == "--steps") options.train.steps = parse_count(word, value);
     else if (word == "--dir") options.dir = value;
     else if (word == "--tokens") options.tokens = parse_count(word, value);
     else if (word == "--new-tokens") options.new_tokens = parse_count(word, value);
@@ -276,7 +284,8 @@ int main(int count, char** arguments) {
   const std::vector<std::string> words(arguments + 1, arguments + count);
   try {
     const Options options = parse(words);
-    if (options.measure == "quantize") measure_quantize(options);
+    if (options.measure == "train") bench::run_train_bench(options.train);
+    else if (options.measure == "quantize") measure_quantize(options);
     else if (options.measure == "step") measure_step(options);
     else if (options.measure == "prefill") measure_prefill(options);
     else if (options.measure == "decode") measure_decode(options);

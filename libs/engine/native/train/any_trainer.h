@@ -60,6 +60,11 @@ struct TrainingPlan {
   std::string table;  // every part with its bytes, for people
 };
 
+// Time that a step's parts took on the device, of all its micro-batches together, in milliseconds. All 0 on a CPU.
+struct PhaseTimes {
+  double forward = 0, loss = 0, backward = 0, update = 0;
+};
+
 struct StepResult {
   std::int64_t step = 0;          // this one, from 1
   double loss = 0;                // mean over all labelled tokens of all micro-batches
@@ -69,6 +74,7 @@ struct StepResult {
   bool skipped = false;           // the gradient was not finite: weights and optimizer state are as before
   double duration_ms = 0;
   std::int64_t peak_bytes = 0;    // weights, parameters, gradients, optimizer state and scratch held so far
+  PhaseTimes phases;
 };
 
 struct Evaluation {

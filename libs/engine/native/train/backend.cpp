@@ -68,20 +68,15 @@ std::vector<DeviceInfo> list_devices() {
   return devices;
 }
 
+bool is_plain(const LoraConfig& lora) noexcept {
+  return !lora.dora && lora.modules_to_save.empty() && lora.layers.empty() && lora.rank_pattern.empty() && lora.alpha_pattern.empty();
+}
+
 void require_cuda_device(int index) {
   const std::size_t count = gpu_count();
   if (count == 0) fail(Code::unsupported, "there is no CUDA device: ", cuda_backend().backend == nullptr ? cuda_backend().reason : "the driver shows none");
   require(Code::unsupported, static_cast<std::size_t>(index) < count, "there is no cuda:", index, "; this machine has ", count, " CUDA device", count == 1 ? "" : "s");
 }
-
-namespace {
-
-// The adapters that every device trains.
-bool is_plain(const LoraConfig& lora) {
-  return !lora.dora && lora.modules_to_save.empty() && lora.layers.empty() && lora.rank_pattern.empty() && lora.alpha_pattern.empty();
-}
-
-}  // namespace
 
 std::unique_ptr<AnyTrainer> create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options) {
   const bool lora = options.lora.has_value(), bf16 = model->exec().compute == Compute::bf16;

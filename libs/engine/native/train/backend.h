@@ -28,6 +28,8 @@ class __attribute__((visibility("default"))) Backend {
  public:
   virtual ~Backend() = default;
   virtual std::vector<DeviceInfo> devices() const = 0;
+  // Bytes of the device's memory in use now, by whomever.
+  virtual std::int64_t used_bytes(int device) const = 0;
   // One trainer over one device, or several that share the micro-batches of each step. Throws invalid for options out of range or a device that
   // devices() does not list, unsupported for what this back end does not train, oom when the memory budget is too small: before anything is allocated.
   virtual std::unique_ptr<AnyTrainer> create_trainer(const TrainingBase& base, std::span<const int> devices, const TrainerOptions& options) const = 0;
@@ -52,10 +54,13 @@ const LoadedBackend& cuda_backend();
 // The CPU, then every other device.
 std::vector<DeviceInfo> list_devices();
 
+// The adapters that every device trains: LoRA of one rank and alpha on all layers.
+bool is_plain(const LoraConfig& lora) noexcept;
+
 // Throws unsupported, saying why, when there is no CUDA device of this number.
 void require_cuda_device(int index);
 
-// The trainer for a model on a device. `automatic` takes the first GPU if it trains what the options say (an adapter, in bf16), else the CPU.
+// The trainer for a model on a device. `automatic` takes the first GPU if it trains what the options say (a plain adapter, in bf16), else the CPU.
 // Throws unsupported when there is no such device, saying why, and what the trainers' constructors throw.
 std::unique_ptr<AnyTrainer> create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options);
 

@@ -1,5 +1,6 @@
 #include "train/backend.h"
 
+#include <array>
 #include <fstream>
 
 #include "core/test.h"
@@ -49,4 +50,25 @@ TEST("a GPU that is not there is refused by name, and automatic choice falls bac
   CHECK(dynamic_cast<Trainer*>(create_trainer(model, parse_device("auto"), full).get()) != nullptr);
   CHECK(dynamic_cast<Trainer*>(create_trainer(tiny_model(Compute::f32), parse_device("auto"), lora_options()).get()) != nullptr);
   CHECK(dynamic_cast<Trainer*>(create_trainer(model, parse_device("cpu"), lora_options()).get()) != nullptr);
+}
+
+TEST("the emulated back end is found by its path, lists its device and trains as the CPU does") {
+  const LoadedBackend loaded = load_backend(ENGINE_EMULATED_BACKEND);
+  if (loaded.backend == nullptr) throw Error(Code::internal, loaded.reason);
+  const std::vector<DeviceInfo> devices = loaded.backend->devices();
+  CHECK_EQ(devices.size(), 1u);
+  CHECK(devices.front().kind == DeviceKind::cuda && devices.front().memory_bytes > 0);
+  const std::shared_ptr<Model> model = tiny_model(Compute::bf16);
+  TrainerOptions options = lora_options();
+  options.memory_budget = std::int64_t{1} << 30;
+  const std::vector<std::uint32_t> ids{3, 5, 7, 11, 13, 17}, offsets{0, 6};
+  const std::vector<std::uint8_t> mask(ids.size(), 1);
+  const std::vector<MicroBatch> micros{{ids, mask, offsets}};
+  const auto device = loaded.backend->create_trainer({model, model->spec(), model->weights()}, std::array{0}, options);
+  Trainer cpu(model, options);
+  const StepResult on_device = device->train_step(micros), on_cpu = cpu.train_step(micros);
+  CHECK_CLOSE(on_device.loss, on_cpu.loss, 5e-3 * on_cpu.loss);
+  CHECK_EQ(on_device.trainable_tokens, on_cpu.trainable_tokens);
+  CHECK(device->plan()->device_bytes > 0);
+  CHECK_THROWS(invalid, loaded.backend->create_trainer({model, model->spec(), model->weights()}, std::array{7}, options));  // thrown in one library, caught in another
 }

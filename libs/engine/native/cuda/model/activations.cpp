@@ -1,0 +1,69 @@
+#include "cuda/model/activations.h"
+
+#include <algorithm>
+
+#include "cuda/ops/attention.h"
+#include "cuda/ops/lora.h"
+
+namespace engine::cuda {
+
+void take_attention_buffers(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to) {
+  to.qkv = arena.take<bf16>(tokens * geometry[Group::qkv].outputs);
+  to.qkv_raw = spec.qk_norm ? arena.take<bf16>(tokens * geometry[Group::qkv].outputs) : to.qkv;
+  if (spec.qk_norm) to.head_rstd = arena.take<float>(tokens * (spec.heads + spec.kv_heads));
+  to.attention = arena.take<bf16>(tokens * geometry[Group::o].stride());
+  to.lse = arena.take<float>(tokens * spec.heads);
+  to.middle = arena.take<bf16>(tokens * spec.hidden);
+  to.input_rstd = arena.take<float>(tokens);
+  to.mlp_rstd = arena.take<float>(tokens);
+  if (!spec.sandwich_norms) return;
+  to.attention_out = arena.take<bf16>(tokens * spec.hidden);
+  to.attention_rstd = arena.take<float>(tokens);
+}
+
+void take_mlp_buffers(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to) {
+  to.gate_up = arena.take<bf16>(tokens * geometry[Group::gate_up].rows());
+  if (!spec.sandwich_norms) return;
+  to.mlp_out = arena.take<bf16>(tokens * spec.hidden);
+  to.mlp_out_rstd = arena.take<float>(tokens);
+}
+
+WorkBuffers take_work(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, std::int64_t loss_rows) {
+  WorkBuffers work;
+  const std::int64_t start = arena.used();
+  // Between a forward and its backward nothing of the layers' is alive, so the loss takes the same memory.
+  work.loss_rows = loss_rows;
+  work.gathered = arena.take<bf16>(loss_rows * spec.hidden);
+  work.head_in = arena.take<bf16>(loss_rows * spec.hidden);
+  work.logits = arena.take<bf16>(loss_rows * logit_stride(spec));
+  work.losses = arena.take<float>(loss_rows);
+  work.head_rstd = arena.take<float>(loss_rows);
+  const std::int64_t loss_end = arena.used();
+  arena.rewind(start);
+
+  work.normed = arena.take<bf16>(tokens * (spec.hidden + geometry.tail(Group::qkv, Group::gate_up)));
+  work.dinput = arena.take<bf16>(tokens * spec.hidden);
+  if (spec.sandwich_norms) work.dsub = arena.take<bf16>(tokens * (spec.hidden + geometry.tail(Group::o, Group::down)));
+  if (geometry.dropout) work.masked = arena.take<bf16>(tokens * std::max({spec.hidden, spec.q_size(), spec.ffn}));
+  if (geometry.rank > 0) {
+    std::int64_t widest = 0;
+    for (const GroupShape& group : geometry.groups) widest = std::max({widest, group.inputs, group.outputs});
+    work.lora_workspace_bytes = lora_gradient_workspace(tokens, kMostLoraParts, geometry.rank, widest);
+    work.lora_workspace = arena.take_bytes(work.lora_workspace_bytes);
+  }
+  // The MLP's inner activation is alive in the MLP's part alone, the gradients of q, k, v in attention's part alone.
+  const std::int64_t inner = arena.used();
+  work.gated = arena.take<bf16>(tokens * geometry[Group::down].stride());
+  const std::int64_t mlp_end = arena.used();
+  arena.rewind(inner);
+  work.dqkv = arena.take<bf16>(tokens * geometry[Group::qkv].rows());
+  work.dattention = arena.take<bf16>(tokens * spec.q_size());
+  work.attention_workspace =
+      arena.take_bytes(attention_backward_workspace({spec.heads, spec.kv_heads, spec.head_dim, spec.attention_scale, 0, spec.attention_softcap}, tokens));
+  // Behind the longest of the three.
+  const std::int64_t end = std::max({loss_end, mlp_end, arena.used()});
+  arena.take_bytes(end - arena.used());
+  return work;
+}
+
+}  // namespace engine::cuda

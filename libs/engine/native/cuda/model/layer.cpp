@@ -1,0 +1,253 @@
+#include "cuda/model/layer.h"
+
+#include "core/error.h"
+#include "cuda/ops/elementwise.h"
+#include "cuda/ops/glu.h"
+#include "cuda/ops/lora.h"
+#include "cuda/ops/qkv_post.h"
+#include "cuda/ops/rmsnorm.h"
+
+namespace engine::cuda {
+namespace {
+
+constexpr std::int64_t kWidestShrink = 256;  // lora.h: wider tails take a product of the library
+
+RmsNorm norm(const ModelSpec& spec, const float* weight) { return {weight, spec.norm_eps, spec.norm_offset}; }
+
+const DeviceLayer& weights_of(const DevicePass& pass, std::int64_t layer) { return pass.weights.layers[static_cast<std::size_t>(layer)]; }
+
+AttentionShape attention_shape(const ModelSpec& spec, std::int64_t layer) {
+  return {spec.heads, spec.kv_heads, spec.head_dim, spec.attention_scale, spec.layer[static_cast<std::size_t>(layer)].window, spec.attention_softcap};
+}
+
+QkvShape qkv_shape(const ModelSpec& spec) { return {spec.heads, spec.kv_heads, spec.head_dim}; }
+
+QkvPost qkv_post(const DevicePass& pass, std::int64_t layer) {
+  const DeviceLayer& w = weights_of(pass, layer);
+  const DeviceRotation& rotation = pass.rotations[static_cast<std::size_t>(pass.spec.layer[static_cast<std::size_t>(layer)].rope)];
+  return {.bias = w.qkv_bias,
+          .q_norm = w.q_norm,
+          .k_norm = w.k_norm,
+          .eps = pass.spec.norm_eps,
+          .offset = pass.spec.norm_offset,
+          .cos = rotation.cos,
+          .sin = rotation.sin,
+          .rotary_dim = rotation.rotary_dim,
+          .positions = rotation.positions};
+}
+
+std::uint64_t dropout_stream(std::int64_t layer, Projection projection) {
+  return static_cast<std::uint64_t>(layer * kProjections + static_cast<int>(projection));
+}
+
+// low [T, r] = x·aᵀ
+void shrink(const DevicePass& pass, View<const bf16> x, View<const bf16> a, View<bf16> low) {
+  if (a.rows <= kWidestShrink)
+    lora_shrink(x, a, low, pass.stream);
+  else
+    pass.gemm(GemmForm::nt, x, a, low, pass.stream);
+}
+
+// dlow [T, r] = dy·sb
+void shrink_backward(const DevicePass& pass, View<const bf16> dy, View<const bf16> sb, View<bf16> dlow) {
+  if (sb.cols <= kWidestShrink)
+    lora_shrink_backward(dy, sb, dlow, pass.stream);
+  else
+    pass.gemm(GemmForm::nn, dy, sb, dlow, pass.stream);
+}
+
+// dropout(x) as this projection's adapter sees it, in the pass's masked buffer.
+View<const bf16> masked_input(const DevicePass& pass, std::int64_t layer, Projection projection, View<const bf16> x) {
+  const View<bf16> masked = pass.rows(pass.work.masked, x.cols);
+  dropout(pass.dropout_seed, dropout_stream(layer, projection), pass.dropout, x, masked, false, pass.stream);
+  return masked;
+}
+
+// The tail of x [T, inputs + tail]: dropout(x)·Aᵀ of every adapter of the group, in its slot.
+void fill_tail(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> x, View<const bf16> s) {
+  const GroupShape& shape = pass.geometry[group];
+  if (shape.tail == 0) return;
+  const View<const bf16> input = x.columns(0, shape.inputs), a = s.row_range(shape.outputs, shape.tail).columns(0, shape.inputs);
+  const View<bf16> tail = x.columns(shape.inputs, shape.tail);
+  if (pass.dropout == 0) {
+    shrink(pass, input, a, tail);                                                                        // [T, tail]
+    return;
+  }
+  fill(tail, 0.0f, pass.stream);
+  const std::int64_t slot = slot_columns(pass.geometry.rank);
+  for (const GroupPart& part : shape.parts)
+    if (part.adapted) shrink(pass, masked_input(pass, layer, part.projection, input), a.row_range(part.first_slot, slot), tail.columns(part.first_slot, slot));
+}
+
+// y [T, outputs] = x·Wᵀ + b + the adapters' part, x [T, inputs + tail] whose tail is filled here.
+void project(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> x, View<bf16> y) {
+  const GroupShape& shape = pass.geometry[group];
+  const View<const bf16> s = pass.stage.use(layer, group);
+  fill_tail(pass, layer, group, x, s);
+  const bf16* bias = weights_of(pass, layer).bias[static_cast<std::size_t>(group)];
+  pass.gemm(GemmForm::nt, x, s.row_range(0, shape.outputs), y, pass.stream, 1.0f, 0.0f, bias);           // [T, outputs]
+  if (pass.decode_ahead) pass.stage.prefetch(layer + 1, group);
+}
+
+// Fills the tail of dy [T, outputs + tail] with dy·sB, and dx [T, inputs] (data may be null) with the gradient of project's input.
+void project_backward(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> dy, View<bf16> dx) {
+  const GroupShape& shape = pass.geometry[group];
+  const View<const bf16> s = pass.stage.use(layer, group);
+  const View<const bf16> outputs = dy.columns(0, shape.outputs);
+  const View<bf16> tail = dy.columns(shape.outputs, shape.tail);
+  if (shape.tail > 0) shrink_backward(pass, outputs, s.row_range(0, shape.outputs).columns(shape.inputs, shape.tail), tail);  // [T, tail]
+  if (dx.data == nullptr) return;
+  if (pass.dropout == 0 || shape.tail == 0) {
+    pass.gemm(GemmForm::nn, dy, s.columns(0, shape.inputs), dx, pass.stream);                            // [T, inputs]
+    return;
+  }
+  pass.gemm(GemmForm::nn, outputs, s.row_range(0, shape.outputs).columns(0, shape.inputs), dx, pass.stream);
+  const std::int64_t slot = slot_columns(pass.geometry.rank);
+  const View<bf16> expanded = pass.rows(pass.work.masked, shape.inputs);
+  for (const GroupPart& part : shape.parts) {
+    if (!part.adapted) continue;
+    pass.gemm(GemmForm::nn, tail.columns(part.first_slot, slot), s.row_range(shape.outputs + part.first_slot, slot).columns(0, shape.inputs), expanded, pass.stream);
+    dropout(pass.dropout_seed, dropout_stream(layer, part.projection), pass.dropout, expanded, dx, true, pass.stream);
+  }
+}
+
+// dA and dB of every adapter of the group, from x and dy with their tails filled.
+void adapter_gradients(const DevicePass& pass, std::int64_t layer, Group group, View<const bf16> x, View<const bf16> dy) {
+  const GroupShape& shape = pass.geometry[group];
+  const std::int64_t rank = pass.geometry.rank;
+  std::vector<LoraGradient> waiting;
+  const auto run = [&] {
+    if (!waiting.empty()) lora_gradients(waiting, pass.work.lora_workspace, pass.work.lora_workspace_bytes, pass.stream);
+    waiting.clear();
+  };
+  for (const GroupPart& part : shape.parts) {
+    if (!part.adapted) continue;
+    const LoraPair& at = *pass.adapter.pair(layer, part.projection);
+    if (static_cast<std::int64_t>(waiting.size()) + 2 > kMostLoraParts) run();
+    waiting.push_back({x.columns(shape.inputs + part.first_slot, rank), dy.columns(part.first_output, part.outputs), pass.gradients + at.b, true, at.scale});
+    View<const bf16> input = x.columns(0, shape.inputs);
+    if (pass.dropout > 0) input = masked_input(pass, layer, part.projection, input);
+    waiting.push_back({dy.columns(shape.outputs + part.first_slot, rank), input, pass.gradients + at.a, false, 1.0f});
+    if (pass.dropout > 0) run();  // the next adapter's mask takes the same memory
+  }
+  run();
+}
+
+// The norm of x again, with the tail of a group's product: cheaper than keeping it.
+View<bf16> normed_again(const DevicePass& pass, std::int64_t layer, Group group, const float* weight, View<const bf16> x) {
+  const GroupShape& shape = pass.geometry[group];
+  const std::int64_t stride = pass.spec.hidden + pass.geometry.tail(Group::qkv, Group::gate_up);
+  const View<bf16> normed = pass.rows(pass.work.normed, shape.stride(), stride);
+  // rmsnorm_forward changes its x only when there is something to add.
+  rmsnorm_forward(norm(pass.spec, weight), {const_cast<bf16*>(x.data), x.rows, x.cols, x.stride}, {}, normed.columns(0, pass.spec.hidden), nullptr, pass.stream);
+  fill_tail(pass, layer, group, normed, pass.stage.use(layer, group));
+  return normed;
+}
+
+// d(middle) from d(layer output), in place.
+void mlp_backward(const DevicePass& pass, std::int64_t layer, const LayerBuffers& a, View<bf16> dx) {
+  const ModelSpec& spec = pass.spec;
+  const GroupShape &down = pass.geometry[Group::down], &gate_up = pass.geometry[Group::gate_up];
+  const DeviceLayer& w = weights_of(pass, layer);
+  const View<bf16> dhidden = dx.columns(0, spec.hidden);
+  View<bf16> dout = dx.columns(0, down.rows());                                                          // [T, hidden, tail]
+  if (spec.sandwich_norms) {
+    dout = pass.rows(pass.work.dsub, down.rows(), spec.hidden + pass.geometry.tail(Group::o, Group::down));
+    rmsnorm_backward(norm(spec, w.mlp_output_norm), pass.rows(a.mlp_out, spec.hidden), a.mlp_out_rstd, dhidden, dout.columns(0, spec.hidden), false, pass.stream);
+  }
+  const View<bf16> gated = pass.rows(pass.work.gated, down.stride()), gate_up_rows = pass.rows(a.gate_up, gate_up.rows());
+  project_backward(pass, layer, Group::down, dout, gated.columns(0, spec.ffn));                          // d(gated) [T, ffn]
+  glu_backward(spec.activation, gated.columns(0, spec.ffn), gate_up_rows.columns(0, 2 * spec.ffn), gated.columns(0, spec.ffn), pass.stream);  // now dgate, dup; gated
+  if (down.tail > 0) {
+    fill_tail(pass, layer, Group::down, gated, pass.stage.use(layer, Group::down));
+    adapter_gradients(pass, layer, Group::down, gated, dout);
+  }
+  pass.stage.prefetch(layer - 1, Group::down);
+  const View<bf16> dinput = pass.rows(pass.work.dinput, spec.hidden);
+  project_backward(pass, layer, Group::gate_up, gate_up_rows, dinput);                                   // [T, hidden]
+  if (gate_up.tail > 0) adapter_gradients(pass, layer, Group::gate_up, normed_again(pass, layer, Group::gate_up, w.mlp_norm, pass.rows(a.middle, spec.hidden)), gate_up_rows);
+  pass.stage.prefetch(layer - 1, Group::gate_up);
+  rmsnorm_backward(norm(spec, w.mlp_norm), pass.rows(a.middle, spec.hidden), a.mlp_rstd, dinput, dhidden, true, pass.stream);
+}
+
+// d(x) from d(middle), in place.
+void attention_half_backward(const DevicePass& pass, std::int64_t layer, View<const bf16> x, const LayerBuffers& a, View<bf16> dx, InputGradient wanted) {
+  const ModelSpec& spec = pass.spec;
+  const GroupShape &qkv = pass.geometry[Group::qkv], &o = pass.geometry[Group::o];
+  const DeviceLayer& w = weights_of(pass, layer);
+  const std::int64_t q = spec.q_size(), kv = spec.kv_size();
+  const View<bf16> dhidden = dx.columns(0, spec.hidden);
+  View<bf16> dout = dx.columns(0, o.rows());                                                             // [T, hidden, tail]
+  if (spec.sandwich_norms) {
+    dout = pass.rows(pass.work.dsub, o.rows(), spec.hidden + pass.geometry.tail(Group::o, Group::down));
+    rmsnorm_backward(norm(spec, w.attention_norm), pass.rows(a.attention_out, spec.hidden), a.attention_rstd, dhidden, dout.columns(0, spec.hidden), false,
+                     pass.stream);
+  }
+  const View<bf16> attention = pass.rows(a.attention, o.stride()), dattention = pass.rows(pass.work.dattention, q);
+  project_backward(pass, layer, Group::o, dout, dattention);                                             // [T, heads·head_dim]
+  if (o.tail > 0) adapter_gradients(pass, layer, Group::o, attention, dout);
+  pass.stage.prefetch(layer - 1, Group::o);
+
+  const View<bf16> dqkv = pass.rows(pass.work.dqkv, qkv.rows()), seen = pass.rows(a.qkv, qkv.outputs);
+  attention_backward(attention_shape(spec, layer), seen.columns(0, q), seen.columns(q, kv), seen.columns(q + kv, kv), pass.tiles, attention.columns(0, q), a.lse,
+                     dattention, dqkv.columns(0, q), dqkv.columns(q, kv), dqkv.columns(q + kv, kv), pass.work.attention_workspace, pass.stream);
+  qkv_post_backward(qkv_shape(spec), qkv_post(pass, layer), pass.rows(a.qkv_raw, qkv.outputs), a.head_rstd, dqkv.columns(0, qkv.outputs), pass.stream);
+  const bool input = wanted == InputGradient::wanted;
+  const View<bf16> dinput = pass.rows(pass.work.dinput, spec.hidden);
+  project_backward(pass, layer, Group::qkv, dqkv, input ? dinput : View<bf16>{});                        // [T, hidden]
+  if (qkv.tail > 0) adapter_gradients(pass, layer, Group::qkv, normed_again(pass, layer, Group::qkv, w.input_norm, x), dqkv);
+  pass.stage.prefetch(layer - 1, Group::qkv);
+  if (input) rmsnorm_backward(norm(spec, w.input_norm), x, a.input_rstd, dinput, dhidden, true, pass.stream);
+}
+
+}  // namespace
+
+void attention_forward_half(const DevicePass& pass, std::int64_t layer, View<bf16> x, View<const bf16> delta, const LayerBuffers& a) {
+  const ModelSpec& spec = pass.spec;
+  const GroupShape &qkv = pass.geometry[Group::qkv], &o = pass.geometry[Group::o];
+  const DeviceLayer& w = weights_of(pass, layer);
+  const std::int64_t q = spec.q_size(), kv = spec.kv_size();
+  const View<bf16> normed = pass.rows(pass.work.normed, qkv.stride(), spec.hidden + pass.geometry.tail(Group::qkv, Group::gate_up));
+  rmsnorm_forward(norm(spec, w.input_norm), x, delta, normed.columns(0, spec.hidden), a.input_rstd, pass.stream);  // [T, hidden]
+  const View<bf16> raw = pass.rows(a.qkv_raw, qkv.outputs), seen = pass.rows(a.qkv, qkv.outputs);
+  project(pass, layer, Group::qkv, normed, raw);                                                         // [T, q + k + v]
+  qkv_post_forward(qkv_shape(spec), qkv_post(pass, layer), raw, seen, a.head_rstd, pass.stream);
+  const View<bf16> attention = pass.rows(a.attention, o.stride());
+  attention_forward(attention_shape(spec, layer), seen.columns(0, q), seen.columns(q, kv), seen.columns(q + kv, kv), pass.tiles, attention.columns(0, q), a.lse,
+                    pass.stream);                                                                        // [T, heads·head_dim]
+  const View<bf16> middle = pass.rows(a.middle, spec.hidden);
+  if (spec.sandwich_norms) {
+    const View<bf16> out = pass.rows(a.attention_out, spec.hidden);
+    project(pass, layer, Group::o, attention, out);                                                      // [T, hidden]
+    rmsnorm_forward(norm(spec, w.attention_norm), out, {}, middle, a.attention_rstd, pass.stream);
+  } else {
+    project(pass, layer, Group::o, attention, middle);                                                   // [T, hidden]
+  }
+}
+
+void mlp_forward_half(const DevicePass& pass, std::int64_t layer, View<const bf16> x, const LayerBuffers& a, View<bf16> y) {
+  const ModelSpec& spec = pass.spec;
+  const GroupShape &gate_up = pass.geometry[Group::gate_up], &down = pass.geometry[Group::down];
+  const DeviceLayer& w = weights_of(pass, layer);
+  const View<bf16> normed = pass.rows(pass.work.normed, gate_up.stride(), spec.hidden + pass.geometry.tail(Group::qkv, Group::gate_up));
+  rmsnorm_forward(norm(spec, w.mlp_norm), pass.rows(a.middle, spec.hidden), x, normed.columns(0, spec.hidden), a.mlp_rstd, pass.stream);  // [T, hidden]
+  const View<bf16> products = pass.rows(a.gate_up, gate_up.rows()).columns(0, 2 * spec.ffn);
+  project(pass, layer, Group::gate_up, normed, products);                                                // [T, 2·ffn]
+  if (y.data == nullptr && !spec.sandwich_norms) return;
+  const View<bf16> gated = pass.rows(pass.work.gated, down.stride());
+  glu_forward(spec.activation, products, gated.columns(0, spec.ffn), pass.stream);                       // [T, ffn]
+  if (!spec.sandwich_norms) {
+    project(pass, layer, Group::down, gated, y);                                                         // [T, hidden]
+    return;
+  }
+  const View<bf16> out = pass.rows(a.mlp_out, spec.hidden);
+  project(pass, layer, Group::down, gated, out);                                                         // [T, hidden]
+  rmsnorm_forward(norm(spec, w.mlp_output_norm), out, {}, y, a.mlp_out_rstd, pass.stream);
+}
+
+void layer_backward(const DevicePass& pass, std::int64_t layer, View<const bf16> x, const LayerBuffers& a, View<bf16> dx, InputGradient input) {
+  mlp_backward(pass, layer, a, dx);
+  attention_half_backward(pass, layer, x, a, dx, input);
+}
+
+}  // namespace engine::cuda
