@@ -16,4 +16,6 @@ export type TrainerDeps = {
   config: TrainerConfig;
   worker: string;
   now: () => number;
+  /** The GPU cannot be used again in this process, which must end; its work has gone back. */
+  onDeviceLost: () => void;
 };

@@ -1,7 +1,7 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { adapterDescriptionFile, serializeAdapterDescription } from '@medmesh/catalog';
-import { engineVersion, listDevices, type Trainer } from '@medmesh/engine';
+import { engineVersion, type Trainer } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
 import type { lifecycle } from '@medmesh/proto';
 import { withSpan } from '@medmesh/telemetry';
@@ -25,12 +25,11 @@ export async function describeAdapter(
     const adapter = await inputs.model.loadAdapter(folder);
     try {
       const sequences = await probeTokens(inputs.modelDir, inputs.dataset.template, inputs.model.info.vocabSize);
-      return await computeProbes(inputs.model, adapter, trainer, sequences, signal);
+      return await computeProbes(inputs.model, adapter, trainer, sequences, inputs.device.kind, signal);
     } finally {
       await adapter.close();
     }
   });
-  const device = listDevices()[0];
   const description = serializeAdapterDescription({
     format: 1,
     base: { name: spec.baseModel, digest: spec.baseDigest, quantization: inputs.model.info.quantization },
@@ -43,7 +42,7 @@ export async function describeAdapter(
     seed: spec.seed,
     engine: {
       version: engineVersion,
-      device: device === undefined ? 'cpu' : `${device.kind} ${device.isa}`,
+      device: `${inputs.device.kind} ${inputs.device.isa}`,
       compute: spec.quantization?.computeDtype === 'f32' ? 'f32' : 'bf16',
     },
     probes,

@@ -13,8 +13,11 @@ const questions = [
 
 const randomProbeTokens = 48;
 
-/** Largest mean difference between the training forward's loss and the saved adapter's, per probe. Both run the same kernels; bf16 batches differ in rounding only. */
-const trainerTolerance = 0.02;
+/**
+ * Largest mean difference between the training forward's loss and the saved adapter's, per probe. The adapter is scored on the CPU: a trainer there runs the
+ * same kernels, and bf16 batches differ in rounding only; one on a GPU also rounds activations to bf16 (0.01 was seen on the golden models).
+ */
+const trainerTolerance = { cpu: 0.02, cuda: 0.04 };
 
 /** Token ids from a fixed linear congruential stream: they reach rows of the vocabulary that sentences do not. */
 function randomIds(vocabularySize: number): Uint32Array {
@@ -49,6 +52,7 @@ export async function computeProbes(
   adapter: Adapter,
   trainer: Trainer,
   sequences: readonly Uint32Array[],
+  device: 'cpu' | 'cuda',
   signal: AbortSignal,
 ): Promise<Probe[]> {
   const probes: Probe[] = [];
@@ -65,7 +69,7 @@ export async function computeProbes(
       ],
       signal,
     );
-    if (!(Math.abs(trained.loss - mean) <= trainerTolerance)) {
+    if (!(Math.abs(trained.loss - mean) <= trainerTolerance[device])) {
       throw new Failure('internal', `the saved adapter scores a probe at ${mean}, the trainer at ${trained.loss}`, {
         reason: 'EXPORT_MISMATCH',
       });

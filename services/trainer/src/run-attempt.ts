@@ -112,7 +112,7 @@ export async function runAttempt(
         seed: spec.seed,
         gradientCheckpointing: !(spec.batch?.noGradientCheckpointing ?? false),
         neftuneAlpha: spec.batch?.neftuneAlpha ?? 0,
-        memoryBudget: claimed.resources?.memoryBudgetBytes || 'auto',
+        memoryBudget: claimed.resources?.memoryBudgetBytes || deps.config.ENGINE_MEMORY_BUDGET,
       }),
     );
     const counters = await restore(deps, claimed, opened, trainer.value, within);

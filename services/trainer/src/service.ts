@@ -1,7 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
 import { openCatalog } from '@medmesh/catalog';
-import { listDevices } from '@medmesh/engine';
 import { Failure, notFound } from '@medmesh/errors';
 import { consumeWork, Requeue, subjects } from '@medmesh/events';
 import { createJobEvents } from '@medmesh/jobs';
@@ -11,6 +10,7 @@ import { bind, type ServiceBinding } from '@medmesh/rpc';
 import type { ServiceContext, Started } from '@medmesh/service';
 import type { TrainerConfig } from './config.ts';
 import type { TrainerDeps } from './deps.ts';
+import { chooseDevice, describeDevice } from './device.ts';
 import type { WorkerStatus } from './run-attempt.ts';
 import { exitCodes, type WorkResult, work } from './worker.ts';
 
@@ -21,11 +21,10 @@ type Shown = { current: WorkerStatus; draining: boolean };
 const trainerService = (deps: TrainerDeps, shown: Shown, drain: () => Promise<void>): ServiceBinding =>
   bind(trainer.TrainerServiceDefinition, {
     getTrainerStatus() {
-      const device = listDevices()[0];
       const uptimeMs = process.uptime() * 1000;
       return Promise.resolve({
         worker: deps.worker,
-        device: device === undefined ? 'none' : `${device.kind} (${device.isa}, ${device.threads} threads)`,
+        device: describeDevice(chooseDevice(deps.config.ENGINE_DEVICE)),
         fineTuningJob: shown.current.job,
         step: shown.current.step,
         totalSteps: shown.current.totalSteps,
@@ -45,6 +44,10 @@ const trainerService = (deps: TrainerDeps, shown: Shown, drain: () => Promise<vo
 /** Takes work from the queue, or with JOB works on that one job and ends the process with its exit code. */
 export async function startTrainer(context: ServiceContext<TrainerConfig>): Promise<Started> {
   const { nc, records, store, cache, publisher, log, config, metrics } = context;
+  const device = chooseDevice(config.ENGINE_DEVICE);
+  log.info({ device: describeDevice(device) }, 'training runs here');
+  const stop = new AbortController();
+  const ended = Promise.withResolvers<number>();
   const deps: TrainerDeps = {
     catalog: await openCatalog(records),
     store,
@@ -55,9 +58,13 @@ export async function startTrainer(context: ServiceContext<TrainerConfig>): Prom
     config,
     worker: `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`,
     now: Date.now,
+    onDeviceLost() {
+      log.error({ device: describeDevice(device) }, 'the device is lost; the work goes back and the process ends');
+      stop.abort();
+      ended.resolve(exitCodes.handed_back);
+    },
   };
   const shown: Shown = { current: idle, draining: false };
-  const stop = new AbortController();
   const speed = metrics.gauge({
     name: 'medmesh_train_tokens_per_second',
     help: 'tokens trained on, over the last steps',
@@ -128,8 +135,11 @@ export async function startTrainer(context: ServiceContext<TrainerConfig>): Prom
   };
   return {
     services: [trainerService(deps, shown, drain)],
-    stop: drain,
-    // 75 tells whoever started the process that unfinished work went back to the queue.
-    exitCode: () => (handedBack ? exitCodes.handed_back : 0),
+    async stop() {
+      await drain();
+      // 75 tells whoever started the process that unfinished work went back to the queue.
+      ended.resolve(handedBack ? exitCodes.handed_back : 0);
+    },
+    done: ended.promise,
   };
 }

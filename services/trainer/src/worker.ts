@@ -140,6 +140,7 @@ async function attempt(
     if (now === undefined) return 'done';
     if (now.state === State.CANCELLING) return cancelled();
     deps.log.warn({ err: failure, job: job.name, attempt: job.attempt }, 'the attempt failed');
+    if (failure.reason === 'ENGINE_DEVICE_LOST') deps.onDeviceLost();
     if (stop.aborted || (isPassing(failure) && job.attempt < maxAttempts)) {
       await handBack(deps, job.name, job.fencingToken);
       return 'handed_back';
