@@ -21,8 +21,8 @@ namespace {
 
 inline constexpr int kBlock = 64;  // queries or keys of a block, and of one step
 inline constexpr int kParts = static_cast<int>(kAttentionTile) / kBlock;
-// Below this many key blocks heads are not grouped: about four blocks for each multiprocessor of a large device.
-inline constexpr std::int64_t kEnoughBlocks = 512;
+// Below this many key blocks heads are not grouped: about two blocks for each multiprocessor of a large device.
+inline constexpr std::int64_t kEnoughBlocks = 256;
 
 bool splits_heads(const AttentionShape& shape, std::int64_t tokens) {
   return shape.heads > shape.kv_heads && tokens / kBlock * shape.kv_heads < kEnoughBlocks;
