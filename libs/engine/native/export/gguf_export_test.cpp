@@ -143,7 +143,8 @@ TEST("settings stand under llama.cpp's keys") {
   CHECK_EQ(*llama.get<std::uint32_t>("llama.attention.key_length"), 16u);
   CHECK_EQ(*llama.get<float>("llama.rope.freq_base"), 500000.0f);
   CHECK_EQ(llama.at("rope_freqs.weight").values, 8);
-  CHECK_EQ(values_of(f, llama.at("rope_freqs.weight"))[7], 8.0f);  // the slowest is divided by the whole factor
+  const auto factors = values_of(f, llama.at("rope_freqs.weight"));
+  CHECK_EQ(factors[7], 8.0f);  // the slowest is divided by the whole factor
   CHECK_EQ(*llama.get<std::uint32_t>("general.file_type"), 1u);
   CHECK(llama.find("output.weight") != nullptr);
 

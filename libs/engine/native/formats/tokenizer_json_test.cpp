@@ -93,7 +93,8 @@ TEST("a SentencePiece tokenizer becomes a llama vocabulary whose scores order th
   const auto scores = get<std::vector<float>>(metadata, "tokenizer.ggml.scores");
   CHECK(scores[6] > scores[7]);  // "▁a" is made before "▁ab"
   CHECK(scores[7] > scores[4]);
-  CHECK_EQ(get<std::vector<std::string>>(metadata, "tokenizer.ggml.tokens")[8], "  ");  // user-defined tokens are matched in plain text
+  const auto tokens = get<std::vector<std::string>>(metadata, "tokenizer.ggml.tokens");
+  CHECK_EQ(tokens[8], "  ");  // user-defined tokens are matched in plain text
   CHECK_EQ(get<bool>(metadata, "tokenizer.ggml.add_space_prefix"), true);
   CHECK_EQ(get<bool>(metadata, "tokenizer.ggml.add_bos_token"), true);  // as the post-processor does
   CHECK_EQ(get<std::uint32_t>(metadata, "tokenizer.ggml.unknown_token_id"), 0u);
