@@ -170,9 +170,10 @@ TEST("settings stand under llama.cpp's keys") {
   CHECK_EQ(*gemma2.get<float>("gemma2.final_logit_softcapping"), 3.0f);
 
   // Where the graph has no windows or no dynamic scaling, the context ends where they would begin to matter.
-  CHECK_EQ(*exported("mistral").get<std::uint32_t>("llama.context_length"), 16u);
-  CHECK_EQ(*exported("qwen2_window").get<std::uint32_t>("qwen2.context_length"), 8u);
-  CHECK_EQ(*exported("llama_dynamic").get<std::uint32_t>("llama.context_length"), 24u);
+  const GgufFile mistral = exported("mistral"), windowed = exported("qwen2_window"), dynamic = exported("llama_dynamic");
+  CHECK_EQ(*mistral.get<std::uint32_t>("llama.context_length"), 16u);
+  CHECK_EQ(*windowed.get<std::uint32_t>("qwen2.context_length"), 8u);
+  CHECK_EQ(*dynamic.get<std::uint32_t>("llama.context_length"), 24u);
 }
 
 TEST("what llama.cpp cannot compute is refused by name, and leaves nothing behind") {
