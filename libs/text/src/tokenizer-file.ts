@@ -149,7 +149,10 @@ function readVocabulary(file: JsonObject): (string | undefined)[] {
   // The native tokenizer cuts so many bytes off merged pieces without looking whether they have them, and ends the process when they do not.
   const prefix = model['continuing_subword_prefix'] ?? '';
   if (type === 'BPE' && prefix !== '') {
-    throw bad('tokenizer.json', 'model.continuing_subword_prefix is not empty, which a BPE of whole bytes has no use for');
+    throw bad(
+      'tokenizer.json',
+      'model.continuing_subword_prefix is not empty, which a BPE of whole bytes has no use for',
+    );
   }
   return pieces;
 }
