@@ -42,3 +42,8 @@ test('the launcher runs the command of its own folder, through links too, with t
   const untraced = await run(link, [], { OTEL_SDK_DISABLED: 'true' });
   expect(untraced.stdout).toBe('not traced\n');
 });
+
+test('npm run quickstart sets up and then runs the quickstart', async () => {
+  const { code, stdout } = await run('npm', ['--prefix', join(launcher, '..'), 'run', 'quickstart', '--', '--help']);
+  expect([code, stdout]).toEqual([0, expect.stringContaining('Usage: medmesh quickstart')]);
+});
