@@ -66,30 +66,20 @@ class Bench {
 
   cudaStream_t stream() const { return stream_; }
 
-  // Normal-like bf16 values. Made on the host once, repeated to the size.
+  // Normal-like bf16 values, the same million over and over.
   static DeviceBuffer<bf16> random(std::int64_t n, float width = 1.0f) {
-    static const std::vector<float> base = [] {
-      std::vector<float> values(1 << 20);
-      const Philox words{7, 1};
-      for (std::size_t i = 0; i < values.size(); ++i)
-        values[i] = words.uniform(3 * i) + words.uniform(3 * i + 1) + words.uniform(3 * i + 2) - 1.5f;
-      return values;
-    }();
-    std::vector<bf16> values(static_cast<std::size_t>(n));
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = to_bf16(width * 2.0f * base[(i * 7919) & (base.size() - 1)]);
-    return DeviceBuffer<bf16>(values);
+    const Philox words{7, 1};
+    return repeated<bf16>(n, [&](std::uint64_t i) {
+      return to_bf16(width * 2.0f * (words.uniform(3 * i) + words.uniform(3 * i + 1) + words.uniform(3 * i + 2) - 1.5f));
+    });
   }
   static DeviceBuffer<float> random_f32(std::int64_t n, float width = 1.0f) {
-    std::vector<float> values(static_cast<std::size_t>(n));
     const Philox words{7, 2};
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = width * (2.0f * words.uniform(i & 0xfffff) - 1.0f);
-    return DeviceBuffer<float>(values);
+    return repeated<float>(n, [&](std::uint64_t i) { return width * (2.0f * words.uniform(i) - 1.0f); });
   }
   static DeviceBuffer<std::uint8_t> random_bytes(std::int64_t n) {
-    std::vector<std::uint8_t> values(static_cast<std::size_t>(n));
     const Philox words{7, 3};
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::uint8_t>(words.word(i & 0xfffff));
-    return DeviceBuffer<std::uint8_t>(values);
+    return repeated<std::uint8_t>(n, [&](std::uint64_t i) { return static_cast<std::uint8_t>(words.word(i)); });
   }
 
   double seconds(const std::function<void()>& body) {
@@ -119,6 +109,21 @@ class Bench {
   std::string only;
 
  private:
+  // Drawing gigabytes on the host would take longer than all the measurements.
+  template <class T>
+  static DeviceBuffer<T> repeated(std::int64_t n, const std::function<T(std::uint64_t)>& draw) {
+    std::vector<T> first(static_cast<std::size_t>(std::min<std::int64_t>(n, 1 << 20)));
+    for (std::size_t i = 0; i < first.size(); ++i) first[i] = draw(i);
+    DeviceBuffer<T> values(n);
+    const Stream stream;
+    const auto size = static_cast<std::int64_t>(sizeof(T));
+    copy_to_device(values.data(), first.data(), static_cast<std::int64_t>(first.size()) * size, stream);
+    for (std::int64_t done = static_cast<std::int64_t>(first.size()); done < n; done *= 2)
+      copy_on_device(values.data() + done, values.data(), std::min(done, n - done) * size, stream);
+    stream.synchronize();
+    return values;
+  }
+
   const Stream stream_;
   const DeviceMemory flush_;
   double bandwidth_ = 1, rate_ = 1;
