@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads) multiply(View<const bf16> x, DeviceN
 }  // namespace
 
 void nf4_gemv(View<const bf16> x, const Matrix& weight, const bf16* bias, View<bf16> y, cudaStream_t stream, const GemvLowRank* low_rank) {
-  require(x.rows >= 1 && x.rows <= kGemvRows, x.rows, " rows; a product by vectors takes 1 to ", kGemvRows);
+  require(x.rows >= 1 && x.rows <= 32, x.rows, " rows; a product by vectors takes 1 to ", 32);
   require(x.cols == weight.cols && x.cols % kStep == 0, "rows of ", x.cols, " values with a weight of ", weight.cols, "; the device takes multiples of ", kStep);
   require(y.rows == x.rows && y.cols == weight.rows, "the result is ", y.rows, "x", y.cols, " for ", x.rows, " rows and ", weight.rows, " outputs");
   Epilogue out{bias, {}, {}, y};

@@ -1,22 +1,48 @@
-// nf4_gemv.h: products of few rows with an NF4 weight, read once at memory bandwidth.   y[b] = x[b]·wᵀ + bias (+ low[b]·Bᵀ)
-//   For generation: 1 ≤ rows ≤ 32. Weights are rounded to bf16 as nf4_dequantize gives them; sums are fp32, in a fixed order that does not depend on
-//   how many rows there are.
+// nf4_gemv.h: products of few rows with NF4 weights, which are read once.   y[b] = x[b]·Wᵀ (+ bias) (+ low[b]·Bᵀ) (+ residual[b])
+//   For generation: 1 ≤ rows ≤ 64. W is up to three matrices of the same K, one below another.
+//   Weights are code · scale: the code's value as fp16 (relative error below 2^-11), the scale of its block of 64 as fp32 on the sum of the block's products.
+//   They are not rounded to bf16, as nf4_dequantize does. x is taken as fp16 of x / 16: exact for 2^-10 ≤ |x| < 2^20, within 2^-21 below, infinite above.
+//   Sums are fp32 in an order that does not depend on how many rows there are.
+//   Asynchronous, and safe in a captured graph: reads nothing from the host.
 #pragma once
 
+#include <array>
+
+#include "cuda/ops/lora_rows.h"
+#include "cuda/ops/rmsnorm.h"
 #include "cuda/ops/view.h"
 #include "cuda/runtime/handles.h"
+#include "ops/glu.h"
 #include "ops/matrix.h"
 
 namespace engine::cuda {
 
-inline constexpr std::int64_t kGemvRows = 32;
+inline constexpr std::int64_t kGemvRows = 64;
+inline constexpr std::int64_t kGemvNormRows = 4;  // the most for which x may be normalized on the way in; with more, rmsnorm_forward goes first
 
-// LoRA's term: low [rows, r] = scale · x·Aᵀ already scaled and rounded; b [N, r].
+// Up to three weights [N_p, K] of dtype nf4 in device memory; K a multiple of 64, codes 16-byte aligned. Unused ones have no data.
+using GemvWeights = std::array<Matrix, 3>;
+
+struct GemvExtras {
+  RmsNorm norm{};                 // weight null: x is taken as it is; else x's rows are normalized and rounded to bf16 first
+  const bf16* bias = nullptr;     // [Σ N_p]
+  RowAdapters adapters{};         // with `low` as lora_rows_shrink made it of the same (normalized) x
+  View<const bf16> low{};
+  View<const bf16> residual{};    // like y, which it may be: y = bf16(residual + bf16(product))
+};
+
+// x [rows, K], y [rows, Σ N_p].
+void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
+
+// y [rows, F] = act(x·gateᵀ) · (x·upᵀ), of weights {gate, up}, each [F, K], F a multiple of 8. gate and up are rounded to bf16 before, as if stored.
+// There is no residual; a bias is [gate | up].
+void nf4_gemv_gated(Activation act, View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
+
+// LoRA's term of the form below: low [rows, r] = scale · x·Aᵀ already scaled and rounded; b [N, r].
 struct GemvLowRank {
   View<const bf16> low, b;
 };
-
-// x [rows, K], y [rows, N], weight [N, K] of dtype nf4 in device memory, K a multiple of 64; bias [N] or null.
+// One weight, at most 32 rows.
 void nf4_gemv(View<const bf16> x, const Matrix& weight, const bf16* bias, View<bf16> y, cudaStream_t stream, const GemvLowRank* low_rank = nullptr);
 
 }  // namespace engine::cuda

@@ -1,0 +1,63 @@
+// paged_attention.h: attention of new tokens over keys and values kept in pages.   The mathematics are those of attention.h.
+//   A layer's cache is a pool of pages of kPageTokens tokens, laid out as the CPU's is: [page][kv_head][k, v][slot][head_dim], bf16. A sequence owns a list
+//   of pages, its row of the table: token t of it lies in page tables[sequence][t / kPageTokens], slot t % kPageTokens.
+//   Everything that changes from step to step is in device memory, so that a captured graph stays true. Padding rows have sequence -1: nothing is written to
+//   the cache for them, and their output is zeros. Entries of the table are not checked: the host does that.
+//   head_dim 64, 96, 128 or 256 (and 16, 32 for small models).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cuda/ops/qkv_post.h"
+#include "cuda/ops/view.h"
+#include "cuda/runtime/handles.h"
+#include "ops/attention.h"
+
+namespace engine::cuda {
+
+inline constexpr std::int64_t kPageTokens = 16;
+
+// One layer's pool.
+struct KvPages {
+  bf16* data = nullptr;  // 16-byte aligned
+  std::int64_t kv_heads = 0, head_dim = 0;
+
+  constexpr std::int64_t page_elements() const noexcept { return kv_heads * 2 * kPageTokens * head_dim; }
+};
+
+// What each row is: token position[r] of sequence[r].
+struct PagedRows {
+  const std::int32_t* sequence = nullptr;  // [T], a row of tables, or -1
+  const std::int32_t* position = nullptr;  // [T]
+  const std::int32_t* tables = nullptr;    // [sequences, table_stride]
+  std::int64_t table_stride = 0;
+};
+
+// qkv_post_forward of generation: q in place, k and v into their slots. Bias, norms of heads and rotation as in qkv_post.h, with rows.position for
+// post.positions; the columns of k and v in qkv are left undefined.
+void qkv_post_paged(const QkvShape& shape, const QkvPost& post, View<bf16> qkv, const PagedRows& rows, const KvPages& pages, cudaStream_t stream);
+
+// out[r] = attention of q[r] over positions 0 … position[r] of its sequence, all already written. q and out [T, heads · head_dim].
+// Every row is computed alone, divided by its length only: its bits do not depend on the other rows.
+// `most_tokens` ≥ position + 1 of every row, now and whenever a graph is replayed; workspace of paged_attention_workspace(shape, T, most_tokens) bytes.
+// Meant for rows that are one token each; right for any, but then a prompt's keys are read once for every row of it.
+void paged_attention_decode(const AttentionShape& shape, View<const bf16> q, const PagedRows& rows, const KvPages& pages, View<bf16> out,
+                            std::int64_t most_tokens, void* workspace, cudaStream_t stream);
+std::int64_t paged_attention_workspace(const AttentionShape& shape, std::int64_t rows, std::int64_t most_tokens);
+
+// Rows first_row … first_row + rows - 1 of q, tokens position … of `sequence`: a chunk of a prompt, or one tile of it.
+struct PagedChunk {
+  std::int32_t first_row, rows, sequence, position;
+};
+inline constexpr std::int64_t kPagedTile = 128;
+// The chunks cut into tiles of at most kPagedTile rows, those with most work first. Upload them; a table may be filled up with tiles of 0 rows.
+std::vector<PagedChunk> paged_tiles(std::span<const PagedChunk> chunks);
+
+// The same for chunks of prompts: their keys, those of the chunk included, are already written. `tiles` in device memory; rows in none are left alone.
+// A tile's bits depend on its position and length: a prompt cut into chunks of whole tiles gives the bits of the prompt read at once.
+void paged_attention_prefill(const AttentionShape& shape, View<const bf16> q, const PagedChunk* tiles, std::int64_t tile_count, const std::int32_t* tables,
+                             std::int64_t table_stride, const KvPages& pages, View<bf16> out, cudaStream_t stream);
+
+}  // namespace engine::cuda
