@@ -199,6 +199,7 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
     std::ranges::copy(bytes, request.scope->begin());
   }
   request.generated = read_integer(options.Get("generated"), "generated", 0, kMaxId);
+  request.scored = read_integer(options.Get("scored"), "scored", 0, kMaxId);
   if (const Napi::Value constraint = options.Get("constraint"); !is_absent(constraint))
     request.sampling.constraint = handle_of<const Constraint>(constraint, "constraint")->object();
   require(info[5].IsFunction(), "onSteps is not a function");

@@ -10,7 +10,7 @@ Napi::Value create_vocabulary(const Napi::CallbackInfo& info);
 // (vocabulary, {classOf, classes, next, accepting}) -> constraint; 2^32 − 1 in `next` is no state.
 Napi::Value create_constraint(const Napi::CallbackInfo& info);
 
-// (model, tokens, adapter | null, sampling, {generated, constraint | null, priority, prefixScope | null}, onSteps) -> request number.   onSteps(steps: GenerateStep[], ended: boolean, error | null): steps that
+// (model, tokens, adapter | null, sampling, {generated, scored, constraint | null, priority, prefixScope | null}, onSteps) -> request number.   onSteps(steps: GenerateStep[], ended: boolean, error | null): steps that
 // were made since the last call, in order; after `ended` it is not called again.
 Napi::Value generate(const Napi::CallbackInfo& info);
 Napi::Value generation_load(const Napi::CallbackInfo& info);    // (model) -> how busy its generator is, or null before the first request

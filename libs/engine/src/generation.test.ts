@@ -51,6 +51,43 @@ describe('generate', () => {
     }
   });
 
+  it('scores continuations beside generation as score does, reading what they begin with once, and stops when the signal fires', async () => {
+    const prefixScope = new Uint8Array(32).fill(3);
+    const continuations = [[7], [9, 8, 7], Array.from({ length: 40 }, (_, i) => i + 5)].map((c) => Uint32Array.from(c));
+    const generation = collect(model.generate({ tokens: prompt, sampling: greedy }));
+    for (const [i, continuation] of continuations.entries()) {
+      const { logprobs, cachedTokens } = await model.scoreContinuation({ prompt, continuation, prefixScope });
+      const scores = (await model.score({ tokens: Uint32Array.from([...prompt, ...continuation]) })).subarray(
+        prompt.length - 1,
+      );
+      expect(logprobs).toHaveLength(continuation.length);
+      for (const [k, logprob] of logprobs.entries())
+        expect(Math.abs(logprob - (scores[k] as number))).toBeLessThan(1e-4);
+      expect(cachedTokens).toBe(i === 0 ? 0 : prompt.length - 1);
+    }
+    expect(ids(await generation)).toEqual(reference.greedy);
+    const [continuation] = continuations as [Uint32Array];
+    await expect(model.scoreContinuation({ prompt, continuation, signal: AbortSignal.abort() })).rejects.toMatchObject({
+      code: 'cancelled',
+    });
+    for (const bad of [
+      { prompt: new Uint32Array() },
+      { continuation: new Uint32Array() },
+      { continuation: Uint32Array.of(96) },
+    ])
+      await expect(model.scoreContinuation({ prompt, continuation, ...bad })).rejects.toMatchObject({
+        code: 'invalid',
+      });
+    const stop = new AbortController();
+    const late = model.scoreContinuation({ prompt, continuation, signal: stop.signal });
+    stop.abort();
+    await late.then(
+      () => undefined,
+      (error: unknown) => expect(error).toMatchObject({ code: 'cancelled' }),
+    );
+    expect(model.generationLoad()).toMatchObject({ running: 0, usedBlocks: 0 });
+  });
+
   it('stops at a stop token and reports it', async () => {
     const stop = reference.greedy[4] as number;
     const steps = await collect(model.generate({ tokens: prompt, sampling: { ...greedy, stopTokenIds: [stop] } }));

@@ -3,7 +3,7 @@ import { cancelled } from './call.ts';
 import { constraintHandle } from './constraint.ts';
 import { EngineError, toEngineError } from './errors.ts';
 import { type ModelHandle, type NativeStep, native } from './native.ts';
-import type { GenerateOptions, GenerateStep } from './types.ts';
+import type { ContinuationScore, GenerateOptions, GenerateStep, Sampling, ScoreContinuationOptions } from './types.ts';
 
 /** Tokens that may wait for their reader; a reader that stays behind further loses the rest of its answer. */
 const maxWaitingSteps = 16_384;
@@ -65,11 +65,68 @@ export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGe
   }
 }
 
-function submit(model: ModelHandle, o: GenerateOptions, onSteps: Parameters<typeof native.generate>[5]): number {
+/** What a request that scores gives for sampling: nothing is chosen. */
+const noSampling: Sampling = {
+  temperature: 0,
+  topP: 1,
+  topK: 0,
+  minP: 0,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  seed: 0n,
+  maxTokens: 1,
+  stopTokenIds: [],
+};
+
+/** An abort takes effect before the next step. */
+export async function scoreContinuation(model: ModelHandle, o: ScoreContinuationOptions): Promise<ContinuationScore> {
+  const { signal, prompt, continuation } = o;
+  if (signal?.aborted) throw cancelled();
+  if (prompt.length === 0 || continuation.length === 0)
+    throw new EngineError('invalid', 'prompt and continuation need at least one token each');
+  const logprobs = new Float32Array(continuation.length);
+  let done = 0;
+  let cachedTokens = 0;
+  const ended = Promise.withResolvers<void>();
+  const onSteps = (steps: NativeStep[], isEnd: boolean, error: Error | null) => {
+    for (const step of steps) {
+      if (done === 0) cachedTokens = step.cachedTokens;
+      logprobs[done++] = step.logprob;
+    }
+    if (error) ended.reject(toEngineError(error));
+    else if (isEnd) ended.resolve();
+  };
+  const tokens = new Uint32Array(prompt.length + continuation.length);
+  tokens.set(prompt);
+  tokens.set(continuation, prompt.length);
+  const request = submit(
+    model,
+    { priority: 'evaluation', ...o, tokens, sampling: noSampling },
+    onSteps,
+    continuation.length,
+  );
+  const onAbort = () => native.cancelGeneration(model, request);
+  signal?.addEventListener('abort', onAbort, { once: true });
+  try {
+    await ended.promise;
+    return { logprobs, cachedTokens };
+  } finally {
+    signal?.removeEventListener('abort', onAbort);
+  }
+}
+
+function submit(
+  model: ModelHandle,
+  o: GenerateOptions,
+  onSteps: Parameters<typeof native.generate>[5],
+  scored = 0,
+): number {
   const sampling = { ...o.sampling, logitBias: o.sampling.logitBias ?? [], logprobs: o.sampling.logprobs ?? 0 };
   try {
     const options = {
       generated: o.generated ?? 0,
+      scored,
       constraint: constraintHandle(o.constraint),
       priority: priorities.indexOf(o.priority ?? 'interactive'),
       prefixScope: o.prefixScope ?? null,

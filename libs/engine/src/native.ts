@@ -169,6 +169,7 @@ export type Native = {
     sampling: NativeSampling,
     options: {
       generated: number;
+      scored: number;
       constraint: ConstraintHandle | null;
       priority: number;
       prefixScope: Uint8Array | null;

@@ -161,6 +161,8 @@ export interface Model {
   createTrainer(o: TrainerOptions): Promise<Trainer>;
   /** Several may run at once; they share the machine fairly. */
   generate(o: GenerateOptions): AsyncIterable<GenerateStep>;
+  /** Log-probabilities of given tokens, computed beside what is generated: in the same queue and steps, over the same cache. */
+  scoreContinuation(o: ScoreContinuationOptions): Promise<ContinuationScore>;
   /** Undefined before the first generation. */
   generationLoad(): GenerationLoad | undefined;
   close(): Promise<void>;
@@ -374,6 +376,25 @@ export type GenerateOptions = {
   /** For the new tokens. */
   constraint?: Constraint | undefined;
   signal?: AbortSignal | undefined;
+};
+
+export type ScoreContinuationOptions = {
+  /** At least one token. */
+  prompt: Uint32Array;
+  /** At least one token; with the prompt no longer than the context. */
+  continuation: Uint32Array;
+  adapter?: Adapter | undefined;
+  /** Default `evaluation`. */
+  priority?: GenerateOptions['priority'];
+  prefixScope?: Uint8Array | undefined;
+  signal?: AbortSignal | undefined;
+};
+
+export type ContinuationScore = {
+  /** log p of each token of the continuation, given all before it. */
+  logprobs: Float32Array;
+  /** Tokens of the prompt that did not have to be read. */
+  cachedTokens: number;
 };
 
 /** How busy a model's generator is. The last four only rise. */

@@ -26,6 +26,12 @@ export const configSchema = z.object({
     .min(1)
     .default(262_144)
     .describe('prompt tokens that may wait; more are refused with RESOURCE_EXHAUSTED and a time to come back'),
+  MAX_UNREAD_BYTES: z.coerce
+    .number()
+    .int()
+    .min(1024)
+    .default(4 * 2 ** 20)
+    .describe('of one answer, how much may wait for a slow reader; beyond it the request ends with RESOURCE_EXHAUSTED'),
   PREFIX_CACHE: z
     .enum(['on', 'off'])
     .default('on')

@@ -4,11 +4,11 @@ import { inference } from '@medmesh/proto';
 import { attribute, errorType, failSpan, startSpan } from '@medmesh/telemetry';
 import { context } from '@opentelemetry/api';
 import type { Admission } from './admission.ts';
-import { coalesce } from './coalesce.ts';
 import { generateChoice } from './generate-choice.ts';
 import { mergeStreams } from './merge-streams.ts';
 import type { PrefixSource } from './prefix-scope.ts';
 import { type PrepareDeps, type Prepared, prepareRequest } from './prepare-request.ts';
+import { readBehind } from './read-behind.ts';
 import type { ServingMetrics } from './serving-metrics.ts';
 
 export type GenerateDeps = PrepareDeps & {
@@ -17,6 +17,8 @@ export type GenerateDeps = PrepareDeps & {
   running: Map<string, AbortController>;
   onTokens: (count: number) => void;
   metrics: ServingMetrics;
+  /** Of one answer, how much may wait for its reader. */
+  maxUnreadBytes: number;
   /** Undefined where nothing of a request may outlive it. */
   prefixScope: ((source: PrefixSource) => Uint8Array) | undefined;
 };
@@ -24,10 +26,10 @@ export type GenerateDeps = PrepareDeps & {
 /** A request's key among those that run: tenants do not share ids, so none can cancel or probe another's. */
 export const runningKey = (tenant: string, requestId: string): string => JSON.stringify([tenant, requestId]);
 
-const priorityNames = ['interactive', 'batch', 'evaluation'] as const;
+export const priorityNames = ['interactive', 'batch', 'evaluation'] as const;
 
 /** 0 is the most urgent. */
-const priorityOf = ({ priority }: inference.GenerateRequest): number =>
+export const priorityOf = ({ priority }: { priority: inference.Priority }): number =>
   priority === inference.Priority.BATCH ? 1 : priority === inference.Priority.EVALUATION ? 2 : 0;
 
 type Events = AsyncGenerator<inference.GenerateEvent>;
@@ -69,11 +71,11 @@ async function* answer(
   const others = Array.from({ length: count - 1 }, (_, i) =>
     generateChoice(prepared, { ...options, choice: i + 1, after: promptRead.promise }, signal),
   );
-  yield* coalesce(count === 1 ? leader : mergeStreams([leader, ...others]));
+  yield* count === 1 ? leader : mergeStreams([leader, ...others]);
 }
 
-/** Streams an answer. Ending the call, Cancel, and a full queue's deadline all stop it at the next token. */
-export async function* generate(
+/** Makes an answer. Ending the call, Cancel, and a full queue's deadline all stop it at the next token. */
+async function* produce(
   deps: GenerateDeps,
   request: inference.GenerateRequest,
   tenant: string,
@@ -165,6 +167,18 @@ export async function* generate(
   }
 }
 
+/** Streams an answer. A slow reader holds nothing but the text it has not read: the engine does not wait for it, and its place is free at the end. */
+export async function* generate(
+  deps: GenerateDeps,
+  request: inference.GenerateRequest,
+  tenant: string,
+  callSignal: AbortSignal,
+): Events {
+  const left = new AbortController();
+  const signal = AbortSignal.any([callSignal, left.signal]);
+  yield* readBehind(produce(deps, request, tenant, signal), deps.maxUnreadBytes, () => left.abort());
+}
+
 /** The same, collected. */
 export async function complete(
   deps: GenerateDeps,
@@ -175,7 +189,7 @@ export async function complete(
   const result = inference.GenerateResult.fromPartial({});
   const choiceAt = (index: number): inference.GenerateChoice =>
     (result.choices[index] ??= inference.GenerateChoice.fromPartial({}));
-  for await (const { event } of generate(deps, request, tenant, signal)) {
+  for await (const { event } of produce(deps, request, tenant, signal)) {
     if (event?.$case === 'started') result.started = event.value;
     else if (event?.$case === 'finished') choiceAt(event.value.choice).finished = event.value;
     else if (event?.$case === 'delta') {

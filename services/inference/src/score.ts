@@ -1,57 +1,119 @@
+import { randomUUID } from 'node:crypto';
+import type { ContinuationScore } from '@medmesh/engine';
 import { Failure, invalidField } from '@medmesh/errors';
 import { inference } from '@medmesh/proto';
-import type { Admission } from './admission.ts';
-import { type PrepareDeps, prepareRequest } from './prepare-request.ts';
+import { attribute, withSpan } from '@medmesh/telemetry';
+import { type GenerateDeps, priorityNames, priorityOf, runningKey } from './generate.ts';
+import { type Prepared, prepareRequest } from './prepare-request.ts';
 
 const maxContinuations = 64;
 
-/** Log-probabilities of each continuation's tokens, given the prompt. */
-export async function score(
-  deps: PrepareDeps & { admission: Admission },
-  request: inference.ScoreRequest,
-  signal: AbortSignal,
-): Promise<inference.ScoreResponse> {
-  const { continuations } = request;
-  if (continuations.length === 0 || continuations.length > maxContinuations) {
-    throw invalidField('continuations', `has ${continuations.length}; give 1 to ${maxContinuations}`);
-  }
-  const prompt = request.prompt?.ids ?? [];
-  const generate = inference.GenerateRequest.fromPartial({
-    ...(request.model === undefined ? {} : { model: request.model }),
-    input: { $case: 'tokens', value: { ids: prompt } },
-  });
-  const place = await deps.admission.enter(0, signal);
-  try {
-    const prepared = await prepareRequest(deps, generate, '', signal);
-    try {
-      const { model } = prepared.base;
-      const scores: inference.ContinuationScore[] = [];
-      for (const [i, continuation] of continuations.entries()) {
-        const tokens = Uint32Array.from([...prompt, ...continuation.ids]);
-        const bad = continuation.ids.find((id) => id >= model.info.vocabSize);
-        if (bad !== undefined)
-          throw invalidField(`continuations[${i}].ids`, `has ${bad}; the vocabulary has ${model.info.vocabSize}`);
-        if (continuation.ids.length === 0) throw invalidField(`continuations[${i}].ids`, 'is empty');
-        if (tokens.length > model.info.contextLength) {
-          throw new Failure(
-            'invalid_argument',
-            `prompt and continuation have ${tokens.length} tokens; the model takes ${model.info.contextLength}`,
-            { reason: 'CONTEXT_TOO_LONG' },
-          );
-        }
-        const all = await model.score({
-          tokens,
-          signal,
-          ...(prepared.adapter === undefined ? {} : { adapter: prepared.adapter }),
-        });
-        const logprobs = [...all.subarray(prompt.length - 1)];
-        scores.push({ logprobs, sum: logprobs.reduce((sum, value) => sum + value, 0) });
-      }
-      return { scores, baseDigest: prepared.started.baseDigest, adapterDigest: prepared.started.adapterDigest };
-    } finally {
-      prepared.release();
+export type ScoreDeps = Omit<GenerateDeps, 'onTokens' | 'metrics' | 'maxUnreadBytes'>;
+
+function checkContinuations({ continuations }: inference.ScoreRequest, prompt: number, { base }: Prepared): void {
+  const { vocabSize, contextLength } = base.model.info;
+  for (const [i, { ids }] of continuations.entries()) {
+    const field = `continuations[${i}].ids`;
+    if (ids.length === 0) throw invalidField(field, 'is empty');
+    const bad = ids.find((id) => id >= vocabSize);
+    if (bad !== undefined) throw invalidField(field, `has ${bad}; the vocabulary has ${vocabSize}`);
+    if (prompt + ids.length > contextLength) {
+      throw new Failure(
+        'invalid_argument',
+        `prompt and continuation have ${prompt + ids.length} tokens; the model takes ${contextLength}`,
+        { reason: 'CONTEXT_TOO_LONG', fields: [{ field, description: `has ${ids.length} tokens` }] },
+      );
     }
+  }
+}
+
+/** The first continuation reads the prompt; the others begin where it left the prompt in the cache, all at once. */
+async function scoreAll(
+  { base, adapter, tokens }: Prepared,
+  continuations: readonly Uint32Array[],
+  o: { priority: (typeof priorityNames)[number]; prefixScope: Uint8Array | undefined; signal: AbortSignal },
+): Promise<ContinuationScore[]> {
+  const one = (continuation: Uint32Array) =>
+    base.model.scoreContinuation({ prompt: tokens, continuation, adapter, ...o });
+  const [first, ...others] = continuations;
+  if (first === undefined) return [];
+  const begun = await one(first);
+  // One that fails must not leave others behind that nobody waits for.
+  const results = await Promise.allSettled(others.map(one));
+  return [
+    begun,
+    ...results.map((result) => {
+      if (result.status === 'rejected') throw result.reason;
+      return result.value;
+    }),
+  ];
+}
+
+/**
+ * Log-probabilities of each continuation's tokens, given the prompt. A request like any other: it waits for a place, runs in the engine's steps beside
+ * what is generated, by default as an evaluation, and ends at its deadline or when Cancel names it.
+ */
+export async function score(
+  deps: ScoreDeps,
+  request: inference.ScoreRequest,
+  tenant: string,
+  callSignal: AbortSignal,
+): Promise<inference.ScoreResponse> {
+  const count = request.continuations.length;
+  if (count === 0 || count > maxContinuations)
+    throw invalidField('continuations', `has ${count}; give 1 to ${maxContinuations}`);
+  const requestId = request.requestId || randomUUID();
+  const key = runningKey(tenant, requestId);
+  if (deps.running.has(key))
+    throw new Failure('already_exists', `request ${requestId} is running`, { reason: 'REQUEST_ID_REUSED' });
+  const cancel = new AbortController();
+  deps.running.set(key, cancel);
+  const signal = AbortSignal.any([callSignal, cancel.signal]);
+  const priority = request.priority === inference.Priority.UNSPECIFIED ? 2 : priorityOf(request);
+  const prompt = inference.GenerateRequest.fromPartial({
+    ...(request.model === undefined ? {} : { model: request.model }),
+    input: { $case: 'tokens', value: { ids: request.prompt?.ids ?? [] } },
+  });
+  const attributes = { [attribute.genAiResponseId]: requestId, 'medmesh.continuation.count': count };
+  try {
+    deps.admission.check();
+    return await withSpan('inference.score', { attributes }, async () => {
+      const prepared = await prepareRequest(deps, prompt, requestId, signal);
+      try {
+        checkContinuations(request, prepared.tokens.length, prepared);
+        const continuations = request.continuations.map(({ ids }) => Uint32Array.from(ids));
+        const added = continuations.reduce((sum, { length }) => sum + length, 0);
+        const place = await deps.admission.enter(request.maxQueueMs, signal, {
+          promptTokens: prepared.tokens.length + added,
+          priority,
+        });
+        try {
+          const { started } = prepared;
+          const prefixScope = deps.prefixScope?.({ tenant, ...started });
+          const name = priorityNames[priority] ?? 'evaluation';
+          const scores = await scoreAll(prepared, continuations, { priority: name, prefixScope, signal });
+          const read = scores.reduce((sum, { cachedTokens }) => sum + prepared.tokens.length - cachedTokens, added);
+          return {
+            scores: scores.map(({ logprobs }) => ({
+              logprobs: [...logprobs],
+              sum: logprobs.reduce((sum, value) => sum + value, 0),
+            })),
+            baseDigest: started.baseDigest,
+            adapterDigest: started.adapterDigest,
+            readTokenCount: read,
+          };
+        } finally {
+          place.leave();
+        }
+      } finally {
+        prepared.release();
+      }
+    });
+  } catch (error) {
+    if (cancel.signal.aborted && !callSignal.aborted)
+      throw new Failure('cancelled', `request ${requestId} was cancelled`, { reason: 'CANCELLED', cause: error });
+    throw error;
   } finally {
-    place.leave();
+    deps.running.delete(key);
   }
 }

@@ -24,7 +24,7 @@ const inferenceService = (deps: GenerateDeps): ServiceBinding =>
   bind(inference.InferenceServiceDefinition, {
     generate: (request, context) => generate(deps, request, callerTenant(context), context.signal),
     complete: (request, context) => complete(deps, request, callerTenant(context), context.signal),
-    score: (request, context) => score(deps, request, context.signal),
+    score: (request, context) => score(deps, request, callerTenant(context), context.signal),
     cancel(request, context) {
       const running = deps.running.get(runningKey(callerTenant(context), request.requestId));
       running?.abort();
@@ -94,6 +94,7 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
     running: new Map(),
     onTokens: (count) => rate.add(count),
     metrics: serving,
+    maxUnreadBytes: config.MAX_UNREAD_BYTES,
     prefixScope: config.PREFIX_CACHE === 'on' ? createPrefixScopes() : undefined,
   };
   const watch = watchEngine({

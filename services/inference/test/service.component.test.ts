@@ -202,26 +202,73 @@ describe('a request', () => {
     await expect(server.answers.countTokens({})).rejects.toMatchObject({ fields: [{ field: 'request' }] });
   });
 
-  test('is scored as the engine scores it, with and without an adapter', async () => {
-    const continuations = [{ ids: [...randomIds(5, 4)] }, { ids: [1] }];
-    const scored = async (adapter: string) =>
-      (await server.answers.score({ model: { base: base.name, adapter }, prompt: { ids }, continuations })).scores;
+  test('is scored as the engine scores it, with and without an adapter, reading its prompt once', async () => {
+    const continuations = [{ ids: [...randomIds(5, 4)] }, { ids: [1] }, { ids: [...randomIds(9, 5)] }];
     const model = await loadModel({ modelDir: base.dir });
     const adapter = await model.loadAdapter(first.dir);
     for (const [name, weights] of [
       ['', undefined],
       [first.name, adapter],
     ] as const) {
-      const scores = await scored(name);
+      const prompt = { ids: [...ids, name.length] };
+      const request = { model: { base: base.name, adapter: name }, prompt, continuations };
+      const { scores, readTokenCount } = await server.answers.score(request);
       for (const [i, { ids: added }] of continuations.entries()) {
-        const all = await model.score({
-          tokens: Uint32Array.from([...ids, ...added]),
-          ...(weights === undefined ? {} : { adapter: weights }),
-        });
-        expect(scores[i]!.logprobs).toEqual(Array.from(all.subarray(ids.length - 1)));
+        const o = { prompt: Uint32Array.from(prompt.ids), continuation: Uint32Array.from(added), adapter: weights };
+        const alone = await model.scoreContinuation(o);
+        expect(scores[i]!.logprobs).toEqual([...alone.logprobs]);
+        const whole = await model.score({ tokens: Uint32Array.from([...prompt.ids, ...added]), adapter: weights });
+        for (const [k, logprob] of scores[i]!.logprobs.entries())
+          expect(Math.abs(logprob - (whole[prompt.ids.length - 1 + k] as number))).toBeLessThan(0.02);
       }
+      // Of the prompt only the last token is read for every continuation.
+      expect(readTokenCount).toBeLessThanOrEqual(prompt.ids.length + 2 + 15);
     }
     await model.close();
+  });
+
+  test('is scored after what is generated, ends when Cancel names it or at its deadline, and counts as running', async () => {
+    const small = await world.start({ PRELOAD_BASES: base.name, MAX_RUNNING_REQUESTS: '1' });
+    const stop = new AbortController();
+    const running = Array.fromAsync(small.answers.generate(ask({ maxTokens: 8000 }), { signal: stop.signal }));
+    running.catch(() => undefined);
+    await waitFor(async () => (await small.admin.getLoad({})).runningRequestCount === 1);
+    const requestId = crypto.randomUUID();
+    const request = {
+      model: { base: base.name },
+      prompt: { ids },
+      continuations: [{ ids: [...randomIds(3000, 1)] }],
+      requestId,
+    };
+    const scored = small.answers.score(request);
+    await waitFor(async () => (await small.admin.getLoad({})).waitingRequestCount === 1);
+    // Whatever comes later is more urgent than an evaluation.
+    let answered = false;
+    const urgent = answerOf({}, small).then(() => (answered = true));
+    await waitFor(async () => (await small.admin.getLoad({})).waitingRequestCount === 2);
+    await expect(small.answers.score(request)).rejects.toMatchObject({ reason: 'REQUEST_ID_REUSED' });
+    await expect(small.answers.score({ ...request, requestId: '' }, { deadlineMs: 100 })).rejects.toMatchObject({
+      code: 'deadline_exceeded',
+    });
+    await expect(
+      small.answers.score({ ...request, requestId: '', maxQueueMs: 30 }, { retry: false }),
+    ).rejects.toMatchObject({ reason: 'QUEUE_TIMEOUT' });
+    stop.abort();
+    await scored;
+    expect(answered).toBe(true);
+    await urgent;
+    const long = {
+      ...request,
+      continuations: Array.from({ length: 64 }, (_, i) => ({ ids: [...randomIds(7000, i)] })),
+    };
+    const cancelled = small.answers.score(long, { retry: false });
+    cancelled.catch(() => undefined);
+    await waitFor(async () => (await small.admin.getLoad({})).runningRequestCount === 1);
+    expect(await small.answers.cancel({ requestId })).toEqual({ found: true });
+    await expect(cancelled).rejects.toMatchObject({ code: 'cancelled' });
+    await settled(small);
+    expect((await small.admin.getLoad({})).kvCacheUsage).toBe(0);
+    await small.process.stop();
   });
 
   test.each([
@@ -290,6 +337,25 @@ describe('an answer that nobody waits for any more', () => {
       code: 'deadline_exceeded',
     });
     await settled();
+  });
+
+  test('ends when its reader stops reading and too much waits: its blocks and place are free, and the reader is told', async () => {
+    const tight = await world.start({ PRELOAD_BASES: base.name, MAX_UNREAD_BYTES: '65536' });
+    const stream = tight.answers
+      .generate({ ...endless(), logprobs: { chosen: true, top: 20 } }, { deadlineMs: 60_000 })
+      [Symbol.asyncIterator]();
+    await stream.next();
+    await settled(tight);
+    expect((await tight.admin.getLoad({})).kvCacheUsage).toBe(0);
+    let read = 0;
+    const rest = (async () => {
+      for (let next = await stream.next(); !next.done; next = await stream.next())
+        if (next.value.event?.$case === 'delta') read += next.value.event.value.tokenIds.length;
+    })();
+    await expect(rest).rejects.toMatchObject({ code: 'resource_exhausted', reason: 'SLOW_READER' });
+    expect(read).toBeGreaterThan(0);
+    expect(read).toBeLessThan(8000);
+    await tight.process.stop();
   });
 
   test('is not started twice under one id', async () => {

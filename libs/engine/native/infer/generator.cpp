@@ -61,14 +61,16 @@ void Generator::check_request(const GenerateRequest& request) const {
   const ModelSpec& spec = model_->spec();
   const auto prompt = static_cast<std::int64_t>(request.tokens.size());
   require(prompt >= 1, "the prompt is empty; generation needs at least one token");
-  require(prompt < spec.context, "the prompt has ", prompt, " tokens; this model's context of ", spec.context, " leaves no room for an answer");
+  require(request.scored >= 0 && request.scored < prompt, "scored is ", request.scored, " of ", prompt, " tokens; at least one must come before");
+  require(request.scored == 0 || prompt <= spec.context, "prompt and continuation have ", prompt, " tokens; this model's context has ", spec.context);
+  require(request.scored > 0 || prompt < spec.context, "the prompt has ", prompt, " tokens; this model's context of ", spec.context, " leaves no room for an answer");
   for (std::size_t i = 0; i < request.tokens.size(); ++i)
     require(request.tokens[i] < spec.vocab, "the token id at position ", i, " is outside the vocabulary of ", spec.vocab);
   require(request.generated >= 0 && request.generated <= prompt, "generated is ", request.generated, " of ", prompt, " tokens");
   check_sampling(request.sampling, spec.vocab);
-  const std::int64_t longest = std::min(spec.context, prompt + request.sampling.max_tokens);
-  require(blocks_for(longest) <= cache_.total_blocks(), "the prompt and its ", request.sampling.max_tokens, " tokens need ", blocks_for(longest),
-          " cache blocks; the cache has ", cache_.total_blocks());
+  const std::int64_t more = request.scored > 0 ? 0 : request.sampling.max_tokens, longest = std::min(spec.context, prompt + more);
+  require(blocks_for(longest) <= cache_.total_blocks(), "the prompt and its ", more, " tokens need ", blocks_for(longest), " cache blocks; the cache has ",
+          cache_.total_blocks());
   require(request.adapter == nullptr || request.adapter->fits(spec), "the adapter was made for another model");
 }
 
@@ -78,6 +80,7 @@ Generator::RequestId Generator::submit(GenerateRequest request, GenerateListener
                                                       std::move(request.tokens), 0, {}, request.priority, std::nullopt});
   if (!rotates_by_length(model_->spec())) sequence->scope = request.scope;
   sequence->prompt = static_cast<std::int64_t>(sequence->tokens.size());
+  if (request.scored > 0) sequence->next_score = sequence->prompt - request.scored;
   const std::lock_guard lock(mutex_);
   require(!stopping_, "the generator is closed");
   const RequestId id = sequence->id = next_id_++;
@@ -119,8 +122,9 @@ void Generator::run() {
 
 std::int64_t Generator::reuse(Sequence& sequence) {
   sequence.cached = 0;
-  // The last token is always read: its logits choose the next.
-  if (sequence.scope) sequence.cached = cache_.reuse(*sequence.scope, std::span(sequence.tokens).first(sequence.tokens.size() - 1), sequence.blocks);
+  // The last token is always read: its logits choose the next. So is the one before what is to be scored.
+  const std::size_t most = sequence.next_score > 0 ? static_cast<std::size_t>(sequence.next_score) - 1 : sequence.tokens.size() - 1;
+  if (sequence.scope) sequence.cached = cache_.reuse(*sequence.scope, std::span(sequence.tokens).first(most), sequence.blocks);
   sequence.computed = sequence.cached;
   return sequence.cached;
 }
@@ -159,7 +163,7 @@ bool Generator::take_commands() {
   }
   for (std::unique_ptr<Sequence>& sequence : submitted) {
     const RequestId id = sequence->id;
-    const auto prompt = sequence->prompt;
+    const auto prompt = sequence->prompt - (sequence->next_score > 0 ? 1 : 0);  // nothing is asked of the last token to be scored
     sequences_.emplace(id, std::move(sequence));
     const Priority priority = sequences_.at(id)->priority;
     scheduler_.add(id, prompt, priority);
@@ -179,6 +183,12 @@ void Generator::step() {
   const Rows logits = forward(plan);
   remember(plan);
   deliver(plan, logits);
+}
+
+// How many rows of the part, its last ones, are asked for what follows them.
+std::int64_t Generator::asked_rows(const Sequence& sequence, const StepPart& part) {
+  if (sequence.next_score == 0) return part.samples ? 1 : 0;
+  return std::clamp<std::int64_t>(part.first + part.count - (sequence.next_score - 1), 0, part.count);
 }
 
 Rows Generator::forward(const StepPlan& plan) {
@@ -203,11 +213,12 @@ Rows Generator::forward(const StepPlan& plan) {
       lengths_.push_back(static_cast<std::int32_t>(std::max(sequence.prompt, position + 1)));
       rows_.push_back({index, static_cast<std::int32_t>(position)});
     }
-    if (!part.samples) continue;
-    sampled_rows_.push_back(static_cast<std::int64_t>(ids_.size()) - 1);
+    const std::int64_t asked = asked_rows(sequence, part);
+    if (asked == 0) continue;
     if (sampled_segments_.empty() || sampled_segments_.back().adapter != sequence.adapter.get())
-      sampled_segments_.push_back({static_cast<std::int64_t>(sampled_rows_.size()) - 1, 0, sequence.adapter.get()});
-    sampled_segments_.back().count += 1;
+      sampled_segments_.push_back({static_cast<std::int64_t>(sampled_rows_.size()), 0, sequence.adapter.get()});
+    sampled_segments_.back().count += asked;
+    for (std::int64_t i = asked; i > 0; --i) sampled_rows_.push_back(static_cast<std::int64_t>(ids_.size()) - i);
   }
 
   arena_.reset();
@@ -230,41 +241,58 @@ void Generator::deliver(const StepPlan& plan, Rows logits) {
   const auto width = static_cast<std::size_t>(logits.cols), sampled = static_cast<std::size_t>(logits.rows);
   const auto row = [&](std::size_t i) { return std::span<const float>(logits.row(static_cast<std::int64_t>(i)), width); };
   chosen_.clear();
-  for (const StepPart& part : plan.parts)
-    if (part.samples) {
-      Sequence& sequence = *sequences_.at(part.sequence);
-      chosen_.push_back(sequence.sampler.choose(row(chosen_.size()), static_cast<std::int64_t>(sequence.tokens.size())));
+  for (const StepPart& part : plan.parts) {
+    Sequence& sequence = *sequences_.at(part.sequence);
+    for (std::int64_t k = 0; k < asked_rows(sequence, part); ++k) {
+      const bool given = sequence.next_score > 0;
+      chosen_.push_back(given ? sequence.tokens[static_cast<std::size_t>(sequence.next_score + k)]
+                              : sequence.sampler.choose(row(chosen_.size()), static_cast<std::int64_t>(sequence.tokens.size())));
     }
+  }
   ones_.resize(sampled, 1.0f);
   losses_.resize(sampled);
   cross_entropy(exec_, logits, chosen_, std::span(ones_).first(sampled), 0.0f, LogitGradient::none, losses_.data());  // −log p of each choice
 
-  std::size_t i = 0;
+  std::size_t next = 0;
   for (const StepPart& part : plan.parts) {
-    if (!part.samples) continue;
     Sequence& sequence = *sequences_.at(part.sequence);
-    const std::size_t at = i++;
-    if (!std::isfinite(losses_[at])) {
-      const Error error(Code::internal, "the model's logits are not finite; the weights or the adapter are broken");
-      cache_.forget(sequence.blocks);  // what it computed may be broken too
-      sequence.scope.reset();
-      end(part.sequence, &error);
-      continue;
+    const std::size_t first = next, last = next += static_cast<std::size_t>(asked_rows(sequence, part));
+    for (std::size_t at = first; at < last; ++at) {
+      if (!std::isfinite(losses_[at])) {
+        const Error error(Code::internal, "the model's logits are not finite; the weights or the adapter are broken");
+        cache_.forget(sequence.blocks);  // what it computed may be broken too
+        sequence.scope.reset();
+        end(part.sequence, &error);
+        break;
+      }
+      if (sequence.next_score == 0 && !sequence.sampler.fits(chosen_[at])) {
+        const Error error(Code::unsupported, "the constraint cannot be met: this model's vocabulary has no token that continues the answer");
+        end(part.sequence, &error);
+        break;
+      }
+      GeneratedToken token = take_token(sequence, chosen_[at]);
+      token.logprob = -losses_[at];
+      const std::int64_t wanted = sequence.sampler.sampling().top_logprobs;
+      if (wanted > 0) token.top = top_logprobs(row(at), wanted, static_cast<double>(row(at)[token.token]) + losses_[at]);
+      sequence.listener.on_token(token);
+      if (token.finish != Finish::none) end(part.sequence, nullptr);
     }
-    if (!sequence.sampler.fits(chosen_[at])) {
-      const Error error(Code::unsupported, "the constraint cannot be met: this model's vocabulary has no token that continues the answer");
-      end(part.sequence, &error);
-      continue;
-    }
-    GeneratedToken token{chosen_[at], -losses_[at], {}, sequence.sampler.accept(chosen_[at]), sequence.cached};
-    const std::int64_t wanted = sequence.sampler.sampling().top_logprobs;
-    if (wanted > 0) token.top = top_logprobs(row(at), wanted, static_cast<double>(row(at)[token.token]) + losses_[at]);
-    sequence.tokens.push_back(token.token);
-    scheduler_.append(part.sequence);
-    if (token.finish == Finish::none && static_cast<std::int64_t>(sequence.tokens.size()) >= model_->spec().context) token.finish = Finish::length;
-    sequence.listener.on_token(token);
-    if (token.finish != Finish::none) end(part.sequence, nullptr);
   }
+}
+
+// The token becomes the sequence's next one, or, where it is given, the next one that is scored.
+GeneratedToken Generator::take_token(Sequence& sequence, std::uint32_t token) {
+  GeneratedToken taken{.token = token, .top = {}, .cached = sequence.cached};
+  const auto size = [&] { return static_cast<std::int64_t>(sequence.tokens.size()); };
+  if (sequence.next_score > 0) {
+    if (++sequence.next_score == size()) taken.finish = Finish::length;
+    return taken;
+  }
+  taken.finish = sequence.sampler.accept(token);
+  sequence.tokens.push_back(token);
+  scheduler_.append(sequence.id);
+  if (taken.finish == Finish::none && size() >= model_->spec().context) taken.finish = Finish::length;
+  return taken;
 }
 
 void Generator::end(RequestId id, const Error* error) {

@@ -32,6 +32,9 @@ struct GenerateRequest {
   Priority priority = Priority::interactive;
   std::optional<PrefixScope> scope{};            // whose cached beginnings it may use and leave; none: nothing of it outlives it
   std::int64_t generated = 0;                    // how many of the last tokens are output of an earlier request that this one goes on with
+  // How many of the last tokens are to be scored, fewer than all; then nothing is generated: each of these is delivered as if it had been chosen, with
+  // its log-probability, the last one with Finish::length. Of the sampling, top_logprobs alone counts.
+  std::int64_t scored = 0;
 };
 
 struct GeneratedToken {
@@ -94,14 +97,17 @@ class Generator {
     Priority priority = Priority::interactive;
     std::optional<PrefixScope> scope;
     std::int64_t computed = 0, cached = 0;  // tokens in the cache; of them, that were there when it began to run
+    std::int64_t next_score = 0;            // position of the token to be scored next; 0: this sequence generates
   };
 
   void check_request(const GenerateRequest& request) const;
+  static std::int64_t asked_rows(const Sequence& sequence, const StepPart& part);
   void run();
   bool take_commands();  // false when the generator is to stop
   void step();
-  Rows forward(const StepPlan& plan);  // logits of the sampling parts, in their order
+  Rows forward(const StepPlan& plan);  // logits of the asked rows of all parts, in their order
   void deliver(const StepPlan& plan, Rows logits);
+  GeneratedToken take_token(Sequence& sequence, std::uint32_t token);
   void end(RequestId id, const Error* error);
   std::int64_t reuse(Sequence& sequence);
   void release(Sequence& sequence);

@@ -226,6 +226,80 @@ TEST("log-probabilities are those of the unmodified distribution, whatever the s
   }
 }
 
+TEST("scored tokens have the log-probabilities of a forward pass, and the same bits in chunks, preempted, over a shared beginning and beside generation") {
+  const GoldenCase c = family("qwen3");
+  const auto model = load(c.dir);
+  const std::vector<std::uint32_t>& prompt = c.sequences[2];
+  const auto adapter = random_adapter(model->spec(), 4, 5);
+  std::vector<std::vector<std::uint32_t>> whole;
+  for (std::size_t length : {1u, 2u, 17u, 40u}) {
+    whole.push_back(prompt);
+    for (std::size_t i = 0; i < length; ++i) whole.back().push_back(static_cast<std::uint32_t>((length * 7 + i * 13) % 90));
+  }
+  const auto score = [&](Generator& generator, const std::vector<std::uint32_t>& tokens, std::optional<PrefixScope> scope, Priority priority) {
+    Running running;
+    GenerateListener listener;
+    listener.on_token = [outcome = running.outcome](const GeneratedToken& token) { outcome->tokens.push_back(token); };
+    listener.on_end = [outcome = running.outcome, done = running.done](const Error* error) {
+      if (error != nullptr) outcome->error = error->code();
+      done->set_value();
+    };
+    GenerateRequest request{.tokens = tokens, .adapter = adapter, .sampling = {}, .priority = priority, .scope = scope};
+    request.scored = static_cast<std::int64_t>(tokens.size() - prompt.size());
+    running.id = generator.submit(std::move(request), std::move(listener));
+    return running;
+  };
+  std::vector<Outcome> alone;
+  for (const auto& tokens : whole) {
+    Generator generator(model, {});
+    alone.push_back(score(generator, tokens, {}, Priority::evaluation).get());
+    const std::vector<float> expected = model->score(tokens, adapter.get(), nullptr);
+    const Outcome& outcome = alone.back();
+    CHECK_EQ(outcome.tokens.size(), tokens.size() - prompt.size());
+    CHECK(outcome.tokens.back().finish == Finish::length);
+    for (std::size_t i = 0; i < outcome.tokens.size(); ++i) {
+      CHECK_EQ(outcome.tokens[i].token, tokens[prompt.size() + i]);
+      CHECK_CLOSE(outcome.tokens[i].logprob, expected[prompt.size() - 1 + i], 1e-4);
+    }
+    CHECK_EQ(generator.load().used_blocks, 0);
+  }
+  const std::int64_t block = KvCache::block_bytes(model->spec(), Compute::f32);
+  for (const GeneratorOptions& options : {GeneratorOptions{}, GeneratorOptions{.max_running = 3, .prefill_tokens = 7}, GeneratorOptions{.prefill_tokens = 16, .kv_bytes = 6 * block}}) {
+    Generator generator(model, options);
+    const PrefixScope scope{1};
+    CHECK(score(generator, whole[0], scope, Priority::evaluation).get().ids() == alone[0].ids());
+    Running other = start(generator, c.sequences[0], greedy(30));
+    std::vector<Running> running;
+    for (const auto& tokens : whole) running.push_back(score(generator, tokens, scope, Priority::batch));
+    Running urgent = start(generator, c.sequences[1], greedy(30));
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      const Outcome outcome = running[i].get();
+      CHECK(std::ranges::equal(outcome.tokens, alone[i].tokens, same_bits));
+      // The beginning was read once: of the prompt only the last token is read again.
+      if (options.kv_bytes == 0) CHECK_EQ(outcome.tokens[0].cached, static_cast<std::int64_t>(prompt.size()) - 1);
+    }
+    CHECK_EQ(other.get().tokens.size(), 30u);
+    CHECK_EQ(urgent.get().tokens.size(), 30u);
+    CHECK_EQ(generator.load().used_blocks, 0);
+  }
+}
+
+TEST("a request to score more than it has, or beyond the context, is refused") {
+  const GoldenCase c = family("llama3");
+  const auto model = load(c.dir);
+  Generator generator(model, {});
+  const auto submit = [&](std::int64_t size, std::int64_t scored) {
+    GenerateRequest request{.tokens = std::vector<std::uint32_t>(static_cast<std::size_t>(size), 5), .adapter = nullptr, .sampling = {}};
+    request.scored = scored;
+    generator.submit(std::move(request), {[](const GeneratedToken&) {}, [](const Error*) {}});
+  };
+  const std::int64_t context = model->spec().context;
+  CHECK_THROWS(invalid, submit(5, 5));
+  CHECK_THROWS(invalid, submit(5, -1));
+  CHECK_THROWS(invalid, submit(context + 1, 2));
+  submit(context, 2);
+}
+
 TEST("a stop token is delivered and ends the sequence") {
   const GoldenCase c = family("llama3");
   Generator generator(load(c.dir), {});

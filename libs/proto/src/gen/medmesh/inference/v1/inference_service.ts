@@ -7,7 +7,16 @@
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
 import type { CallContext, CallOptions } from "nice-grpc-common";
-import { GenerateEvent, GenerateRequest, GenerateResult, ModelRef, Tokens } from "./generate.ts";
+import {
+  GenerateEvent,
+  GenerateRequest,
+  GenerateResult,
+  ModelRef,
+  Priority,
+  priorityFromJSON,
+  priorityToJSON,
+  Tokens,
+} from "./generate.ts";
 
 /** Request of Score. */
 export interface ScoreRequest {
@@ -21,6 +30,12 @@ export interface ScoreRequest {
     | undefined;
   /** Required. The continuations, 1 to 64. */
   continuations: Tokens[];
+  /** The caller's id of the request, for Cancel. Default: made by the server. */
+  requestId: string;
+  /** How urgent it is. Default: PRIORITY_EVALUATION. */
+  priority: Priority;
+  /** Longest wait in the queue in milliseconds. 0: until the deadline. */
+  maxQueueMs: number;
 }
 
 /** One continuation's log-probabilities. */
@@ -39,6 +54,8 @@ export interface ScoreResponse {
   baseDigest: string;
   /** Digest of the adapter, or empty. */
   adapterDigest: string;
+  /** Tokens that were read: the prompt's once, but for what an earlier request of the tenant left, and the continuations'. */
+  readTokenCount: number;
 }
 
 /** Request of Embed. */
@@ -90,7 +107,7 @@ export interface CountTokensResponse {
 }
 
 function createBaseScoreRequest(): ScoreRequest {
-  return { model: undefined, prompt: undefined, continuations: [] };
+  return { model: undefined, prompt: undefined, continuations: [], requestId: "", priority: 0, maxQueueMs: 0 };
 }
 
 export const ScoreRequest: MessageFns<ScoreRequest> = {
@@ -103,6 +120,15 @@ export const ScoreRequest: MessageFns<ScoreRequest> = {
     }
     for (const v of message.continuations) {
       Tokens.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.requestId !== "") {
+      writer.uint32(34).string(message.requestId);
+    }
+    if (message.priority !== 0) {
+      writer.uint32(40).int32(message.priority);
+    }
+    if (message.maxQueueMs !== 0) {
+      writer.uint32(48).int32(message.maxQueueMs);
     }
     return writer;
   },
@@ -144,6 +170,30 @@ export const ScoreRequest: MessageFns<ScoreRequest> = {
             message.continuations.push(Tokens.decode(reader, reader.uint32()));
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.priority = reader.int32() as any;
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.maxQueueMs = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -163,6 +213,17 @@ export const ScoreRequest: MessageFns<ScoreRequest> = {
       continuations: globalThis.Array.isArray(object?.continuations)
         ? object.continuations.map((e: any) => Tokens.fromJSON(e))
         : [],
+      requestId: isSet(object.requestId)
+        ? globalThis.String(object.requestId)
+        : isSet(object.request_id)
+        ? globalThis.String(object.request_id)
+        : "",
+      priority: isSet(object.priority) ? priorityFromJSON(object.priority) : 0,
+      maxQueueMs: isSet(object.maxQueueMs)
+        ? globalThis.Number(object.maxQueueMs)
+        : isSet(object.max_queue_ms)
+        ? globalThis.Number(object.max_queue_ms)
+        : 0,
     };
   },
 
@@ -176,6 +237,15 @@ export const ScoreRequest: MessageFns<ScoreRequest> = {
     }
     if (message.continuations?.length) {
       obj.continuations = message.continuations.map((e) => Tokens.toJSON(e));
+    }
+    if (message.requestId !== "") {
+      obj.requestId = message.requestId;
+    }
+    if (message.priority !== 0) {
+      obj.priority = priorityToJSON(message.priority);
+    }
+    if (message.maxQueueMs !== 0) {
+      obj.maxQueueMs = Math.round(message.maxQueueMs);
     }
     return obj;
   },
@@ -192,6 +262,9 @@ export const ScoreRequest: MessageFns<ScoreRequest> = {
       ? Tokens.fromPartial(object.prompt)
       : undefined;
     message.continuations = object.continuations?.map((e) => Tokens.fromPartial(e)) || [];
+    message.requestId = object.requestId ?? "";
+    message.priority = object.priority ?? 0;
+    message.maxQueueMs = object.maxQueueMs ?? 0;
     return message;
   },
 };
@@ -296,7 +369,7 @@ export const ContinuationScore: MessageFns<ContinuationScore> = {
 };
 
 function createBaseScoreResponse(): ScoreResponse {
-  return { scores: [], baseDigest: "", adapterDigest: "" };
+  return { scores: [], baseDigest: "", adapterDigest: "", readTokenCount: 0 };
 }
 
 export const ScoreResponse: MessageFns<ScoreResponse> = {
@@ -309,6 +382,9 @@ export const ScoreResponse: MessageFns<ScoreResponse> = {
     }
     if (message.adapterDigest !== "") {
       writer.uint32(26).string(message.adapterDigest);
+    }
+    if (message.readTokenCount !== 0) {
+      writer.uint32(32).int32(message.readTokenCount);
     }
     return writer;
   },
@@ -350,6 +426,14 @@ export const ScoreResponse: MessageFns<ScoreResponse> = {
             message.adapterDigest = reader.string();
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.readTokenCount = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -377,6 +461,11 @@ export const ScoreResponse: MessageFns<ScoreResponse> = {
         : isSet(object.adapter_digest)
         ? globalThis.String(object.adapter_digest)
         : "",
+      readTokenCount: isSet(object.readTokenCount)
+        ? globalThis.Number(object.readTokenCount)
+        : isSet(object.read_token_count)
+        ? globalThis.Number(object.read_token_count)
+        : 0,
     };
   },
 
@@ -391,6 +480,9 @@ export const ScoreResponse: MessageFns<ScoreResponse> = {
     if (message.adapterDigest !== "") {
       obj.adapterDigest = message.adapterDigest;
     }
+    if (message.readTokenCount !== 0) {
+      obj.readTokenCount = Math.round(message.readTokenCount);
+    }
     return obj;
   },
 
@@ -402,6 +494,7 @@ export const ScoreResponse: MessageFns<ScoreResponse> = {
     message.scores = object.scores?.map((e) => ContinuationScore.fromPartial(e)) || [];
     message.baseDigest = object.baseDigest ?? "";
     message.adapterDigest = object.adapterDigest ?? "";
+    message.readTokenCount = object.readTokenCount ?? 0;
     return message;
   },
 };
@@ -973,7 +1066,7 @@ export const InferenceServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Returns log-probabilities of given continuations. */
+    /** Returns log-probabilities of given continuations. Waits in the queue and runs in the steps of Generate, by default after everything else. */
     score: {
       name: "Score",
       requestType: ScoreRequest as typeof ScoreRequest,
@@ -1020,7 +1113,7 @@ export interface InferenceServiceImplementation<CallContextExt = {}> {
   ): ServerStreamingMethodResult<DeepPartial<GenerateEvent>>;
   /** Returns a whole answer. */
   complete(request: GenerateRequest, context: CallContext & CallContextExt): Promise<DeepPartial<GenerateResult>>;
-  /** Returns log-probabilities of given continuations. */
+  /** Returns log-probabilities of given continuations. Waits in the queue and runs in the steps of Generate, by default after everything else. */
   score(request: ScoreRequest, context: CallContext & CallContextExt): Promise<DeepPartial<ScoreResponse>>;
   /** Returns embeddings. */
   embed(request: EmbedRequest, context: CallContext & CallContextExt): Promise<DeepPartial<EmbedResponse>>;
@@ -1038,7 +1131,7 @@ export interface InferenceServiceClient<CallOptionsExt = {}> {
   generate(request: DeepPartial<GenerateRequest>, options?: CallOptions & CallOptionsExt): AsyncIterable<GenerateEvent>;
   /** Returns a whole answer. */
   complete(request: DeepPartial<GenerateRequest>, options?: CallOptions & CallOptionsExt): Promise<GenerateResult>;
-  /** Returns log-probabilities of given continuations. */
+  /** Returns log-probabilities of given continuations. Waits in the queue and runs in the steps of Generate, by default after everything else. */
   score(request: DeepPartial<ScoreRequest>, options?: CallOptions & CallOptionsExt): Promise<ScoreResponse>;
   /** Returns embeddings. */
   embed(request: DeepPartial<EmbedRequest>, options?: CallOptions & CallOptionsExt): Promise<EmbedResponse>;

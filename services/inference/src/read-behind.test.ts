@@ -1,0 +1,120 @@
+import { inference } from '@medmesh/proto';
+import { expect, test, vi } from 'vitest';
+import { readBehind } from './read-behind.ts';
+
+const delta = (
+  tokenId: number,
+  text: string,
+  choice = 0,
+  channel: inference.Channel = inference.Channel.ANSWER,
+): inference.GenerateEvent => ({
+  event: { $case: 'delta', value: { choice, channel, text, tokenIds: [tokenId], logprobs: [] } },
+});
+const finished: inference.GenerateEvent = { event: { $case: 'finished', value: inference.Finished.fromPartial({}) } };
+
+async function run(events: inference.GenerateEvent[]) {
+  async function* source() {
+    for (const event of events) {
+      await Promise.resolve();
+      yield event;
+    }
+  }
+  return Array.fromAsync(readBehind(source(), 1_000_000, () => undefined));
+}
+
+test('no token and no text is lost, and order is kept', async () => {
+  const events = Array.from({ length: 40 }, (_, i) => delta(i, String.fromCharCode(97 + (i % 26))));
+  const sent = await run([...events, finished]);
+  const deltas = sent.flatMap(({ event }) => (event?.$case === 'delta' ? [event.value] : []));
+  expect(deltas.flatMap((d) => d.tokenIds)).toEqual(events.map((_, i) => i));
+  expect(deltas.map((d) => d.text).join('')).toBe(events.map((_, i) => String.fromCharCode(97 + (i % 26))).join(''));
+  expect(deltas.length).toBeLessThan(12);
+  expect(sent.at(-1)).toEqual(finished);
+});
+
+test('the first token goes at once', async () => {
+  const [first] = await run([delta(1, 'a'), delta(2, 'b'), finished]);
+  expect(first?.event).toMatchObject({ $case: 'delta', value: { tokenIds: [1] } });
+});
+
+test('reasoning and answer, and different choices, are never joined', async () => {
+  const sent = await run([
+    delta(1, 'a', 0, inference.Channel.REASONING),
+    delta(2, 'b', 0, inference.Channel.REASONING),
+    delta(3, 'c'),
+    delta(4, 'd', 1),
+    finished,
+  ]);
+  const texts = sent.flatMap(({ event }) => (event?.$case === 'delta' ? [event.value.text] : []));
+  expect(texts).toEqual(['a', 'b', 'c', 'd']);
+});
+
+/** Makes deltas for as long as it is let, a tick apart. */
+async function* endless(state: { made: number; ended: boolean }, stopped: AbortSignal) {
+  try {
+    while (!stopped.aborted) {
+      await new Promise((resolve) => setImmediate(resolve));
+      yield delta(state.made++, 'word ');
+    }
+    throw new Error('stopped');
+  } finally {
+    state.ended = true;
+  }
+}
+
+test('a reader that stops reading ends the source at the bound, and is told so instead of getting the rest', async () => {
+  const state = { made: 0, ended: false };
+  const stop = new AbortController();
+  const events = readBehind(endless(state, stop.signal), 50_000, () => stop.abort());
+  await events.next();
+  // The source ends although nobody reads on.
+  await vi.waitUntil(() => state.ended);
+  expect(state.made).toBeGreaterThan(1_000);
+  expect(state.made).toBeLessThan(5_000);
+  await expect(Array.fromAsync(events)).rejects.toMatchObject({ code: 'resource_exhausted', reason: 'SLOW_READER' });
+});
+
+test('a reader that was slow for a while gets everything, in few large messages', async () => {
+  const many = Array.from({ length: 20_000 }, (_, i) => delta(i, 'word '));
+  async function* source() {
+    yield* [...many, finished];
+  }
+  const events = readBehind(source(), 10_000_000, () => undefined);
+  const first = await events.next();
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  const rest = await Array.fromAsync(events);
+  expect(rest.length).toBeLessThan(200);
+  const ids = [first.value!, ...rest].flatMap(({ event }) => (event?.$case === 'delta' ? event.value.tokenIds : []));
+  expect(ids).toEqual(many.map((_, i) => i));
+});
+
+test('a token that no other follows goes out after a moment', async () => {
+  async function* source() {
+    yield delta(1, 'a');
+    yield delta(2, 'b');
+    await new Promise((resolve) => setTimeout(resolve, 2_000).unref());
+  }
+  const events = readBehind(source(), 10_000, () => undefined);
+  const since = performance.now();
+  const ids: number[] = [];
+  while (ids.length < 2) {
+    const { event } = (await events.next()).value!;
+    if (event?.$case === 'delta') ids.push(...event.value.tokenIds);
+  }
+  expect(performance.now() - since).toBeLessThan(1_000);
+});
+
+test('a reader that leaves ends the source, also where it waits', async () => {
+  const stop = new AbortController();
+  let ended = false;
+  async function* source() {
+    try {
+      yield delta(1, 'a');
+      await new Promise((_, reject) => stop.signal.addEventListener('abort', () => reject(new Error('stopped'))));
+    } finally {
+      ended = true;
+    }
+  }
+  for await (const event of readBehind(source(), 10_000, () => stop.abort())) if (event) break;
+  expect(ended).toBe(true);
+});
