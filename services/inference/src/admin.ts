@@ -10,7 +10,7 @@ export type AdminDeps = {
   adapters: Adapters;
   admission: Admission;
   tokensPerSecond: () => number;
-  kvUsage: () => number;
+  kvBlocks: () => { used: number; total: number };
 };
 
 const State = inference.LoadState;
@@ -149,10 +149,16 @@ export async function getModelInfo(
   };
 }
 
-export const getLoad = (deps: AdminDeps): inference.Load => ({
-  runningRequestCount: deps.admission.running,
-  waitingRequestCount: deps.admission.waiting,
-  kvCacheUsage: deps.kvUsage(),
-  loadedAdapterCount: deps.adapters.resident.entries().length,
-  tokensPerSecond: deps.tokensPerSecond(),
-});
+export function getLoad(deps: AdminDeps): inference.Load {
+  const { used, total } = deps.kvBlocks();
+  return {
+    runningRequestCount: deps.admission.running,
+    waitingRequestCount: deps.admission.waiting,
+    kvCacheUsage: total === 0 ? 0 : used / total,
+    loadedAdapterCount: deps.adapters.resident.entries().length,
+    tokensPerSecond: deps.tokensPerSecond(),
+    usedKvBlockCount: used,
+    kvBlockCount: total,
+    residentMemoryBytes: process.memoryUsage.rss(),
+  };
+}

@@ -114,7 +114,7 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
         adapters,
         admission,
         tokensPerSecond: () => rate.rate(),
-        kvUsage: () => serving.kvUsage(),
+        kvBlocks: () => serving.kvBlocks(),
       }),
     ],
     stop() {

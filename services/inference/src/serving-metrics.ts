@@ -10,8 +10,8 @@ export type ServingMetrics = {
   finished(model: string, reason: string, seconds: number, finished: inference.Finished): void;
   /** Totals of a base's engine, which only rise. */
   engine(base: Base, load: GenerationLoad): void;
-  /** Share of the key-value cache in use, over all bases. */
-  kvUsage(): number;
+  /** The key-value cache, over all bases. */
+  kvBlocks(): { used: number; total: number };
 };
 
 /** Steps of a token last one to hundreds of milliseconds: the conventions' buckets begin where a GPU's steps end. */
@@ -40,10 +40,10 @@ export function createServingMetrics(
   const counter = (name: string, help: string, labels: readonly string[] = []) =>
     metrics.counter({ name: `vllm:${name}_total`, help, labelNames: labels });
   const lastLoads = new WeakMap<Base, GenerationLoad>();
-  const kvUsage = () => {
+  const kvBlocks = () => {
     const loads = bases.all().flatMap(({ model }) => model.generationLoad() ?? []);
-    const total = loads.reduce((sum, load) => sum + load.totalBlocks, 0);
-    return total === 0 ? 0 : loads.reduce((sum, load) => sum + load.usedBlocks, 0) / total;
+    const sum = (read: (load: GenerationLoad) => number) => loads.reduce((total, load) => total + read(load), 0);
+    return { used: sum((load) => load.usedBlocks), total: sum((load) => load.totalBlocks) };
   };
 
   for (const prefix of ['vllm:', 'medmesh_']) {
@@ -61,7 +61,10 @@ export function createServingMetrics(
   metrics.gauge({
     name: 'vllm:kv_cache_usage_perc',
     help: 'share of cache blocks in use, 0 to 1',
-    collect: (set) => set(kvUsage()),
+    collect: (set) => {
+      const { used, total } = kvBlocks();
+      set(total === 0 ? 0 : used / total);
+    },
   });
   metrics.gauge({
     name: 'medmesh_queued_prompt_tokens',
@@ -93,7 +96,7 @@ export function createServingMetrics(
   const seconds = (d: { seconds: number; nanos: number } | undefined) => (d?.seconds ?? 0) + (d?.nanos ?? 0) / 1e9;
 
   return {
-    kvUsage,
+    kvBlocks,
     firstToken: (model, s) => first.observe(s, { model_name: model }),
     tokens(model, count, secondsSinceLast) {
       generation.add(count, { model_name: model });

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { MedmeshClient } from '@medmesh/client';
 import { toFailure } from '@medmesh/errors';
 import { type Spread, spreadOf } from './percentiles.ts';
+import { uniforms } from './random.ts';
 
 /** One measurement: so many requests, either sent at a rate whatever comes back, or so many at once. */
 export type Load = {
@@ -41,17 +42,6 @@ export type LoadReport = {
 };
 
 type Outcome = { first: number; perToken: number | undefined; latency: number; tokens: number; cached: number };
-
-/** A small generator of uniform numbers in [0, 1), the same for the same seed on every machine (mulberry32). */
-function uniforms(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 /** Milliseconds after the start at which each request is due: a Poisson process of the rate. */
 export function arrivals(count: number, perSecond: number, random: () => number): number[] {

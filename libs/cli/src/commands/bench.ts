@@ -2,8 +2,10 @@ import { Failure } from '@medmesh/errors';
 import type { Command } from 'commander';
 import type { Spread } from '../bench/percentiles.ts';
 import { type Load, type LoadReport, runLoad } from '../bench/serve.ts';
+import { type SoakReport, soak } from '../bench/soak.ts';
+import type { SoakModel } from '../bench/soak-requests.ts';
 import { type CommandContext, withContext } from '../context.ts';
-import { wholeNumber, wholeNumbers } from '../option-values.ts';
+import { number, wholeNumber, wholeNumbers } from '../option-values.ts';
 import { table } from '../output.ts';
 
 type ServeOptions = {
@@ -16,6 +18,7 @@ type ServeOptions = {
   sharedTokens: number;
   requests: number;
   seed: number;
+  soak?: number;
 };
 
 const ms = (spread: Spread | undefined, share: 'p50' | 'p99') =>
@@ -47,6 +50,50 @@ function describe(reports: readonly LoadReport[]): string {
   return table(head, rows);
 }
 
+const mib = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+
+function describeSoak(report: SoakReport): string {
+  const statuses = Object.entries(report.ended).map(([kind, counts]) => [
+    kind,
+    Object.entries(counts)
+      .map(([status, count]) => `${count} ${status}`)
+      .join(', '),
+  ]);
+  const { warm, end } = report.residentBytes;
+  return [
+    table(['requests', 'ended'], statuses),
+    `${report.requests} requests in ${report.seconds.toFixed(0)} s; ${report.leftRunning} left running, ${report.leakedBlocks} cache blocks held`,
+    `memory of the server ${mib(warm)} after the warm-up, ${mib(end)} at the end`,
+    ...Object.entries(report.wrong).map(([what, count]) => `wrong, ${count} times: ${what}`),
+  ].join('\n');
+}
+
+/** The mix of soak.ts for so many minutes. Fails when the server did what it must not do. */
+async function serveSoak(context: CommandContext, o: ServeOptions, minutes: number, model: SoakModel): Promise<void> {
+  const { raw } = await context.client();
+  const seconds = minutes * 60;
+  const report = await soak(
+    {
+      callers: [{ inference: raw.inference }],
+      admin: raw.inferenceAdmin,
+      model,
+      seconds,
+      warmUpSeconds: Math.min(180, seconds / 10),
+      concurrency: Math.max(...o.concurrency),
+      seed: o.seed,
+      sampleMs: Math.max(1_000, Math.min(60_000, seconds * 10)),
+      onSample: (s) =>
+        context.out.say(
+          `${s.seconds.toFixed(0)} s  ${s.requests} requests  ${s.running} running  ${s.usedBlocks} blocks  ${mib(s.residentBytes)}`,
+        ),
+    },
+    context.signal,
+  );
+  context.out.result(report, describeSoak(report));
+  if (Object.keys(report.wrong).length > 0 || report.leakedBlocks > 0 || report.leftRunning > 0)
+    throw new Failure('internal', 'the server did what it must not do; see the lines above', { reason: 'SOAK_FAILED' });
+}
+
 async function serve(context: CommandContext, o: ServeOptions): Promise<void> {
   const client = await context.client();
   const base = client.models.name(o.model);
@@ -75,7 +122,12 @@ async function serve(context: CommandContext, o: ServeOptions): Promise<void> {
     { model: { base }, input: { $case: 'tokens', value: { ids: [1] } }, sampling: { maxTokens: 1 } },
     { deadlineMs: 600_000, signal: context.signal },
   );
-  const { vocabularySize } = await client.raw.inferenceAdmin.getModelInfo({ base });
+  const { vocabularySize, contextLength } = await client.raw.inferenceAdmin.getModelInfo({ base });
+  if (o.soak !== undefined) {
+    const named = adapters.filter((adapter) => adapter !== '');
+    await serveSoak(context, o, o.soak, { base, adapters: named, vocabularySize, contextLength });
+    return;
+  }
   const arrivals: Load['arrival'][] =
     o.rate === undefined
       ? o.concurrency.map((count) => ({ kind: 'concurrency', count }))
@@ -111,5 +163,10 @@ export function addBenchCommands(program: Command, signal: AbortSignal): void {
     .option('--shared-tokens <n>', 'tokens that all prompts begin with', wholeNumber(0), 0)
     .option('--requests <n>', 'requests of each load', wholeNumber(1, 1_000_000), 32)
     .option('--seed <n>', 'of prompts and times', wholeNumber(0), 1)
+    .option(
+      '--soak <minutes>',
+      'instead: a random mix with cancels, deadlines, slow readers and adapters that come and go, checked for leaks',
+      number(0.01, 10_000),
+    )
     .action(withContext(signal, (context, options: ServeOptions) => serve(context, options)));
 }

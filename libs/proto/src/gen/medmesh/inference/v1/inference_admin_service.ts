@@ -230,6 +230,12 @@ export interface Load {
   loadedAdapterCount: number;
   /** Tokens a second, over the last ten seconds. */
   tokensPerSecond: number;
+  /** Cache blocks that sequences hold. What is only remembered for the prefix cache is not among them. */
+  usedKvBlockCount: number;
+  /** Cache blocks in all. */
+  kvBlockCount: number;
+  /** Memory of the serving process. */
+  residentMemoryBytes: number;
 }
 
 /** Request of Drain. */
@@ -1487,7 +1493,16 @@ export const GetLoadRequest: MessageFns<GetLoadRequest> = {
 };
 
 function createBaseLoad(): Load {
-  return { runningRequestCount: 0, waitingRequestCount: 0, kvCacheUsage: 0, loadedAdapterCount: 0, tokensPerSecond: 0 };
+  return {
+    runningRequestCount: 0,
+    waitingRequestCount: 0,
+    kvCacheUsage: 0,
+    loadedAdapterCount: 0,
+    tokensPerSecond: 0,
+    usedKvBlockCount: 0,
+    kvBlockCount: 0,
+    residentMemoryBytes: 0,
+  };
 }
 
 export const Load: MessageFns<Load> = {
@@ -1506,6 +1521,15 @@ export const Load: MessageFns<Load> = {
     }
     if (message.tokensPerSecond !== 0) {
       writer.uint32(41).double(message.tokensPerSecond);
+    }
+    if (message.usedKvBlockCount !== 0) {
+      writer.uint32(48).int64(message.usedKvBlockCount);
+    }
+    if (message.kvBlockCount !== 0) {
+      writer.uint32(56).int64(message.kvBlockCount);
+    }
+    if (message.residentMemoryBytes !== 0) {
+      writer.uint32(64).int64(message.residentMemoryBytes);
     }
     return writer;
   },
@@ -1563,6 +1587,30 @@ export const Load: MessageFns<Load> = {
             message.tokensPerSecond = reader.double();
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.usedKvBlockCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.kvBlockCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.residentMemoryBytes = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1602,6 +1650,21 @@ export const Load: MessageFns<Load> = {
         : isSet(object.tokens_per_second)
         ? globalThis.Number(object.tokens_per_second)
         : 0,
+      usedKvBlockCount: isSet(object.usedKvBlockCount)
+        ? globalThis.Number(object.usedKvBlockCount)
+        : isSet(object.used_kv_block_count)
+        ? globalThis.Number(object.used_kv_block_count)
+        : 0,
+      kvBlockCount: isSet(object.kvBlockCount)
+        ? globalThis.Number(object.kvBlockCount)
+        : isSet(object.kv_block_count)
+        ? globalThis.Number(object.kv_block_count)
+        : 0,
+      residentMemoryBytes: isSet(object.residentMemoryBytes)
+        ? globalThis.Number(object.residentMemoryBytes)
+        : isSet(object.resident_memory_bytes)
+        ? globalThis.Number(object.resident_memory_bytes)
+        : 0,
     };
   },
 
@@ -1622,6 +1685,15 @@ export const Load: MessageFns<Load> = {
     if (message.tokensPerSecond !== 0) {
       obj.tokensPerSecond = floatToJson(message.tokensPerSecond);
     }
+    if (message.usedKvBlockCount !== 0) {
+      obj.usedKvBlockCount = Math.round(message.usedKvBlockCount);
+    }
+    if (message.kvBlockCount !== 0) {
+      obj.kvBlockCount = Math.round(message.kvBlockCount);
+    }
+    if (message.residentMemoryBytes !== 0) {
+      obj.residentMemoryBytes = Math.round(message.residentMemoryBytes);
+    }
     return obj;
   },
 
@@ -1635,6 +1707,9 @@ export const Load: MessageFns<Load> = {
     message.kvCacheUsage = object.kvCacheUsage ?? 0;
     message.loadedAdapterCount = object.loadedAdapterCount ?? 0;
     message.tokensPerSecond = object.tokensPerSecond ?? 0;
+    message.usedKvBlockCount = object.usedKvBlockCount ?? 0;
+    message.kvBlockCount = object.kvBlockCount ?? 0;
+    message.residentMemoryBytes = object.residentMemoryBytes ?? 0;
     return message;
   },
 };
