@@ -26,6 +26,7 @@
 #include "core/json.h"
 #include "formats/quantize_model.h"
 #include "infer/generator.h"
+#include "infer/host_kv_memory.h"
 #include "model/bench_model.h"
 #include "model/train_bench.h"
 #include "model/model.h"
@@ -249,7 +250,7 @@ void measure_decode(const Options& options) {
   // Every weight once, but of an untied embedding table one row; keys and values of the context, halfway through.
   const std::int64_t table = spec.vocab * spec.hidden * dtype_size(model->info().stored_dtype);
   const std::int64_t weights = model->info().weight_bytes - (spec.tied ? 0 : table);
-  const std::int64_t cached = KvCache::block_bytes(spec, options.compute) / kBlockTokens * (options.tokens + options.new_tokens / 2);
+  const std::int64_t cached = HostKvMemory::block_bytes(spec, options.compute) / HostKvMemory::kBlockTokens * (options.tokens + options.new_tokens / 2);
   const double bytes = static_cast<double>(weights + cached);
   line["context_tokens"] = options.tokens;
   line["tokens_per_second"] = 1 / best.seconds;

@@ -2,26 +2,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <new>
 
 #include "core/cpu_info.h"
-#include "ops/cross_entropy.h"
+#include "infer/host_runner.h"
 
 namespace engine {
 namespace {
 
 std::int64_t cache_bytes(const Model& model, const GeneratorOptions& options) {
   if (options.kv_bytes > 0) return options.kv_bytes;
-  const std::int64_t block = KvCache::block_bytes(model.spec(), model.exec().compute);
-  const std::int64_t full = options.max_running * blocks_for(model.spec().context);
+  const std::int64_t block = HostKvMemory::block_bytes(model.spec(), model.exec().compute), tokens = HostKvMemory::kBlockTokens;
+  const std::int64_t full = options.max_running * ((model.spec().context + tokens - 1) / tokens);
   const std::int64_t affordable = available_memory_bytes() / 8 / block;
   return std::max<std::int64_t>(1, std::min(full, affordable)) * block;
-}
-
-Exec with_order(Exec ex, SumOrder order) {
-  ex.order = order;
-  return ex;
 }
 
 // Whether keys depend on how long their sequence is: then those of one sequence are not another's.
@@ -37,11 +31,13 @@ const Error& cancelled_error() {
 }  // namespace
 
 Generator::Generator(std::shared_ptr<Model> model, const GeneratorOptions& options)
-    : model_(std::move(model)), options_(options), exec_(with_order(model_->exec(), options.order)), cache_(model_->spec(), model_->exec().compute, cache_bytes(*model_, options)),
+    : Generator(std::make_unique<HostRunner>(model, options.order, cache_bytes(*model, options)), options) {}
+
+Generator::Generator(std::unique_ptr<Runner> runner, const GeneratorOptions& options)
+    : runner_(std::move(runner)), options_(options), cache_(runner_->memory()),
       scheduler_({options.max_running, options.prefill_tokens, options.prefill_tokens_beside},
                  {[this](std::uint64_t id, std::int64_t tokens) { return cache_.grow(sequences_.at(id)->blocks, tokens); },
-                  [this](std::uint64_t id) { release(*sequences_.at(id)); }, [this](std::uint64_t id) { return reuse(*sequences_.at(id)); }}),
-      ropes_(model_->spec().ropes) {
+                  [this](std::uint64_t id) { release(*sequences_.at(id)); }, [this](std::uint64_t id) { return reuse(*sequences_.at(id)); }}) {
   require(options.max_running >= 1, "max_running is ", options.max_running, "; use 1 or more");
   require(options.prefill_tokens >= 1, "prefill_tokens is ", options.prefill_tokens, "; use 1 or more");
   load_.total_blocks = cache_.total_blocks();
@@ -58,7 +54,7 @@ Generator::~Generator() {
 }
 
 void Generator::check_request(const GenerateRequest& request) const {
-  const ModelSpec& spec = model_->spec();
+  const ModelSpec& spec = runner_->spec();
   const auto prompt = static_cast<std::int64_t>(request.tokens.size());
   require(prompt >= 1, "the prompt is empty; generation needs at least one token");
   require(request.scored >= 0 && request.scored < prompt, "scored is ", request.scored, " of ", prompt, " tokens; at least one must come before");
@@ -69,16 +65,18 @@ void Generator::check_request(const GenerateRequest& request) const {
   require(request.generated >= 0 && request.generated <= prompt, "generated is ", request.generated, " of ", prompt, " tokens");
   check_sampling(request.sampling, spec.vocab);
   const std::int64_t more = request.scored > 0 ? 0 : request.sampling.max_tokens, longest = std::min(spec.context, prompt + more);
-  require(blocks_for(longest) <= cache_.total_blocks(), "the prompt and its ", more, " tokens need ", blocks_for(longest), " cache blocks; the cache has ",
+  require(cache_.blocks_for(longest) <= cache_.total_blocks(), "the prompt and its ", more, " tokens need ", cache_.blocks_for(longest), " cache blocks; the cache has ",
           cache_.total_blocks());
-  require(request.adapter == nullptr || request.adapter->fits(spec), "the adapter was made for another model");
+  if (request.adapter == nullptr) return;
+  require(request.adapter->fits(spec), "the adapter was made for another model");
+  runner_->check_adapter(*request.adapter);
 }
 
 Generator::RequestId Generator::submit(GenerateRequest request, GenerateListener listener) {
   check_request(request);
   auto sequence = std::make_unique<Sequence>(Sequence{0, std::move(listener), std::move(request.adapter), TokenSampler(std::move(request.sampling), request.tokens, request.generated),
                                                       std::move(request.tokens), 0, {}, request.priority, std::nullopt});
-  if (!rotates_by_length(model_->spec())) sequence->scope = request.scope;
+  if (!rotates_by_length(runner_->spec())) sequence->scope = request.scope;
   sequence->prompt = static_cast<std::int64_t>(sequence->tokens.size());
   if (request.scored > 0) sequence->next_score = sequence->prompt - request.scored;
   const std::lock_guard lock(mutex_);
@@ -145,7 +143,7 @@ void Generator::remember(const StepPlan& plan) {
       counts_.prompt_tokens += static_cast<std::int64_t>(sequence.tokens.size());
       counts_.cached_tokens += sequence.cached;
     }
-    if (sequence.scope && sequence.computed / kBlockTokens > before / kBlockTokens)
+    if (sequence.scope && sequence.computed / cache_.block_tokens() > before / cache_.block_tokens())
       cache_.remember(*sequence.scope, std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)), sequence.blocks, false);
   }
 }
@@ -178,11 +176,11 @@ void Generator::step() {
   if (plan.parts.empty()) return;
   // Rows of one adapter lie together, so each adapter's products are as wide as they can be.
   std::ranges::stable_sort(plan.parts, std::less<>{}, [this](const StepPart& part) { return sequences_.at(part.sequence)->adapter.get(); });
-  const Model::Turn turn(*model_);
+  const std::unique_ptr<Model::Turn> turn = runner_->turn();
   counts_.preempted += static_cast<std::int64_t>(plan.preempted.size());
-  const Rows logits = forward(plan);
+  const StepOutput output = runner_->run(describe(plan));
   remember(plan);
-  deliver(plan, logits);
+  deliver(plan, output);
 }
 
 // How many rows of the part, its last ones, are asked for what follows them.
@@ -191,93 +189,92 @@ std::int64_t Generator::asked_rows(const Sequence& sequence, const StepPart& par
   return std::clamp<std::int64_t>(part.first + part.count - (sequence.next_score - 1), 0, part.count);
 }
 
-Rows Generator::forward(const StepPlan& plan) {
+Want Generator::want_of(const Sequence& sequence) const {
+  const Sampling& sampling = sequence.sampler.sampling();
+  if (sequence.next_score > 0) return sampling.top_logprobs > 0 ? Want::logits : Want::score;
+  return runner_->chooses(sampling) ? Want::choice : Want::logits;
+}
+
+Step Generator::describe(const StepPlan& plan) {
   ids_.clear();
   positions_.clear();
   lengths_.clear();
   rows_.clear();
   kv_sequences_.clear();
-  segments_.clear();
-  sampled_rows_.clear();
-  sampled_segments_.clear();
+  adapters_.clear();
+  wanted_.clear();
   for (const StepPart& part : plan.parts) {
     const Sequence& sequence = *sequences_.at(part.sequence);
     const auto index = static_cast<std::int32_t>(kv_sequences_.size());
     kv_sequences_.push_back({sequence.blocks});
-    if (segments_.empty() || segments_.back().adapter != sequence.adapter.get())
-      segments_.push_back({static_cast<std::int64_t>(ids_.size()), 0, sequence.adapter.get()});
-    segments_.back().count += part.count;
+    if (adapters_.empty() || adapters_.back().adapter != sequence.adapter) adapters_.push_back({static_cast<std::int64_t>(ids_.size()), 0, sequence.adapter});
+    adapters_.back().count += part.count;
     for (std::int64_t position = part.first; position < part.first + part.count; ++position) {
       ids_.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
       positions_.push_back(static_cast<std::int32_t>(position));
       lengths_.push_back(static_cast<std::int32_t>(std::max(sequence.prompt, position + 1)));
       rows_.push_back({index, static_cast<std::int32_t>(position)});
     }
-    const std::int64_t asked = asked_rows(sequence, part);
-    if (asked == 0) continue;
-    if (sampled_segments_.empty() || sampled_segments_.back().adapter != sequence.adapter.get())
-      sampled_segments_.push_back({static_cast<std::int64_t>(sampled_rows_.size()), 0, sequence.adapter.get()});
-    sampled_segments_.back().count += asked;
-    for (std::int64_t i = asked; i > 0; --i) sampled_rows_.push_back(static_cast<std::int64_t>(ids_.size()) - i);
+    for (std::int64_t i = asked_rows(sequence, part); i > 0; --i) {
+      WantedRow wanted{.row = static_cast<std::int64_t>(ids_.size()) - i, .want = want_of(sequence), .sampling = &sequence.sampler.sampling()};
+      wanted.position = part.first + part.count - i + 1;
+      if (sequence.next_score > 0) wanted.target = sequence.tokens[static_cast<std::size_t>(wanted.position)];
+      wanted_.push_back(wanted);
+    }
   }
-
-  arena_.reset();
-  const ModelSpec& spec = model_->spec();
-  const Pass pass{.ex = exec_, .spec = spec, .weights = model_->weights(), .ropes = ropes_, .arena = arena_, .adapters = segments_};
-  ropes_.prepare(positions_, lengths_);
-  CachedAttention attention(cache_, kv_sequences_, rows_);
-  const Rows hidden = hidden_states(pass, ids_, attention);                     // [rows, hidden]
-  const auto sampled = static_cast<std::int64_t>(sampled_rows_.size());
-  if (sampled == 0) return {};
-  const Rows last = arena_.rows(sampled, spec.hidden), logits = arena_.rows(sampled, spec.vocab);
-  for (std::int64_t i = 0; i < sampled; ++i)
-    std::memcpy(last.row(i), hidden.row(sampled_rows_[static_cast<std::size_t>(i)]), static_cast<std::size_t>(spec.hidden) * sizeof(float));
-  head_logits(pass, sampled_segments_, last, arena_.rows(sampled, spec.hidden), logits);           // [sampled, vocab]
-  return logits;
+  return {ids_, positions_, lengths_, rows_, kv_sequences_, adapters_, wanted_};
 }
 
-void Generator::deliver(const StepPlan& plan, Rows logits) {
-  if (logits.rows == 0) return;
-  const auto width = static_cast<std::size_t>(logits.cols), sampled = static_cast<std::size_t>(logits.rows);
-  const auto row = [&](std::size_t i) { return std::span<const float>(logits.row(static_cast<std::int64_t>(i)), width); };
-  chosen_.clear();
+void Generator::deliver(const StepPlan& plan, const StepOutput& output) {
+  // First the choices that are made here.
+  const auto row = [&](std::size_t i) { return std::span<const float>(output.logits.row(static_cast<std::int64_t>(i)), static_cast<std::size_t>(output.logits.cols)); };
+  tokens_.clear();
+  std::size_t wanted = 0;
   for (const StepPart& part : plan.parts) {
     Sequence& sequence = *sequences_.at(part.sequence);
-    for (std::int64_t k = 0; k < asked_rows(sequence, part); ++k) {
-      const bool given = sequence.next_score > 0;
-      chosen_.push_back(given ? sequence.tokens[static_cast<std::size_t>(sequence.next_score + k)]
-                              : sequence.sampler.choose(row(chosen_.size()), static_cast<std::int64_t>(sequence.tokens.size())));
+    for (std::int64_t k = asked_rows(sequence, part); k > 0; --k) {
+      const WantedRow& asked = wanted_[wanted++];
+      if (asked.want == Want::logits) tokens_.push_back(sequence.next_score > 0 ? asked.target : sequence.sampler.choose(row(tokens_.size()), asked.position));
     }
   }
-  ones_.resize(sampled, 1.0f);
-  losses_.resize(sampled);
-  cross_entropy(exec_, logits, chosen_, std::span(ones_).first(sampled), 0.0f, LogitGradient::none, losses_.data());  // −log p of each choice
+  losses_.resize(tokens_.size());
+  if (!tokens_.empty()) runner_->losses(output.logits, tokens_, losses_);  // −log p of each choice
 
-  std::size_t next = 0;
+  std::size_t from_logits = 0, chosen = 0;
+  wanted = 0;
   for (const StepPart& part : plan.parts) {
     Sequence& sequence = *sequences_.at(part.sequence);
-    const std::size_t first = next, last = next += static_cast<std::size_t>(asked_rows(sequence, part));
-    for (std::size_t at = first; at < last; ++at) {
-      if (!std::isfinite(losses_[at])) {
-        const Error error(Code::internal, "the model's logits are not finite; the weights or the adapter are broken");
-        cache_.forget(sequence.blocks);  // what it computed may be broken too
-        sequence.scope.reset();
-        end(part.sequence, &error);
-        break;
-      }
-      if (sequence.next_score == 0 && !sequence.sampler.fits(chosen_[at])) {
-        const Error error(Code::unsupported, "the constraint cannot be met: this model's vocabulary has no token that continues the answer");
-        end(part.sequence, &error);
-        break;
-      }
-      GeneratedToken token = take_token(sequence, chosen_[at]);
-      token.logprob = -losses_[at];
-      const std::int64_t wanted = sequence.sampler.sampling().top_logprobs;
-      if (wanted > 0) token.top = top_logprobs(row(at), wanted, static_cast<double>(row(at)[token.token]) + losses_[at]);
-      sequence.listener.on_token(token);
-      if (token.finish != Finish::none) end(part.sequence, nullptr);
+    bool goes_on = true;
+    for (std::int64_t k = asked_rows(sequence, part); k > 0; --k) {
+      const bool has_logits = wanted_[wanted++].want == Want::logits;
+      const std::size_t at = has_logits ? from_logits++ : chosen++;
+      if (!goes_on) continue;
+      goes_on = has_logits ? deliver_token(sequence, {tokens_[at], -losses_[at]}, row(at)) : deliver_token(sequence, output.chosen[at], {});
     }
   }
+}
+
+bool Generator::deliver_token(Sequence& sequence, const ChosenToken& chosen, std::span<const float> logits) {
+  if (!std::isfinite(chosen.logprob)) {
+    const Error error(Code::internal, "the model's logits are not finite; the weights or the adapter are broken");
+    cache_.forget(sequence.blocks);  // what it computed may be broken too
+    sequence.scope.reset();
+    end(sequence.id, &error);
+    return false;
+  }
+  if (sequence.next_score == 0 && !sequence.sampler.fits(chosen.token)) {
+    const Error error(Code::unsupported, "the constraint cannot be met: this model's vocabulary has no token that continues the answer");
+    end(sequence.id, &error);
+    return false;
+  }
+  GeneratedToken token = take_token(sequence, chosen.token);
+  token.logprob = chosen.logprob;
+  const std::int64_t wanted = sequence.sampler.sampling().top_logprobs;
+  if (wanted > 0) token.top = top_logprobs(logits, wanted, static_cast<double>(logits[chosen.token]) - chosen.logprob);
+  sequence.listener.on_token(token);
+  if (token.finish == Finish::none) return true;
+  end(sequence.id, nullptr);
+  return false;
 }
 
 // The token becomes the sequence's next one, or, where it is given, the next one that is scored.
@@ -291,7 +288,7 @@ GeneratedToken Generator::take_token(Sequence& sequence, std::uint32_t token) {
   taken.finish = sequence.sampler.accept(token);
   sequence.tokens.push_back(token);
   scheduler_.append(sequence.id);
-  if (taken.finish == Finish::none && size() >= model_->spec().context) taken.finish = Finish::length;
+  if (taken.finish == Finish::none && size() >= runner_->spec().context) taken.finish = Finish::length;
   return taken;
 }
 

@@ -1,7 +1,8 @@
 // generator.h: continuous batching: any number of requests share one engine thread, one base and one paged key/value cache.
 //   At every step each running sequence advances by one token, and waiting prompts are read in chunks beside them.
-//   A sequence's tokens and log-probabilities are the same bits whatever runs beside it and however its prompt is divided: products sum in an
-//   order that does not depend on the number of rows (GeneratorOptions::order), and attention takes every row by itself.
+//   What a step computes is decided here and is the same on every device; a Runner computes it (runner.h). A sequence's tokens and log-probabilities are
+//   the same bits whatever runs beside it and however its prompt is divided, if products sum in an order that does not depend on the number of rows
+//   (GeneratorOptions::order).
 #pragma once
 
 #include <condition_variable>
@@ -18,9 +19,8 @@
 #include "core/error.h"
 #include "infer/kv_cache.h"
 #include "infer/sampler.h"
+#include "infer/runner.h"
 #include "infer/scheduler.h"
-#include "model/arena.h"
-#include "model/forward.h"
 #include "model/model.h"
 
 namespace engine {
@@ -48,7 +48,7 @@ struct GeneratedToken {
 // Called on the engine thread, in order; both must return soon and not throw. After on_end nothing more is called.
 struct GenerateListener {
   std::function<void(const GeneratedToken&)> on_token;  // the last one carries the reason to finish
-  std::function<void(const Error*)> on_end;             // null after a finish; else cancelled, oom, internal, …
+  std::function<void(const Error*)> on_end;             // null after a finish; else cancelled, oom, device_lost, internal, …
 };
 
 struct GeneratorOptions {
@@ -56,7 +56,7 @@ struct GeneratorOptions {
   std::int64_t prefill_tokens = 256;    // prompt tokens read in one step
   std::int64_t prefill_tokens_beside = 64;  // of one in which other sequences advance
   std::function<void()> on_step = nullptr;    // after each step, on the engine thread: what listeners heard may be passed on together
-  std::int64_t kv_bytes = 0;            // cache size; 0: an eighth of the memory this process may use, at most what max_running full contexts need
+  std::int64_t kv_bytes = 0;            // cache size; 0 on the CPU: an eighth of the memory this process may use, at most what max_running full contexts need
   // fastest reads prompts about 5 % faster, but a sequence's last bits then depend on how many rows a step has.
   SumOrder order = SumOrder::same_for_any_rows;
 };
@@ -73,17 +73,20 @@ class Generator {
  public:
   using RequestId = std::uint64_t;
 
-  Generator(std::shared_ptr<Model> model, const GeneratorOptions& options);
+  Generator(std::shared_ptr<Model> model, const GeneratorOptions& options);  // on the CPU
+  // On the runner's device; of the options, kv_bytes and order were its maker's business.
+  Generator(std::unique_ptr<Runner> runner, const GeneratorOptions& options);
   ~Generator();  // ends every request as cancelled, then joins the thread
   Generator(const Generator&) = delete;
   Generator& operator=(const Generator&) = delete;
 
   // From any thread. Throws invalid at once for a request that can never run: no tokens, an id outside the vocabulary, a prompt longer than the
-  // context or the cache, sampling settings out of range, an adapter for another model.
+  // context or the cache, sampling settings out of range, an adapter for another model; unsupported for an adapter that the device cannot run.
   RequestId submit(GenerateRequest request, GenerateListener listener);
   // From any thread; takes effect before the request's next token. Unknown and finished ids are ignored.
   void cancel(RequestId id);
   GeneratorLoad load() const;
+  std::string device() const { return runner_->device(); }
 
  private:
   struct Sequence {
@@ -105,8 +108,11 @@ class Generator {
   void run();
   bool take_commands();  // false when the generator is to stop
   void step();
-  Rows forward(const StepPlan& plan);  // logits of the asked rows of all parts, in their order
-  void deliver(const StepPlan& plan, Rows logits);
+  Step describe(const StepPlan& plan);  // borrows from the vectors below
+  Want want_of(const Sequence& sequence) const;
+  void deliver(const StepPlan& plan, const StepOutput& output);
+  // False when that was the sequence's end. `logits` only where they were wanted.
+  bool deliver_token(Sequence& sequence, const ChosenToken& chosen, std::span<const float> logits);
   GeneratedToken take_token(Sequence& sequence, std::uint32_t token);
   void end(RequestId id, const Error* error);
   std::int64_t reuse(Sequence& sequence);
@@ -114,23 +120,20 @@ class Generator {
   void remember(const StepPlan& plan);
   void publish_load();
 
-  std::shared_ptr<Model> model_;
+  std::unique_ptr<Runner> runner_;
   GeneratorOptions options_;
-  Exec exec_;  // the model's, with the options' order of summation
   KvCache cache_;
 
   // The engine thread's own. Vectors keep their memory from step to step.
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   Scheduler scheduler_;
-  Arena arena_;
-  RopeCache ropes_;
-  std::vector<std::uint32_t> ids_, chosen_;
+  std::vector<std::uint32_t> ids_, tokens_;
   std::vector<std::int32_t> positions_, lengths_;
   std::vector<KvRow> rows_;
   std::vector<KvSequence> kv_sequences_;
-  std::vector<LoraSegment> segments_, sampled_segments_;  // of all rows, of the rows that are sampled
-  std::vector<std::int64_t> sampled_rows_;
-  std::vector<float> ones_, losses_;
+  std::vector<AdapterRows> adapters_;
+  std::vector<WantedRow> wanted_;
+  std::vector<float> losses_;
 
   // Shared with callers.
   mutable std::mutex mutex_;

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "core/test.h"
+#include "infer/host_kv_memory.h"
 #include "model/golden_case.h"
 
 using namespace engine;
@@ -164,7 +165,7 @@ TEST("sequences that run together, in chunks, preempted, with different adapters
     }
     for (const GeneratorOptions& options : {GeneratorOptions{}, GeneratorOptions{.max_running = 4, .prefill_tokens = 7},
                                             GeneratorOptions{.max_running = 2, .prefill_tokens = 1},
-                                            GeneratorOptions{.prefill_tokens = 16, .kv_bytes = 7 * KvCache::block_bytes(model->spec(), variant.compute)}}) {
+                                            GeneratorOptions{.prefill_tokens = 16, .kv_bytes = 7 * HostKvMemory::block_bytes(model->spec(), variant.compute)}}) {
       Generator generator(model, options);
       std::vector<Running> running;
       for (const Case& item : cases) running.push_back(start(generator, item.prompt, item.sampling, item.adapter));
@@ -263,7 +264,7 @@ TEST("scored tokens have the log-probabilities of a forward pass, and the same b
     }
     CHECK_EQ(generator.load().used_blocks, 0);
   }
-  const std::int64_t block = KvCache::block_bytes(model->spec(), Compute::f32);
+  const std::int64_t block = HostKvMemory::block_bytes(model->spec(), Compute::f32);
   for (const GeneratorOptions& options : {GeneratorOptions{}, GeneratorOptions{.max_running = 3, .prefill_tokens = 7}, GeneratorOptions{.prefill_tokens = 16, .kv_bytes = 6 * block}}) {
     Generator generator(model, options);
     const PrefixScope scope{1};
@@ -354,7 +355,7 @@ TEST("closing a generator ends its requests as cancelled") {
 TEST("requests that can never run are refused at once") {
   const GoldenCase c = family("llama3");
   const auto model = load(c.dir);
-  Generator generator(model, {.kv_bytes = 2 * KvCache::block_bytes(model->spec(), Compute::f32)});
+  Generator generator(model, {.kv_bytes = 2 * HostKvMemory::block_bytes(model->spec(), Compute::f32)});
   CHECK_THROWS(invalid, start(generator, {}, greedy(4)));
   CHECK_THROWS(invalid, start(generator, {96}, greedy(4)));
   CHECK_THROWS(invalid, start(generator, std::vector<std::uint32_t>(128, 5), greedy(4)));
@@ -368,7 +369,8 @@ TEST("requests that can never run are refused at once") {
 TEST("a block given back holds zeros") {
   const GoldenCase c = family("llama3");
   const ModelSpec spec = read_spec(c.dir);
-  KvCache cache(spec, Compute::f32, 3 * KvCache::block_bytes(spec, Compute::f32));
+  HostKvMemory memory(spec, Compute::f32, 3 * HostKvMemory::block_bytes(spec, Compute::f32));
+  KvCache cache(memory);
   std::vector<std::int32_t> table, other;
   CHECK(cache.grow(table, 40));
   CHECK_EQ(table.size(), 2u);
@@ -376,12 +378,12 @@ TEST("a block given back holds zeros") {
   CHECK(other.empty());
   for (std::int64_t layer = 0; layer < spec.layers; ++layer)
     for (const std::int32_t block : table)
-      std::fill_n(static_cast<float*>(cache.layer(layer).data) + block * cache.layer(layer).block_elements(), cache.layer(layer).block_elements(), 3.0f);
+      std::fill_n(static_cast<float*>(memory.layer(layer).data) + block * memory.layer(layer).block_elements(), memory.layer(layer).block_elements(), 3.0f);
   cache.release(table);
   CHECK_EQ(cache.free_blocks(), 3);
   for (std::int64_t layer = 0; layer < spec.layers; ++layer) {
-    const auto* values = static_cast<const float*>(cache.layer(layer).data);
-    CHECK(std::all_of(values, values + cache.layer(layer).element_count(), [](float value) { return value == 0.0f; }));
+    const auto* values = static_cast<const float*>(memory.layer(layer).data);
+    CHECK(std::all_of(values, values + memory.layer(layer).element_count(), [](float value) { return value == 0.0f; }));
   }
 }
 

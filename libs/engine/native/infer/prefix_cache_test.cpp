@@ -7,6 +7,7 @@
 #include "core/rng.h"
 #include "core/test.h"
 #include "infer/generator.h"
+#include "infer/host_kv_memory.h"
 #include "model/golden_case.h"
 
 using namespace engine;
@@ -116,7 +117,7 @@ TEST("one scope never finds what another left, and nothing stays without a scope
 
 TEST("a cache too small for all it remembers forgets what was used longest ago, and answers stay the same") {
   const auto model = tiny();
-  const std::int64_t block = KvCache::block_bytes(model->spec(), Compute::f32);
+  const std::int64_t block = HostKvMemory::block_bytes(model->spec(), Compute::f32);
   Generator roomy(model, {}), small(model, {.kv_bytes = 7 * block});
   for (std::uint64_t round = 0; round < 30; ++round) {
     const auto prompt = prompt_of(40 + static_cast<std::int64_t>(round * 7 % 60), round % 5, model->spec().vocab);
@@ -128,7 +129,7 @@ TEST("a cache too small for all it remembers forgets what was used longest ago, 
 
 TEST("100,000 requests cancelled at random times, with shared beginnings, priorities and a cache too small for them, leave no block held") {
   const auto model = tiny();
-  const std::int64_t block = KvCache::block_bytes(model->spec(), Compute::f32), vocab = model->spec().vocab;
+  const std::int64_t block = HostKvMemory::block_bytes(model->spec(), Compute::f32), vocab = model->spec().vocab;
   Generator generator(model, {.max_running = 16, .prefill_tokens = 64, .prefill_tokens_beside = 32, .kv_bytes = 24 * block});
   std::vector<std::vector<std::uint32_t>> prompts;
   for (std::uint64_t i = 0; i < 40; ++i) {

@@ -1,0 +1,86 @@
+// runner.h: the arithmetic of generation on one device: a step's rows of tokens in, logits or chosen tokens out.
+//   The generator decides what a step computes (scheduler.h) and in which blocks keys and values lie (kv_cache.h); a runner owns the weights it reads, the
+//   blocks' memory and the device. One thread at a time, a generator's.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "core/exec.h"
+#include "infer/kv_memory.h"
+#include "infer/sampler.h"
+#include "model/lora.h"
+#include "model/model.h"
+#include "model/spec.h"
+#include "ops/attention_decode.h"
+#include "ops/matrix.h"
+
+namespace engine {
+
+// Consecutive rows that one adapter acts on; null: none. Segments cover a step's rows in order, and no two neighbours have the same.
+struct AdapterRows {
+  std::int64_t first = 0, count = 0;
+  std::shared_ptr<const LoraAdapter> adapter;
+};
+
+// What is wanted of one row.
+enum class Want : std::uint8_t {
+  logits,  // its logits, on the host
+  choice,  // a token, chosen by `sampling` as TokenSampler::choose does without penalties, biases and constraints
+  score,   // the log-probability of `target`
+};
+struct WantedRow {
+  std::int64_t row = 0;
+  Want want = Want::logits;
+  const Sampling* sampling = nullptr;
+  std::int64_t position = 0;  // of the token to be chosen, in its sequence
+  std::uint32_t target = 0;
+};
+
+// Borrows everything, until run() returns.
+struct Step {
+  std::span<const std::uint32_t> ids;        // [R]
+  std::span<const std::int32_t> positions;   // [R] in their sequences
+  std::span<const std::int32_t> lengths;     // [R] of their sequences, as rotary scaling counts it (rope_cache.h)
+  std::span<const KvRow> rows;               // [R]; rows of one sequence follow one another
+  std::span<const KvSequence> sequences;
+  std::span<const AdapterRows> adapters;
+  std::span<const WantedRow> wanted;         // rows ascending
+};
+
+// A token with its log-probability under the model's own distribution.
+using ChosenToken = TokenLogprob;
+
+// Both in the order of Step::wanted. They belong to the runner and live until its next run().
+struct StepOutput {
+  Rows logits;                          // [those that want logits, vocab]
+  std::span<const ChosenToken> chosen;  // of the others; a log-probability that is not finite tells of broken logits
+};
+
+class Runner {
+ public:
+  virtual ~Runner() = default;
+  Runner() = default;
+  Runner(const Runner&) = delete;
+  Runner& operator=(const Runner&) = delete;
+
+  virtual const ModelSpec& spec() const noexcept = 0;
+  virtual KvMemory& memory() noexcept = 0;
+  // Where it runs, for people: "cpu (avx512, 2 threads)", "cuda:0 (NVIDIA H200, sm_90)".
+  virtual std::string device() const = 0;
+  // Throws unsupported, saying what, when this runner cannot run the adapter.
+  virtual void check_adapter(const LoraAdapter& adapter) const = 0;
+  // Whether it chooses tokens itself under these settings.
+  virtual bool chooses(const Sampling& sampling) const noexcept = 0;
+  // Held while a step is computed and its tokens are chosen: others that share the processors wait. Null when nobody does.
+  virtual std::unique_ptr<Model::Turn> turn() = 0;
+
+  // Throws oom, and stays usable; device_lost, and does not.
+  virtual StepOutput run(const Step& step) = 0;
+  // losses[i] = −log p(tokens[i]) of row i of logits that run() gave.
+  virtual void losses(Rows logits, std::span<const std::uint32_t> tokens, std::span<float> losses) = 0;
+};
+
+}  // namespace engine
