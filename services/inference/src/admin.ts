@@ -76,11 +76,12 @@ export async function unloadBase(
   request: inference.UnloadBaseRequest,
 ): Promise<inference.UnloadBaseResponse> {
   const record = await deps.bases.resolve(request.base);
-  // Adapters hold their base; they go first.
+  // From here on nobody gets this base; its adapters hold it until they are gone.
+  const dropped = deps.bases.drop(record);
   for (const [key, entry] of deps.adapters.resident.entries()) {
     if (entry.value.record.baseDigest === record.digest) await deps.adapters.resident.drop(key);
   }
-  if (!(await deps.bases.drop(record))) throw notFound(`${record.name} in memory`);
+  if (!(await dropped)) throw notFound(`${record.name} in memory`);
   return {};
 }
 

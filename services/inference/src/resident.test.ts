@@ -72,3 +72,35 @@ test('dropping waits for the last user', async () => {
   expect(unloaded).toEqual(['a']);
   expect(await set.drop('a')).toBe(false);
 });
+
+test('what is dropped as soon as it is loaded is still there for those who waited for it', async () => {
+  const { set, unloaded } = setOf(100);
+  const loaded = Promise.resolve({ value: 'a', bytes: 1 });
+  const acquiring = set.acquire('a', () => loaded);
+  let dropped: Promise<boolean> | undefined;
+  // The moment in which it is in memory, and the one who waited does not hold it yet.
+  for (let i = 0; i < 10 && dropped === undefined; i += 1) {
+    await Promise.resolve();
+    if (set.peek('a') !== undefined) dropped = set.drop('a');
+  }
+  const lease = await acquiring;
+  expect(unloaded).toEqual([]);
+  lease.release();
+  expect(await dropped).toBe(true);
+  expect(unloaded).toEqual(['a']);
+});
+
+test('what is asked for while it is dropped is loaded anew, and both are unloaded', async () => {
+  const { set, load, unloaded } = setOf(100);
+  const old = await load('a');
+  const dropped = set.drop('a');
+  const fresh = await load('a');
+  expect(set.peek('a')?.users).toBe(1);
+  fresh.release();
+  expect(unloaded).toEqual([]);
+  old.release();
+  expect(await dropped).toBe(true);
+  expect(unloaded).toEqual(['a']);
+  expect(await set.drop('a')).toBe(true);
+  expect(unloaded).toEqual(['a', 'a']);
+});

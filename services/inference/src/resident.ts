@@ -9,14 +9,22 @@ export type Resident<T> = {
 /** One use of a resident thing; `release` ends it, and a second call does nothing. */
 export type Lease<T> = { readonly value: T; release(): void };
 
-type Slot<T> = { value: T; bytes: number; users: number; lastUsed: number; pinned: boolean };
+type Slot<T> = {
+  value: T;
+  bytes: number;
+  users: number;
+  lastUsed: number;
+  pinned: boolean;
+  /** Set where the last user is waited for. */
+  onIdle?: () => void;
+};
 
 export type ResidentSet<T> = {
   /** Returns the thing under this key, loading it first if it is not there; concurrent calls load once. */
   acquire(key: string, load: () => Promise<{ value: T; bytes: number }>): Promise<Lease<T>>;
   peek(key: string): Resident<T> | undefined;
   pin(key: string): void;
-  /** Unloads when the last user is gone; resolves then. False if it is not there. */
+  /** Nobody gets it any more; unloads when the last user is gone, and resolves then. False if it is not there. */
   drop(key: string): Promise<boolean>;
   entries(): [key: string, entry: Resident<T> & { pinned: boolean }][];
   close(): Promise<void>;
@@ -32,8 +40,8 @@ export function createResidentSet<T>(o: {
   unload: (value: T) => Promise<void>;
 }): ResidentSet<T> {
   const slots = new Map<string, Slot<T>>();
-  const loading = new Map<string, Promise<Slot<T>>>();
-  const idle = new Map<string, () => void>();
+  /** `users` wait for the load: they hold the thing from its first moment. */
+  const loading = new Map<string, { users: number; slot: Promise<Slot<T>> }>();
   let clock = 0;
 
   const unload = async (key: string, slot: Slot<T>) => {
@@ -53,8 +61,8 @@ export function createResidentSet<T>(o: {
     }
   };
 
-  const use = (key: string, slot: Slot<T>): Lease<T> => {
-    slot.users += 1;
+  /** Of a use that is counted already. */
+  const leaseOf = (slot: Slot<T>): Lease<T> => {
     slot.lastUsed = ++clock;
     let released = false;
     return {
@@ -63,29 +71,41 @@ export function createResidentSet<T>(o: {
         if (released) return;
         released = true;
         slot.users -= 1;
-        if (slot.users === 0) idle.get(key)?.();
+        if (slot.users === 0) slot.onIdle?.();
       },
     };
+  };
+
+  const startLoad = (key: string, load: () => Promise<{ value: T; bytes: number }>) => {
+    const pending = {
+      users: 0,
+      slot: load().then(
+        ({ value, bytes }) => {
+          loading.delete(key);
+          const slot: Slot<T> = { value, bytes, users: pending.users, lastUsed: ++clock, pinned: false };
+          slots.set(key, slot);
+          return slot;
+        },
+        (error: unknown) => {
+          loading.delete(key);
+          throw error;
+        },
+      ),
+    };
+    loading.set(key, pending);
+    return pending;
   };
 
   return {
     async acquire(key, load) {
       const there = slots.get(key);
-      if (there !== undefined && !idle.has(key)) return use(key, there);
-      let pending = loading.get(key);
-      if (pending === undefined) {
-        pending = load().then(({ value, bytes }) => {
-          const slot: Slot<T> = { value, bytes, users: 0, lastUsed: ++clock, pinned: false };
-          slots.set(key, slot);
-          return slot;
-        });
-        loading.set(key, pending);
-        pending.then(
-          () => loading.delete(key),
-          () => loading.delete(key),
-        );
+      if (there !== undefined) {
+        there.users += 1;
+        return leaseOf(there);
       }
-      const lease = use(key, await pending);
+      const pending = loading.get(key) ?? startLoad(key, load);
+      pending.users += 1;
+      const lease = leaseOf(await pending.slot);
       await makeRoom();
       return lease;
     },
@@ -97,9 +117,13 @@ export function createResidentSet<T>(o: {
     async drop(key) {
       const slot = slots.get(key);
       if (slot === undefined) return false;
-      if (slot.users > 0) await new Promise<void>((resolve) => idle.set(key, resolve));
-      idle.delete(key);
-      if (slots.get(key) === slot) await unload(key, slot);
+      slots.delete(key);
+      if (slot.users > 0) {
+        await new Promise<void>((resolve) => {
+          slot.onIdle = resolve;
+        });
+      }
+      await o.unload(slot.value);
       return true;
     },
     entries: () => [...slots],
