@@ -208,16 +208,19 @@ void products(Bench& bench, const Model& m, std::int64_t t) {
     bench.row(std::string("product mma forward ") + name, 0, flops,
               [&] { gemm_mma(GemmForm::nt, in, scratch.row_range(0, n), out.columns(0, n), 1.0f, 0.0f, nullptr, bench.stream()); });
     if (head) continue;
-    const View<bf16> low = in.columns(k, kRank), dlow = out.columns(n, kRank);
-    bench.row(std::string("lora_shrink ") + name, 2.0 * static_cast<double>(t * k), 0,
-              [&] { lora_shrink(in.columns(0, k), scratch.row_range(n, kRank).columns(0, k), low, bench.stream()); });
-    bench.row(std::string("lora_shrink_backward ") + name, 2.0 * static_cast<double>(t * n), 0,
-              [&] { lora_shrink_backward(out.columns(0, n), scratch.row_range(0, n).columns(k, kRank), dlow, bench.stream()); });
-    const auto da = Bench::random_f32(kRank * k), db = Bench::random_f32(kRank * n);
-    const LoraGradient parts[] = {{dlow, in.columns(0, k), da.data(), false, 1.0f}, {low, out.columns(0, n), db.data(), true, 1.0f}};
-    const DeviceMemory workspace(lora_gradient_workspace(t, 2, kRank, std::max(n, k)));
-    bench.row(std::string("lora_gradients ") + name, 2.0 * static_cast<double>(t * (n + k)), 0,
-              [&] { lora_gradients(parts, workspace.data(), workspace.bytes(), bench.stream()); });
+    const View<bf16> low = in.columns(k, kTail), dlow = out.columns(n, kTail);
+    const auto sums = Bench::random_f32(kTail * (n + k)), grads = Bench::random_f32(kRank * (n + k));
+    const View<float> of_a(sums.data(), kTail, k), of_b(of_a.row(kTail), kTail, n);
+    bench.row(std::string("adapter forward ") + name, 2.0 * static_cast<double>(t * k), 0,
+              [&] { gemm(GemmForm::nt, in.columns(0, k), scratch.row_range(n, kTail).columns(0, k), low, bench.stream()); });
+    bench.row(std::string("adapter backward ") + name, 2.0 * static_cast<double>(t * n), 0,
+              [&] { gemm(GemmForm::nn, out.columns(0, n), scratch.row_range(0, n).columns(k, kTail), dlow, bench.stream()); });
+    bench.row(std::string("adapter sums ") + name, 2.0 * static_cast<double>(t * (n + k)), 0, [&] {
+      gemm(GemmForm::tn, dlow, in.columns(0, k), of_a, bench.stream());
+      gemm(GemmForm::tn, low, out.columns(0, n), of_b, bench.stream());
+    });
+    const LoraGradient parts[] = {{of_a.row_range(0, kRank), grads.data(), false, 1.0f}, {of_b.row_range(0, kRank), grads.data() + kRank * k, true, 1.0f}};
+    bench.row(std::string("lora_add_gradients ") + name, 12.0 * static_cast<double>(kRank * (n + k)), 0, [&] { lora_add_gradients(parts, bench.stream()); });
   }
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "cuda/ops/attention.h"
-#include "cuda/ops/lora.h"
 
 namespace engine::cuda {
 
@@ -28,6 +27,11 @@ void take_mlp_buffers(DeviceArena& arena, const ModelSpec& spec, const Geometry&
   to.mlp_out_rstd = arena.take<float>(tokens);
 }
 
+void take_adapter_buffers(DeviceArena& arena, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to) {
+  for (std::size_t g = 0; g < kGroups; ++g)
+    if (geometry.groups[g].tail > 0) to.low[g] = arena.take<bf16>(tokens * geometry.groups[g].tail);
+}
+
 WorkBuffers take_work(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, std::int64_t loss_rows) {
   WorkBuffers work;
   const std::int64_t start = arena.used();
@@ -45,12 +49,9 @@ WorkBuffers take_work(DeviceArena& arena, const ModelSpec& spec, const Geometry&
   work.dinput = arena.take<bf16>(tokens * spec.hidden);
   if (spec.sandwich_norms) work.dsub = arena.take<bf16>(tokens * (spec.hidden + geometry.tail(Group::o, Group::down)));
   if (geometry.dropout) work.masked = arena.take<bf16>(tokens * std::max({spec.hidden, spec.q_size(), spec.ffn}));
-  if (geometry.rank > 0) {
-    std::int64_t widest = 0;
-    for (const GroupShape& group : geometry.groups) widest = std::max({widest, group.inputs, group.outputs});
-    work.lora_workspace_bytes = lora_gradient_workspace(tokens, kMostLoraParts, geometry.rank, widest);
-    work.lora_workspace = arena.take_bytes(work.lora_workspace_bytes);
-  }
+  std::int64_t sums = 0;
+  for (const GroupShape& group : geometry.groups) sums = std::max(sums, group.tail * (group.inputs + group.outputs));
+  if (sums > 0) work.adapter_sums = arena.take<float>(sums);
   // The MLP's inner activation is alive in the MLP's part alone, the gradients of q, k, v in attention's part alone.
   const std::int64_t inner = arena.used();
   work.gated = arena.take<bf16>(tokens * geometry[Group::down].stride());

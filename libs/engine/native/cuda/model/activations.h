@@ -1,6 +1,7 @@
 // activations.h: the buffers of one micro-batch of at most T tokens.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -22,6 +23,7 @@ struct LayerBuffers {
   float *input_rstd = nullptr, *attention_rstd = nullptr, *mlp_rstd = nullptr, *mlp_out_rstd = nullptr;  // [T]
   float* head_rstd = nullptr;     // [T, heads + kv_heads]
   float* lse = nullptr;           // [heads, T]
+  std::array<bf16*, kGroups> low{};  // [T, tail] x·Aᵀ of each group's adapters: every layer's own, whatever it keeps, for they are small
 };
 
 // What a layer keeps from its forward to its backward.
@@ -32,6 +34,7 @@ enum class Keep : std::uint8_t { all, part, input, host };
 
 void take_attention_buffers(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to);
 void take_mlp_buffers(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to);
+void take_adapter_buffers(DeviceArena& arena, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to);
 
 // Memory that one layer after another uses.
 struct WorkBuffers {
@@ -43,8 +46,7 @@ struct WorkBuffers {
   bf16* dattention = nullptr;  // [T, heads·head_dim]
   bf16* masked = nullptr;      // [T, widest input]; only with dropout
   void* attention_workspace = nullptr;
-  void* lora_workspace = nullptr;
-  std::int64_t lora_workspace_bytes = 0;
+  float* adapter_sums = nullptr;  // [tail, inputs] and [tail, outputs] of one group, before they are added to the gradients
   // The loss's, in the same place.
   bf16 *gathered = nullptr, *head_in = nullptr, *logits = nullptr;  // [rows, hidden] twice, [rows, vocab]
   float *losses = nullptr, *head_rstd = nullptr;                    // [rows]

@@ -10,8 +10,6 @@
 namespace engine::cuda {
 namespace {
 
-constexpr std::int64_t kWidestShrink = 256;  // lora.h: wider tails take a product of the library
-
 RmsNorm norm(const ModelSpec& spec, const float* weight) { return {weight, spec.norm_eps, spec.norm_offset}; }
 
 const DeviceLayer& weights_of(const DevicePass& pass, std::int64_t layer) { return pass.weights.layers[static_cast<std::size_t>(layer)]; }
@@ -40,22 +38,6 @@ std::uint64_t dropout_stream(std::int64_t layer, Projection projection) {
   return static_cast<std::uint64_t>(layer * kProjections + static_cast<int>(projection));
 }
 
-// low [T, r] = x·aᵀ
-void shrink(const DevicePass& pass, View<const bf16> x, View<const bf16> a, View<bf16> low) {
-  if (a.rows <= kWidestShrink)
-    lora_shrink(x, a, low, pass.stream);
-  else
-    pass.gemm(GemmForm::nt, x, a, low, pass.stream);
-}
-
-// dlow [T, r] = dy·sb
-void shrink_backward(const DevicePass& pass, View<const bf16> dy, View<const bf16> sb, View<bf16> dlow) {
-  if (sb.cols <= kWidestShrink)
-    lora_shrink_backward(dy, sb, dlow, pass.stream);
-  else
-    pass.gemm(GemmForm::nn, dy, sb, dlow, pass.stream);
-}
-
 // dropout(x) as this projection's adapter sees it, in the pass's masked buffer.
 View<const bf16> masked_input(const DevicePass& pass, std::int64_t layer, Projection projection, View<const bf16> x) {
   const View<bf16> masked = pass.rows(pass.work.masked, x.cols);
@@ -63,27 +45,28 @@ View<const bf16> masked_input(const DevicePass& pass, std::int64_t layer, Projec
   return masked;
 }
 
-// The tail of x [T, inputs + tail]: dropout(x)·Aᵀ of every adapter of the group, in its slot.
-void fill_tail(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> x, View<const bf16> s) {
+// The tail of x [T, inputs + tail]: dropout(x)·Aᵀ of every adapter of the group, in its slot. Kept for the backward.
+void fill_tail(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> x, View<const bf16> s, const LayerBuffers& buffers) {
   const GroupShape& shape = pass.geometry[group];
   if (shape.tail == 0) return;
   const View<const bf16> input = x.columns(0, shape.inputs), a = s.row_range(shape.outputs, shape.tail).columns(0, shape.inputs);
-  const View<bf16> tail = x.columns(shape.inputs, shape.tail);
-  if (pass.dropout == 0) {
-    shrink(pass, input, a, tail);                                                                        // [T, tail]
-    return;
+  const View<bf16> low = pass.low(buffers, group);
+  if (!pass.lows_kept && pass.dropout == 0) pass.gemm(GemmForm::nt, input, a, low, pass.stream);         // [T, tail]
+  if (!pass.lows_kept && pass.dropout > 0) {
+    fill(low, 0.0f, pass.stream);
+    const std::int64_t slot = slot_columns(pass.geometry.rank);
+    for (const GroupPart& part : shape.parts)
+      if (part.adapted)
+        pass.gemm(GemmForm::nt, masked_input(pass, layer, part.projection, input), a.row_range(part.first_slot, slot), low.columns(part.first_slot, slot), pass.stream);
   }
-  fill(tail, 0.0f, pass.stream);
-  const std::int64_t slot = slot_columns(pass.geometry.rank);
-  for (const GroupPart& part : shape.parts)
-    if (part.adapted) shrink(pass, masked_input(pass, layer, part.projection, input), a.row_range(part.first_slot, slot), tail.columns(part.first_slot, slot));
+  copy_rows(low, x.columns(shape.inputs, shape.tail), pass.stream);
 }
 
 // y [T, outputs] = x·Wᵀ + b + the adapters' part, x [T, inputs + tail] whose tail is filled here.
-void project(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> x, View<bf16> y) {
+void project(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> x, const LayerBuffers& buffers, View<bf16> y) {
   const GroupShape& shape = pass.geometry[group];
   const View<const bf16> s = pass.stage.use(layer, group);
-  fill_tail(pass, layer, group, x, s);
+  fill_tail(pass, layer, group, x, s, buffers);
   const bf16* bias = weights_of(pass, layer).bias[static_cast<std::size_t>(group)];
   pass.gemm(GemmForm::nt, x, s.row_range(0, shape.outputs), y, pass.stream, 1.0f, 0.0f, bias);           // [T, outputs]
   if (pass.decode_ahead) pass.stage.prefetch(layer + 1, group);
@@ -95,7 +78,7 @@ void project_backward(const DevicePass& pass, std::int64_t layer, Group group, V
   const View<const bf16> s = pass.stage.use(layer, group);
   const View<const bf16> outputs = dy.columns(0, shape.outputs);
   const View<bf16> tail = dy.columns(shape.outputs, shape.tail);
-  if (shape.tail > 0) shrink_backward(pass, outputs, s.row_range(0, shape.outputs).columns(shape.inputs, shape.tail), tail);  // [T, tail]
+  if (shape.tail > 0) pass.gemm(GemmForm::nn, outputs, s.row_range(0, shape.outputs).columns(shape.inputs, shape.tail), tail, pass.stream);  // [T, tail]
   if (dx.data == nullptr) return;
   if (pass.dropout == 0 || shape.tail == 0) {
     pass.gemm(GemmForm::nn, dy, s.columns(0, shape.inputs), dx, pass.stream);                            // [T, inputs]
@@ -111,36 +94,32 @@ void project_backward(const DevicePass& pass, std::int64_t layer, Group group, V
   }
 }
 
-// dA and dB of every adapter of the group, from x and dy with their tails filled.
-void adapter_gradients(const DevicePass& pass, std::int64_t layer, Group group, View<const bf16> x, View<const bf16> dy) {
+// dA and dB of every adapter of the group, from its input x [T, inputs], and dy [T, outputs + tail] with its tail filled.
+void adapter_gradients(const DevicePass& pass, std::int64_t layer, Group group, View<const bf16> x, const LayerBuffers& buffers, View<const bf16> dy) {
   const GroupShape& shape = pass.geometry[group];
-  const std::int64_t rank = pass.geometry.rank;
-  std::vector<LoraGradient> waiting;
-  const auto run = [&] {
-    if (!waiting.empty()) lora_gradients(waiting, pass.work.lora_workspace, pass.work.lora_workspace_bytes, pass.stream);
-    waiting.clear();
-  };
+  const std::int64_t rank = pass.geometry.rank, slot = slot_columns(rank);
+  const View<float> of_a(pass.work.adapter_sums, shape.tail, shape.inputs), of_b(of_a.row(shape.tail), shape.tail, shape.outputs);
+  const View<const bf16> dlow = dy.columns(shape.outputs, shape.tail);
+  pass.gemm(GemmForm::tn, pass.low(buffers, group), dy.columns(0, shape.outputs), of_b, pass.stream);    // [tail, outputs]
+  if (pass.dropout == 0) pass.gemm(GemmForm::tn, dlow, x, of_a, pass.stream);                            // [tail, inputs]
+  std::vector<LoraGradient> gradients;
   for (const GroupPart& part : shape.parts) {
     if (!part.adapted) continue;
+    const std::int64_t first = part.first_slot;
+    if (pass.dropout > 0)
+      pass.gemm(GemmForm::tn, dlow.columns(first, slot), masked_input(pass, layer, part.projection, x), of_a.row_range(first, slot), pass.stream);
     const LoraPair& at = *pass.adapter.pair(layer, part.projection);
-    if (static_cast<std::int64_t>(waiting.size()) + 2 > kMostLoraParts) run();
-    waiting.push_back({x.columns(shape.inputs + part.first_slot, rank), dy.columns(part.first_output, part.outputs), pass.gradients + at.b, true, at.scale});
-    View<const bf16> input = x.columns(0, shape.inputs);
-    if (pass.dropout > 0) input = masked_input(pass, layer, part.projection, input);
-    waiting.push_back({dy.columns(shape.outputs + part.first_slot, rank), input, pass.gradients + at.a, false, 1.0f});
-    if (pass.dropout > 0) run();  // the next adapter's mask takes the same memory
+    gradients.push_back({of_b.row_range(first, rank).columns(part.first_output, part.outputs), pass.gradients + at.b, true, at.scale});
+    gradients.push_back({of_a.row_range(first, rank), pass.gradients + at.a, false, 1.0f});
   }
-  run();
+  lora_add_gradients(gradients, pass.stream);
 }
 
-// The norm of x again, with the tail of a group's product: cheaper than keeping it.
-View<bf16> normed_again(const DevicePass& pass, std::int64_t layer, Group group, const float* weight, View<const bf16> x) {
-  const GroupShape& shape = pass.geometry[group];
-  const std::int64_t stride = pass.spec.hidden + pass.geometry.tail(Group::qkv, Group::gate_up);
-  const View<bf16> normed = pass.rows(pass.work.normed, shape.stride(), stride);
+// The norm of x again: cheaper than keeping it.
+View<bf16> normed_again(const DevicePass& pass, const float* weight, View<const bf16> x) {
+  const View<bf16> normed = pass.rows(pass.work.normed, pass.spec.hidden);
   // rmsnorm_forward changes its x only when there is something to add.
-  rmsnorm_forward(norm(pass.spec, weight), {const_cast<bf16*>(x.data), x.rows, x.cols, x.stride}, {}, normed.columns(0, pass.spec.hidden), nullptr, pass.stream);
-  fill_tail(pass, layer, group, normed, pass.stage.use(layer, group));
+  rmsnorm_forward(norm(pass.spec, weight), {const_cast<bf16*>(x.data), x.rows, x.cols, x.stride}, {}, normed, nullptr, pass.stream);
   return normed;
 }
 
@@ -158,14 +137,11 @@ void mlp_backward(const DevicePass& pass, std::int64_t layer, const LayerBuffers
   const View<bf16> gated = pass.rows(pass.work.gated, down.stride()), gate_up_rows = pass.rows(a.gate_up, gate_up.rows());
   project_backward(pass, layer, Group::down, dout, gated.columns(0, spec.ffn));                          // d(gated) [T, ffn]
   glu_backward(spec.activation, gated.columns(0, spec.ffn), gate_up_rows.columns(0, 2 * spec.ffn), gated.columns(0, spec.ffn), pass.stream);  // now dgate, dup; gated
-  if (down.tail > 0) {
-    fill_tail(pass, layer, Group::down, gated, pass.stage.use(layer, Group::down));
-    adapter_gradients(pass, layer, Group::down, gated, dout);
-  }
+  if (down.tail > 0) adapter_gradients(pass, layer, Group::down, gated.columns(0, spec.ffn), a, dout);
   pass.stage.prefetch(layer - 1, Group::down);
   const View<bf16> dinput = pass.rows(pass.work.dinput, spec.hidden);
   project_backward(pass, layer, Group::gate_up, gate_up_rows, dinput);                                   // [T, hidden]
-  if (gate_up.tail > 0) adapter_gradients(pass, layer, Group::gate_up, normed_again(pass, layer, Group::gate_up, w.mlp_norm, pass.rows(a.middle, spec.hidden)), gate_up_rows);
+  if (gate_up.tail > 0) adapter_gradients(pass, layer, Group::gate_up, normed_again(pass, w.mlp_norm, pass.rows(a.middle, spec.hidden)), a, gate_up_rows);
   pass.stage.prefetch(layer - 1, Group::gate_up);
   rmsnorm_backward(norm(spec, w.mlp_norm), pass.rows(a.middle, spec.hidden), a.mlp_rstd, dinput, dhidden, true, pass.stream);
 }
@@ -185,7 +161,7 @@ void attention_half_backward(const DevicePass& pass, std::int64_t layer, View<co
   }
   const View<bf16> attention = pass.rows(a.attention, o.stride()), dattention = pass.rows(pass.work.dattention, q);
   project_backward(pass, layer, Group::o, dout, dattention);                                             // [T, heads·head_dim]
-  if (o.tail > 0) adapter_gradients(pass, layer, Group::o, attention, dout);
+  if (o.tail > 0) adapter_gradients(pass, layer, Group::o, attention.columns(0, q), a, dout);
   pass.stage.prefetch(layer - 1, Group::o);
 
   const View<bf16> dqkv = pass.rows(pass.work.dqkv, qkv.rows()), seen = pass.rows(a.qkv, qkv.outputs);
@@ -195,7 +171,7 @@ void attention_half_backward(const DevicePass& pass, std::int64_t layer, View<co
   const bool input = wanted == InputGradient::wanted;
   const View<bf16> dinput = pass.rows(pass.work.dinput, spec.hidden);
   project_backward(pass, layer, Group::qkv, dqkv, input ? dinput : View<bf16>{});                        // [T, hidden]
-  if (qkv.tail > 0) adapter_gradients(pass, layer, Group::qkv, normed_again(pass, layer, Group::qkv, w.input_norm, x), dqkv);
+  if (qkv.tail > 0) adapter_gradients(pass, layer, Group::qkv, normed_again(pass, w.input_norm, x), a, dqkv);
   pass.stage.prefetch(layer - 1, Group::qkv);
   if (input) rmsnorm_backward(norm(spec, w.input_norm), x, a.input_rstd, dinput, dhidden, true, pass.stream);
 }
@@ -210,7 +186,7 @@ void attention_forward_half(const DevicePass& pass, std::int64_t layer, View<bf1
   const View<bf16> normed = pass.rows(pass.work.normed, qkv.stride(), spec.hidden + pass.geometry.tail(Group::qkv, Group::gate_up));
   rmsnorm_forward(norm(spec, w.input_norm), x, delta, normed.columns(0, spec.hidden), a.input_rstd, pass.stream);  // [T, hidden]
   const View<bf16> raw = pass.rows(a.qkv_raw, qkv.outputs), seen = pass.rows(a.qkv, qkv.outputs);
-  project(pass, layer, Group::qkv, normed, raw);                                                         // [T, q + k + v]
+  project(pass, layer, Group::qkv, normed, a, raw);                                                         // [T, q + k + v]
   qkv_post_forward(qkv_shape(spec), qkv_post(pass, layer), raw, seen, a.head_rstd, pass.stream);
   const View<bf16> attention = pass.rows(a.attention, o.stride());
   attention_forward(attention_shape(spec, layer), seen.columns(0, q), seen.columns(q, kv), seen.columns(q + kv, kv), pass.tiles, attention.columns(0, q), a.lse,
@@ -218,10 +194,10 @@ void attention_forward_half(const DevicePass& pass, std::int64_t layer, View<bf1
   const View<bf16> middle = pass.rows(a.middle, spec.hidden);
   if (spec.sandwich_norms) {
     const View<bf16> out = pass.rows(a.attention_out, spec.hidden);
-    project(pass, layer, Group::o, attention, out);                                                      // [T, hidden]
+    project(pass, layer, Group::o, attention, a, out);                                                      // [T, hidden]
     rmsnorm_forward(norm(spec, w.attention_norm), out, {}, middle, a.attention_rstd, pass.stream);
   } else {
-    project(pass, layer, Group::o, attention, middle);                                                   // [T, hidden]
+    project(pass, layer, Group::o, attention, a, middle);                                                   // [T, hidden]
   }
 }
 
@@ -232,16 +208,16 @@ void mlp_forward_half(const DevicePass& pass, std::int64_t layer, View<const bf1
   const View<bf16> normed = pass.rows(pass.work.normed, gate_up.stride(), spec.hidden + pass.geometry.tail(Group::qkv, Group::gate_up));
   rmsnorm_forward(norm(spec, w.mlp_norm), pass.rows(a.middle, spec.hidden), x, normed.columns(0, spec.hidden), a.mlp_rstd, pass.stream);  // [T, hidden]
   const View<bf16> products = pass.rows(a.gate_up, gate_up.rows()).columns(0, 2 * spec.ffn);
-  project(pass, layer, Group::gate_up, normed, products);                                                // [T, 2·ffn]
+  project(pass, layer, Group::gate_up, normed, a, products);                                                // [T, 2·ffn]
   if (y.data == nullptr && !spec.sandwich_norms) return;
   const View<bf16> gated = pass.rows(pass.work.gated, down.stride());
   glu_forward(spec.activation, products, gated.columns(0, spec.ffn), pass.stream);                       // [T, ffn]
   if (!spec.sandwich_norms) {
-    project(pass, layer, Group::down, gated, y);                                                         // [T, hidden]
+    project(pass, layer, Group::down, gated, a, y);                                                         // [T, hidden]
     return;
   }
   const View<bf16> out = pass.rows(a.mlp_out, spec.hidden);
-  project(pass, layer, Group::down, gated, out);                                                         // [T, hidden]
+  project(pass, layer, Group::down, gated, a, out);                                                         // [T, hidden]
   rmsnorm_forward(norm(spec, w.mlp_output_norm), out, {}, y, a.mlp_out_rstd, pass.stream);
 }
 

@@ -39,10 +39,12 @@ struct DevicePass {
   std::vector<DeviceRotation> rotations;       // one for each of spec.ropes
   float dropout = 0;                           // 0 outside training
   const std::uint64_t* dropout_seed = nullptr;  // on the device
+  bool lows_kept = false;     // the layers' `low` hold what this micro-batch's forward computed: in the backward
   bool decode_ahead = false;  // a product's weights of the next layer are decoded once this layer's were used: in the forward
 
   View<bf16> rows(bf16* data, std::int64_t cols, std::int64_t stride) const { return {data, tokens, cols, stride}; }
   View<bf16> rows(bf16* data, std::int64_t cols) const { return {data, tokens, cols, cols}; }
+  View<bf16> low(const LayerBuffers& buffers, Group group) const { return rows(buffers.low[static_cast<std::size_t>(group)], geometry[group].tail); }
 };
 
 // The attention half: fills a's buffers up to `middle`, which receives attention's output alone: mlp_forward adds the layer's input.

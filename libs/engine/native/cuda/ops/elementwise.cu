@@ -121,6 +121,12 @@ struct MoveRows {
   }
 };
 
+// Rows may be far narrower than a block, so threads are dealt over all runs of 8.
+__global__ void __launch_bounds__(kThreads) copy_runs(View<const bf16> from, View<bf16> to, std::int64_t runs) {
+  const std::int64_t item = std::int64_t{blockIdx.x} * kThreads + threadIdx.x, row = item / runs, column = item % runs * 8;
+  if (row < to.rows) store16(to.row(row) + column, load16(from.row(row) + column));
+}
+
 struct ToBf16 {
   View<const float> x;
   View<bf16> y;
@@ -181,6 +187,12 @@ void gather_rows(View<const bf16> from, const std::int32_t* rows, View<bf16> to,
 void scatter_rows(View<const bf16> from, const std::int32_t* rows, View<bf16> to, cudaStream_t stream) {
   require(from.cols == to.cols, "rows of ", from.cols, " values into rows of ", to.cols);
   run(from.rows, from.cols, MoveRows{from, to, rows, true}, stream);
+}
+
+void copy_rows(View<const bf16> from, View<bf16> to, cudaStream_t stream) {
+  require_same(from, to);
+  require(to.cols % 8 == 0, "rows of ", to.cols, " values; copies take multiples of 8");
+  launch(stream, blocks(ceil_div(to.rows * (to.cols / 8), kThreads)), kThreads, 0, copy_runs, from, to, to.cols / 8);
 }
 
 void narrow_rows(View<const float> x, View<bf16> y, cudaStream_t stream) {

@@ -24,6 +24,9 @@ void gather_rows(View<const bf16> from, const std::int32_t* rows, View<bf16> to,
 // to[rows[i]] = from[i]; negative numbers are skipped, and no number may repeat. Other rows of `to` stay.
 void scatter_rows(View<const bf16> from, const std::int32_t* rows, View<bf16> to, cudaStream_t stream);
 
+// to = from, between rows of any strides. Columns are a multiple of 8.
+void copy_rows(View<const bf16> from, View<bf16> to, cudaStream_t stream);
+
 // Conversions, dense or strided.
 void narrow_rows(View<const float> x, View<bf16> y, cudaStream_t stream);
 void widen_rows(View<const bf16> x, View<float> y, cudaStream_t stream);

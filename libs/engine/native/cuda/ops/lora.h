@@ -34,24 +34,18 @@ struct LoraPart {
 // Writes the tail rows and columns of `scratch` [N + tail, K + tail], zeros included, except the corner. 1 to 4 parts.
 void lora_pack(std::span<const LoraPart> parts, View<bf16> scratch, std::int64_t tail, cudaStream_t stream);
 
-// low[t, j] = Σ_k x[t, k] · a[j, k]         x [T, K], a [r, K] (the scratch's tail rows), low [T, r] (x's own tail columns): the shrink, r ≤ 256
-void lora_shrink(View<const bf16> x, View<const bf16> a, View<bf16> low, cudaStream_t stream);
-// dlow[t, j] = Σ_n dy[t, n] · sb[n, j]      dy [T, N], sb [N, r] (the scratch's tail columns), dlow [T, r] (dy's own tail columns)
-void lora_shrink_backward(View<const bf16> dy, View<const bf16> sb, View<bf16> dlow, cudaStream_t stream);
-
-// One gradient, summed over tokens in a fixed order and added to fp32 memory:
-//   of A: low = dy·sB (its slot), wide = x:   grad[j, c] += scale · Σ_t low[t, j] · wide[t, c]      grad [rank, C],  scale 1
-//   of B: low = x·Aᵀ  (its slot), wide = dy:  grad[c, j] += scale · Σ_t low[t, j] · wide[t, c]      grad [C, rank],  scale s
+// The shrinks x·Aᵀ and dy·sB, and the sums over tokens that gradients are, are products of the library on the tail's rows and columns (gemm.h): all
+// adapters of a group at once, which read the wide activation once. A sum has a row for each column of the tail:
+//   of A: sums[j, c] = Σ_t dlow[t, j] · x[t, c]      grad[j, c] += scale · sums[j, c]      grad [rank, columns],  scale 1
+//   of B: sums[j, c] = Σ_t low[t, j] · dy[t, c]      grad[c, j] += scale · sums[j, c]      grad [columns, rank],  scale s
 struct LoraGradient {
-  View<const bf16> low;   // [T, rank]
-  View<const bf16> wide;  // [T, C]
-  float* grad;
+  View<const float> sums;  // [rank, columns]: one adapter's slot of rows, its part of the columns
+  float* grad;             // dense
   bool of_b;
   float scale;
 };
-// 1 to 4 gradients of the same T in one launch. `workspace` [lora_gradient_workspace(...)] bytes on the device.
-void lora_gradients(std::span<const LoraGradient> parts, void* workspace, std::int64_t workspace_bytes, cudaStream_t stream);
-// Enough for any call with at most `tokens` tokens, `parts` gradients of rank ≤ `rank`, and at most `columns` columns each.
-std::int64_t lora_gradient_workspace(std::int64_t tokens, std::int64_t parts, std::int64_t rank, std::int64_t columns);
+inline constexpr std::int64_t kMostLoraGradients = 2 * kMostLoraParts;
+// 1 to 8 gradients in one launch; their memory does not overlap.
+void lora_add_gradients(std::span<const LoraGradient> gradients, cudaStream_t stream);
 
 }  // namespace engine::cuda

@@ -1,5 +1,7 @@
 #include "cuda/ops/lora.h"
 
+#include <cmath>
+
 #include "cuda/ops/gemm.h"
 #include "cuda/ops/op_test.h"
 #include "ops/gemm.h"
@@ -39,51 +41,29 @@ TEST("the scratch's tail holds each adapter in its own block and zeros elsewhere
   CHECK(scratch.read() == expected);
 }
 
-TEST("shrinks in both directions are the CPU's products, whatever the rank and the depth") {
-  const std::int64_t cases[][3] = {{0, 64, 16}, {1, 8, 16}, {17, 264, 16}, {65, 72, 32}, {33, 4104, 48}, {16, 136, 64}, {5, 40, 144}};
-  for (const auto& [t, k, r] : cases) {
-    const auto x = random_bf16(t * k, 1), a = random_bf16(r * k, 2), sb = random_bf16(k * r, 3);
-    std::vector<float> forward(static_cast<std::size_t>(t * r)), backward(forward.size());
-    engine::gemm_nt(cpu(), rows(x, t, k), rows(a, r, k), rows(forward, t, r));
-    engine::gemm_nn(cpu(), rows(x, t, k), rows(sb, k, r), rows(backward, t, r));
-    const DeviceRows device_x(x, t, k, 64), device_a(a, r, k, 8), device_sb(sb, k, r, 16), low(t, r, 8), dlow(t, r);
-    lora_shrink(device_x.view(), device_a.view(), low.view(), stream());
-    lora_shrink_backward(device_x.view(), device_sb.view(), dlow.view(), stream());
-    CHECK_ERROR(relative_error(low.read(), forward), kRounding, t, " tokens, ", k, " deep, rank ", r);
-    CHECK_ERROR(relative_error(dlow.read(), backward), kRounding, t, " tokens, ", k, " deep, rank ", r);
+TEST("gradients are added from the products' rows to each adapter's own layout, several in one launch") {
+  const std::int64_t ranks[] = {16, 5, 72, 1}, columns[] = {136, 264, 40, 1000}, gap = 24;
+  std::vector<DeviceBuffer<float>> grads, sums;
+  std::vector<LoraGradient> parts;
+  std::vector<std::vector<float>> expected;
+  for (std::size_t p = 0; p < 4; ++p) {
+    const std::int64_t r = ranks[p], c = columns[p];
+    const bool of_b = p != 1;
+    const float scale = of_b ? 0.5f : 1.0f;
+    const std::vector<float> from = random_values(r * (c + gap), 2 * p + 1);
+    std::vector<float> grad = random_values(r * c, 2 * p + 2);
+    sums.emplace_back(from);
+    grads.emplace_back(grad);
+    parts.push_back({View<const float>(sums.back().data(), r, c, c + gap), grads.back().data(), of_b, scale});
+    for (std::int64_t j = 0; j < r; ++j)
+      for (std::int64_t i = 0; i < c; ++i) {
+        float& to = grad[static_cast<std::size_t>(of_b ? i * r + j : j * c + i)];
+        to = std::fma(scale, from[static_cast<std::size_t>(j * (c + gap) + i)], to);
+      }
+    expected.push_back(grad);
   }
-}
-
-TEST("gradients of A and B are added in fp32, several in one launch") {
-  for (const std::int64_t t : {1, 65, 129, 1100}) {
-    const std::int64_t ranks[] = {16, 5, 72}, columns[] = {136, 264, 40};
-    std::vector<DeviceRows> kept;
-    std::vector<DeviceBuffer<float>> grads;
-    std::vector<LoraGradient> parts;
-    std::vector<std::vector<float>> expected;
-    for (std::size_t p = 0; p < 3; ++p) {
-      const std::int64_t r = ranks[p], c = columns[p];
-      const bool of_b = p != 1;
-      const auto low = random_bf16(t * r, 3 * p + 1), wide = random_bf16(t * c, 3 * p + 2);
-      std::vector<float> grad = random_values(r * c, 3 * p + 3);
-      grads.emplace_back(grad);
-      const auto number = static_cast<std::int64_t>(p);
-      kept.emplace_back(low, t, r, 16 * number);
-      const View<const bf16> low_view = kept.back().view();
-      kept.emplace_back(wide, t, c, 8);
-      const float scale = of_b ? 0.5f : 1.0f;
-      parts.push_back({low_view, kept.back().view(), grads.back().data(), of_b, scale});
-      if (of_b)
-        engine::gemm_tn(cpu(), rows(wide, t, c), rows(low, t, r), rows(grad, c, r), scale, true);
-      else
-        engine::gemm_tn(cpu(), rows(low, t, r), rows(wide, t, c), rows(grad, r, c), scale, true);
-      expected.push_back(grad);
-    }
-    const DeviceMemory workspace(lora_gradient_workspace(t, 3, 72, 264));
-    lora_gradients(parts, workspace.data(), workspace.bytes(), stream());
-    for (std::size_t p = 0; p < 3; ++p) CHECK_ERROR(relative_error(grads[p].read(stream()), expected[p]), 2e-6, t, " tokens, part ", p);
-    CHECK_THROWS(invalid, (lora_gradients(parts, workspace.data(), 1000, stream()), 0));
-  }
+  lora_add_gradients(parts, stream());
+  for (std::size_t p = 0; p < 4; ++p) CHECK(grads[p].read(stream()) == expected[p]);
 }
 
 TEST("one product over a scratch with its tail is the base's and the adapter's together, forward and backward") {
@@ -109,9 +89,9 @@ TEST("one product over a scratch with its tail is the base's and the adapter's t
   const DeviceBuffer<float> device_a(a), device_b(b);
   const LoraPart part{device_a.data(), device_b.data(), r, s, 0, n, 0};
   lora_pack({&part, 1}, scratch.view(), r, stream());
-  lora_shrink(in.view().columns(0, k), scratch.view().row_range(n, r).columns(0, k), in.view().columns(k, r), stream());
-  lora_shrink_backward(din.view().columns(0, n), scratch.view().row_range(0, n).columns(k, r), din.view().columns(n, r), stream());
   Gemm gemm(GemmLibrary::none);
+  gemm(GemmForm::nt, in.view().columns(0, k), scratch.view().row_range(n, r).columns(0, k), in.view().columns(k, r), stream());
+  gemm(GemmForm::nn, din.view().columns(0, n), scratch.view().row_range(0, n).columns(k, r), din.view().columns(n, r), stream());
   gemm(GemmForm::nt, in.view(), scratch.view().row_range(0, n), out.view(), stream());
   gemm(GemmForm::nn, din.view(), scratch.view().columns(0, k), dout.view(), stream());
   CHECK_ERROR(relative_error(out.read(), y), 5e-3, "forward");

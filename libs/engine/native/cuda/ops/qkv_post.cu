@@ -1,5 +1,6 @@
-// qkv_post.cu: one block a token; the row is held in shared memory, so that any pair of columns can be rotated. Reads and writes each value once, 4 B
-// (8 in the backward of norms); v is left alone when it does not change. Memory bandwidth is the limit.
+// qkv_post.cu: reads and writes each value once, 4 B (8 in the backward of norms); v is left alone when it does not change. Memory bandwidth is the limit.
+//   Heads that rotate whole and have no norm are turned in registers, a thread for 8 pairs. Otherwise a block takes one token and holds its row in shared
+//   memory, where norms are summed and any pair of columns can be rotated.
 #include "core/error.h"
 #include "cuda/ops/qkv_post.h"
 #include "cuda/runtime/launch.h"
@@ -134,6 +135,47 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// ---- without norms
+
+// Unit u of a row: columns 8i … of a head's lower half and the same of its upper half. kBack: the rotation the other way round, for gradients.
+template <bool kBack>
+__global__ void __launch_bounds__(kThreads) turn(QkvPost post, View<const bf16> raw, View<bf16> out, unsigned turned_units, unsigned units, unsigned half) {
+  const std::int64_t item = std::int64_t{blockIdx.x} * kThreads + threadIdx.x, row = item / units;
+  if (row >= out.rows) return;
+  const auto unit = static_cast<unsigned>(item - row * units), inside = unit % (half / 8) * 8;
+  const std::int64_t low_column = std::int64_t{unit / (half / 8)} * 2 * half + inside, high_column = low_column + half;
+  float low[8], high[8];
+  widen8(load16(raw.row(row) + low_column), low);
+  widen8(load16(raw.row(row) + high_column), high);
+  if (!kBack && post.bias != nullptr) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      low[i] += post.bias[low_column + i];
+      high[i] += post.bias[high_column + i];
+    }
+  }
+  if (unit < turned_units) {
+    const std::int64_t at = post.positions[row] * std::int64_t{half} + inside;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float cosine = post.cos[at + i], sine = post.sin[at + i], l = low[i], h = high[i];
+      low[i] = kBack ? l * cosine + h * sine : l * cosine - h * sine;
+      high[i] = kBack ? h * cosine - l * sine : h * cosine + l * sine;
+    }
+  }
+  store16(out.row(row) + low_column, pack8(low));
+  store16(out.row(row) + high_column, pack8(high));
+}
+
+bool turns_whole(const QkvShape& shape, const QkvPost& post) { return post.q_norm == nullptr && post.rotary_dim == shape.head_dim; }
+
+template <bool kBack>
+void launch_turn(const QkvShape& shape, const QkvPost& post, View<const bf16> raw, View<bf16> out, std::int64_t columns, cudaStream_t stream) {
+  const std::int64_t units = columns / 16, turned = (shape.heads + shape.kv_heads) * shape.head_dim / 16;
+  launch(stream, blocks(ceil_div(out.rows * units, kThreads)), kThreads, 0, turn<kBack>, post, raw, out, static_cast<unsigned>(turned), static_cast<unsigned>(units),
+         static_cast<unsigned>(shape.head_dim / 2));
+}
+
 void check(const QkvShape& shape, const QkvPost& post, std::int64_t cols) {
   require(shape.head_dim % 16 == 0 && shape.head_dim > 0 && shape.head_dim <= 256, "heads of ", shape.head_dim, "; the device takes multiples of 16 up to 256");
   require(cols == shape.columns(), "q, k and v have ", cols, " columns; the shape says ", shape.columns());
@@ -154,13 +196,19 @@ void qkv_post_forward(const QkvShape& shape, const QkvPost& post, View<const bf1
   const bool in_place = raw.data == out.data;
   const std::int64_t turned = (shape.heads + shape.kv_heads) * shape.head_dim;
   const std::int64_t columns = in_place && post.bias == nullptr ? turned : shape.columns();
-  launch(stream, blocks(raw.rows), kThreads, shared_bytes(shape, columns, 1), forward, shape, post, raw, out, rstd, columns);
+  if (turns_whole(shape, post))
+    launch_turn<false>(shape, post, raw, out, columns, stream);
+  else
+    launch(stream, blocks(raw.rows), kThreads, shared_bytes(shape, columns, 1), forward, shape, post, raw, out, rstd, columns);
 }
 
 void qkv_post_backward(const QkvShape& shape, const QkvPost& post, View<const bf16> raw, const float* rstd, View<bf16> d, cudaStream_t stream) {
   check(shape, post, d.cols);
   const std::int64_t turned = (shape.heads + shape.kv_heads) * shape.head_dim;
-  launch(stream, blocks(d.rows), kThreads, shared_bytes(shape, turned, 2), backward, shape, post, raw, rstd, d, turned);
+  if (turns_whole(shape, post))
+    launch_turn<true>(shape, post, d, d, turned, stream);
+  else
+    launch(stream, blocks(d.rows), kThreads, shared_bytes(shape, turned, 2), backward, shape, post, raw, rstd, d, turned);
 }
 
 }  // namespace engine::cuda

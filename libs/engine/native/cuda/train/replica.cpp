@@ -276,6 +276,7 @@ void Replica::micro_step(const LabelledBatch& batch, float weight, const Noise& 
   pass.decode_ahead = false;
   loss(pass, input, batch.labels(), true);
   mark(&PhaseTimes::loss);
+  pass.lows_kept = true;
   backward(pass, cancel);
   mark(&PhaseTimes::backward);
 }

@@ -106,6 +106,7 @@ StepMemory StepMemory::take(DeviceArena& arena, const RunShape& shape, const Mem
   note("activations computed again");
   for (std::int64_t l = 0; l < spec.layers; ++l) {
     LayerBuffers& layer = memory.layers.emplace_back(shared);
+    take_adapter_buffers(arena, geometry, tokens, layer);
     const Keep keep = choice.keep(l, spec.layers);
     if (keep == Keep::all || keep == Keep::part) take_attention_buffers(arena, spec, geometry, tokens, layer);
     if (keep == Keep::all) take_mlp_buffers(arena, spec, geometry, tokens, layer);
