@@ -49,10 +49,11 @@ __global__ void __launch_bounds__(kPackThreads) pack_tail(Parts parts, View<bf16
   store16(scratch.row(n) + inputs + slot, pack8(values));
 }
 
-// ---- gradients: a thread takes one column of up to 16 rows of sums, so that reads run along a row and a gradient of B is written 16 values at a time
+// ---- gradients: a thread takes one column of 8 rows of sums, so that reads run along a row and a gradient of B is written 8 values at a time. All is
+// read before anything is written: the loads are in flight together.
 
 constexpr unsigned kAddThreads = 128;
-constexpr int kAddRows = 16;
+constexpr int kAddRows = 8;
 
 struct Gradients {
   LoraGradient part[kMostLoraGradients];
@@ -63,13 +64,19 @@ __global__ void __launch_bounds__(kAddThreads) add_gradients(Gradients all) {
   const std::int64_t column = std::int64_t{blockIdx.x} * kAddThreads + threadIdx.x, first = std::int64_t{blockIdx.z} * kAddRows;
   const std::int64_t rank = gradient.sums.rows, columns = gradient.sums.cols;
   if (column >= columns) return;
-  const std::int64_t along_row = gradient.of_b ? 1 : columns;
+  const std::int64_t step = gradient.of_b ? 1 : columns;
   float* to = gradient.grad + (gradient.of_b ? column * rank + first : first * columns + column);
+  const float* from = gradient.sums.data + first * gradient.sums.stride + column;
+  float values[kAddRows], sums[kAddRows];
 #pragma unroll
   for (int j = 0; j < kAddRows; ++j) {
-    if (first + j >= rank) break;
-    to[j * along_row] = fmaf(gradient.scale, gradient.sums.row(first + j)[column], to[j * along_row]);
+    const bool inside = first + j < rank;
+    sums[j] = inside ? from[j * gradient.sums.stride] : 0.0f;
+    values[j] = inside ? to[j * step] : 0.0f;
   }
+#pragma unroll
+  for (int j = 0; j < kAddRows; ++j)
+    if (first + j < rank) to[j * step] = fmaf(gradient.scale, sums[j], values[j]);
 }
 
 }  // namespace

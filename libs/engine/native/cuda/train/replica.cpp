@@ -24,6 +24,15 @@ std::int64_t budget_of(std::int64_t asked) {
   return std::max<std::int64_t>(0, device_memory_info().free_bytes - kLeftFree);
 }
 
+// Products are planned for a number of rows when it first comes, so rows come in few numbers: tokens that belong to no row of the batch fill them up. They
+// are a sequence of their own without labels, so that all their gradients are zeros; labels that fill up weigh nothing.
+#ifdef ENGINE_CUDA_EMULATED
+constexpr std::int64_t kRowMultiple = 8;  // every row costs the emulation time
+#else
+constexpr std::int64_t kRowMultiple = 64;
+#endif
+std::int64_t filled(std::int64_t rows) { return (rows + kRowMultiple - 1) / kRowMultiple * kRowMultiple; }
+
 MemoryPlan first_plan(const RunShape& shape, int device, std::int64_t tokens, std::int64_t budget) {
   use_device(device);
   return plan_memory(shape, token_bucket(tokens), budget_of(budget));
@@ -137,17 +146,21 @@ void Replica::pace(const CancelFlag* cancel) {
 
 StepInput Replica::stage_input(const LabelledBatch& batch, float weight, const Noise& noise) {
   const ModelSpec& spec = base_.spec;
-  const auto tokens = static_cast<std::size_t>(batch.tokens());
+  const auto given = static_cast<std::size_t>(batch.tokens()), tokens = static_cast<std::size_t>(filled(batch.tokens()));
   const std::size_t slot = next_staging_++ % staging_.size();
   if (staging_used_[slot]) staged_[slot].synchronize();
   DeviceArena host_arena(staging_[slot].data(), staging_[slot].bytes());
   const StepInput host = StepInput::take(host_arena, spec, step_.tokens);
 
   std::ranges::copy(batch.ids, host.ids);
+  std::fill(host.ids + given, host.ids + tokens, 0);
+  std::vector<std::int64_t> offsets = batch.offsets;
+  if (tokens > given) offsets.push_back(static_cast<std::int64_t>(tokens));
   std::vector<std::int32_t> positions(tokens), lengths(tokens);
-  for (std::size_t row = 0; row + 1 < batch.offsets.size(); ++row) {
-    const std::int64_t first = batch.offsets[row], length = batch.offsets[row + 1] - first;
-    const float magnitude = noise.neftune_alpha / std::sqrt(static_cast<float>(length * spec.hidden));
+  for (std::size_t row = 0; row + 1 < offsets.size(); ++row) {
+    const std::int64_t first = offsets[row], length = offsets[row + 1] - first;
+    const float alpha = static_cast<std::size_t>(first) < given ? noise.neftune_alpha : 0.0f;
+    const float magnitude = alpha / std::sqrt(static_cast<float>(length * spec.hidden));
     for (std::int64_t i = 0; i < length; ++i) {
       positions[static_cast<std::size_t>(first + i)] = static_cast<std::int32_t>(i);
       lengths[static_cast<std::size_t>(first + i)] = static_cast<std::int32_t>(length);
@@ -168,10 +181,15 @@ StepInput Replica::stage_input(const LabelledBatch& batch, float weight, const N
       rotations_[r] = {made_anew ? nullptr : rotation.table->cos.data(), rows};
     }
   }
-  copy_in(host.tiles, attention_tiles(batch.offsets));
+  const std::vector<AttentionTile> tiles = attention_tiles(offsets);
+  copy_in(host.tiles, tiles);
   std::ranges::transform(batch.positions, host.label_rows, [](std::int64_t row) { return static_cast<std::int32_t>(row); });
   copy_in(host.targets, batch.targets);
   std::fill_n(host.weights, batch.labels(), weight);
+  const std::int64_t labels = filled(batch.labels());
+  std::fill(host.label_rows + batch.labels(), host.label_rows + labels, -1);
+  std::fill(host.targets + batch.labels(), host.targets + labels, 0);
+  std::fill(host.weights + batch.labels(), host.weights + labels, 0.0f);
   host.seeds[0] = noise.keys.dropout;
   host.seeds[1] = noise.keys.neftune;
 
@@ -179,10 +197,14 @@ StepInput Replica::stage_input(const LabelledBatch& batch, float weight, const N
   staged_[slot].record(stream_);
   staging_used_[slot] = true;
   DeviceArena device_arena(step_.input, staging_[slot].bytes());
-  return StepInput::take(device_arena, spec, step_.tokens);
+  StepInput input = StepInput::take(device_arena, spec, step_.tokens);
+  input.tokens = static_cast<std::int64_t>(tokens);
+  input.tile_count = static_cast<std::int64_t>(tiles.size());
+  input.labels = labels;
+  return input;
 }
 
-DevicePass Replica::make_pass(const LabelledBatch& batch, const StepInput& input, float dropout) {
+DevicePass Replica::make_pass(const StepInput& input, float dropout) {
   DevicePass pass{.spec = base_.spec,
                   .geometry = geometry_,
                   .weights = fixed_.weights,
@@ -192,8 +214,8 @@ DevicePass Replica::make_pass(const LabelledBatch& batch, const StepInput& input
                   .work = step_.work,
                   .adapter = adapter_,
                   .gradients = fixed_.gradients,
-                  .tokens = batch.tokens(),
-                  .tiles = {input.tiles, static_cast<std::int64_t>(attention_tiles(batch.offsets).size())},
+                  .tokens = input.tokens,
+                  .tiles = {input.tiles, input.tile_count},
                   .rotations = {},
                   .dropout = dropout,
                   .dropout_seed = input.seeds};
@@ -222,15 +244,15 @@ void Replica::forward(const DevicePass& pass, const StepInput& input, float neft
   add_scaled(delta, 1.0f, x(pass, spec.layers), stream_);
 }
 
-void Replica::loss(const DevicePass& pass, const StepInput& input, std::int64_t labels, bool gradient) {
+void Replica::loss(const DevicePass& pass, const StepInput& input, bool gradient) {
   const ModelSpec& spec = base_.spec;
   const WorkBuffers& work = step_.work;
   const RmsNorm norm{fixed_.weights.final_norm, spec.norm_eps, spec.norm_offset};
   const View<const bf16> head{fixed_.weights.head, spec.vocab, spec.hidden};
   const View<bf16> dx = pass.rows(step_.dx, spec.hidden, spec.hidden + geometry_.tail(Group::o, Group::down));
   if (gradient) fill(dx, 0.0f, stream_);
-  for (std::int64_t first = 0; first < labels; first += work.loss_rows) {
-    const std::int64_t count = std::min(work.loss_rows, labels - first);
+  for (std::int64_t first = 0; first < input.labels; first += work.loss_rows) {
+    const std::int64_t count = std::min(work.loss_rows, input.labels - first);
     const View<bf16> gathered{work.gathered, count, spec.hidden}, head_in{work.head_in, count, spec.hidden}, logits{work.logits, count, spec.vocab, logit_stride(spec)};
     gather_rows(x(pass, spec.layers), input.label_rows + first, gathered, stream_);                      // [n, hidden]
     rmsnorm_forward(norm, gathered, {}, head_in, work.head_rstd, stream_);
@@ -268,13 +290,13 @@ void Replica::backward(const DevicePass& pass, const CancelFlag* cancel) {
 void Replica::micro_step(const LabelledBatch& batch, float weight, const Noise& noise, const CancelFlag* cancel) {
   use_device(device_);
   const StepInput input = stage_input(batch, weight, noise);
-  DevicePass pass = make_pass(batch, input, noise.dropout);
+  DevicePass pass = make_pass(input, noise.dropout);
   pass.decode_ahead = true;
   mark(nullptr);
   forward(pass, input, noise.neftune_alpha, true, cancel);
   mark(&PhaseTimes::forward);
   pass.decode_ahead = false;
-  loss(pass, input, batch.labels(), true);
+  loss(pass, input, true);
   mark(&PhaseTimes::loss);
   pass.lows_kept = true;
   backward(pass, cancel);
@@ -284,10 +306,10 @@ void Replica::micro_step(const LabelledBatch& batch, float weight, const Noise& 
 void Replica::evaluate(const LabelledBatch& batch, float weight, const CancelFlag* cancel) {
   use_device(device_);
   const StepInput input = stage_input(batch, weight, {});
-  DevicePass pass = make_pass(batch, input, 0);
+  DevicePass pass = make_pass(input, 0);
   pass.decode_ahead = true;
   forward(pass, input, 0, false, cancel);
-  loss(pass, input, batch.labels(), false);
+  loss(pass, input, false);
 }
 
 void Replica::update(const OptimizerOptions& options, double learning_rate, double max_grad_norm, std::int64_t number) {

@@ -64,9 +64,9 @@ class Replica {
   RunShape shape() const { return {base_.spec, geometry_, format_, runs_, adapter_.size()}; }
   void take_step_memory(const MemoryPlan& plan);
   StepInput stage_input(const LabelledBatch& batch, float weight, const Noise& noise);
-  DevicePass make_pass(const LabelledBatch& batch, const StepInput& input, float dropout);
+  DevicePass make_pass(const StepInput& input, float dropout);
   void forward(const DevicePass& pass, const StepInput& input, float neftune_alpha, bool for_backward, const CancelFlag* cancel);
-  void loss(const DevicePass& pass, const StepInput& input, std::int64_t labels, bool gradient);
+  void loss(const DevicePass& pass, const StepInput& input, bool gradient);
   void backward(const DevicePass& pass, const CancelFlag* cancel);
   void mark(double PhaseTimes::* phase);
   // Keeps the host a few layers ahead of the device, so that a cancelled step ends soon.

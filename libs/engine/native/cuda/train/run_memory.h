@@ -90,6 +90,7 @@ struct StepInput {
   float* weights = nullptr;               // [T]
   float* noise = nullptr;                 // [T], magnitude of NEFTune's
   std::uint64_t* seeds = nullptr;         // dropout's, NEFTune's
+  std::int64_t tokens = 0, tile_count = 0, labels = 0;  // of the micro-batch, what fills it up included
 
   static StepInput take(DeviceArena& arena, const ModelSpec& spec, std::int64_t tokens);
   static std::int64_t bytes(const ModelSpec& spec, std::int64_t tokens);
