@@ -1,4 +1,5 @@
 import { readFile } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import type { MedmeshClient } from '@medmesh/client';
 import { Failure } from '@medmesh/errors';
 import type { Command } from 'commander';
@@ -44,7 +45,7 @@ export const environment = (env: NodeJS.ProcessEnv) => ({
   project: env['MEDMESH_PROJECT'] ?? 'default',
   apiKeyFile: env['MEDMESH_API_KEY_FILE'],
   ca: env['MEDMESH_CA'],
-  state: env['MEDMESH_STATE'] ?? defaultStateDir,
+  state: resolve(env['MEDMESH_STATE'] ?? defaultStateDir),
   otlpEndpoint: env['OTEL_EXPORTER_OTLP_ENDPOINT'],
   inherited: inherit(env),
 });

@@ -1,3 +1,4 @@
+import { resolve } from 'node:path';
 import { Failure } from '@medmesh/errors';
 import { Command, Option } from 'commander';
 import { completionScript } from './completion.ts';
@@ -77,7 +78,12 @@ export async function createProgram({ env, signal, wanted, silent = false }: Pro
     )
     .addOption(new Option('--ca <file>', 'PEM authority of the gateway; speaks TLS').default(defaults.ca))
     .addOption(new Option('--project <project>', 'the project that names are made in').default(defaults.project))
-    .addOption(new Option('--state <folder>', 'where a mesh on this machine keeps everything').default(defaults.state))
+    .addOption(
+      // The processes of a mesh have a folder of their own: a relative path would mean another place to them.
+      new Option('--state <folder>', 'where a mesh on this machine keeps everything')
+        .default(defaults.state)
+        .argParser((folder) => resolve(folder)),
+    )
     .showSuggestionAfterError()
     .configureHelp(helpConfiguration)
     .configureOutput({

@@ -6,8 +6,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Failure } from '@medmesh/errors';
 import type { Command } from 'commander';
 import { type CommandContext, type Environment, withContext } from '../context.ts';
-import { isAlive, lastWords } from '../mesh/child.ts';
-import { type MeshRecord, readMesh, startMesh, stopProcesses } from '../mesh/mesh.ts';
+import { isAlive, lastWords, signalProcess } from '../mesh/child.ts';
+import { isSupervised, type MeshRecord, readMesh, startMesh, stopMesh } from '../mesh/mesh.ts';
 import { meshPaths, repositoryRoot } from '../mesh/paths.ts';
 import { wholeNumber } from '../option-values.ts';
 import { table } from '../output.ts';
@@ -59,6 +59,15 @@ async function upBackground({ out, global, signal }: CommandContext, options: Up
     out.result(running, `already up\n${describeMesh(running)}`);
     return;
   }
+  if (await isSupervised(global.state)) {
+    throw new Failure(
+      'failed_precondition',
+      `a mesh is starting or stopping in ${global.state}; wait, or stop it by ./medmesh down`,
+      {
+        reason: 'MESH_RUNNING',
+      },
+    );
+  }
   const paths = meshPaths(global.state);
   await mkdir(paths.logs, { recursive: true });
   const logPath = join(paths.logs, 'mesh.log');
@@ -83,6 +92,8 @@ async function upBackground({ out, global, signal }: CommandContext, options: Up
   child.once('exit', () => {
     ended = true;
   });
+  // Who gives up waiting wants no mesh.
+  signal.addEventListener('abort', () => signalProcess(child.pid ?? 0, 'SIGTERM'), { once: true });
   for (;;) {
     signal.throwIfAborted();
     const record = await readMesh(global.state);
@@ -97,14 +108,8 @@ async function upBackground({ out, global, signal }: CommandContext, options: Up
 }
 
 async function down({ out, global }: CommandContext): Promise<void> {
-  const record = await readMesh(global.state);
-  if (record === undefined) {
-    out.result({ stopped: 0 }, 'nothing runs');
-    return;
-  }
-  await stopProcesses(record.processes);
-  await rm(meshPaths(global.state).record, { force: true });
-  out.result({ stopped: record.processes.length }, `stopped ${record.processes.length} processes`);
+  const stopped = await stopMesh(global.state);
+  out.result({ stopped }, stopped === 0 ? 'nothing runs' : `stopped ${stopped} processes`);
 }
 
 async function status(context: CommandContext): Promise<void> {

@@ -1,2 +1,2 @@
-export { type Mesh, type MeshOptions, type MeshRecord, readMesh, startMesh, stopProcesses } from './mesh.ts';
+export { type Mesh, type MeshOptions, type MeshRecord, readMesh, startMesh, stopMesh } from './mesh.ts';
 export { defaultStateDir, type MeshPaths, meshPaths, repositoryRoot } from './paths.ts';

@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Failure } from '@medmesh/errors';
 import { isAlive, lastWords, signalProcess, startChild } from './child.ts';
 import { meshPaths, repositoryRoot } from './paths.ts';
+import { identityOf, isSame, type ProcessIdentity } from './process-identity.ts';
 import { type Supervised, supervise } from './supervised.ts';
 
 /** The processes of a mesh, in the order in which they start. */
@@ -38,6 +39,8 @@ export type MeshRecord = {
   metrics: Record<string, string>;
   nats: string;
   processes: { name: string; pid: number; log: string }[];
+  /** Who keeps the processes alive, and would start again what somebody else stops. */
+  supervisor: ProcessIdentity;
   stateDir: string;
   startTime: string;
 };
@@ -89,24 +92,51 @@ function natsProgram(): string {
   return existsSync(own) ? own : 'nats-server';
 }
 
-/** The record of a mesh that runs in this folder, or undefined. */
-export async function readMesh(stateDir: string): Promise<MeshRecord | undefined> {
+async function readRecord(stateDir: string): Promise<MeshRecord | undefined> {
   try {
-    const record = JSON.parse(await readFile(meshPaths(stateDir).record, 'utf8')) as MeshRecord;
-    return record.processes.some(({ pid }) => isAlive(pid)) ? record : undefined;
+    return JSON.parse(await readFile(meshPaths(stateDir).record, 'utf8')) as MeshRecord;
   } catch {
     return undefined;
   }
 }
 
-/** Stops a mesh by its record: each process by its id, the gateway first, nats-server last. */
-export async function stopProcesses(processes: readonly { name: string; pid: number }[]): Promise<void> {
-  for (const { pid } of processes.toReversed()) {
-    signalProcess(pid, 'SIGTERM');
-    const deadline = Date.now() + stopTimeoutMs;
-    while (isAlive(pid) && Date.now() < deadline) await sleep(20);
-    if (isAlive(pid)) signalProcess(pid, 'SIGKILL');
-  }
+/** The record of a mesh that runs in this folder and can be called, or undefined. */
+export async function readMesh(stateDir: string): Promise<MeshRecord | undefined> {
+  const record = await readRecord(stateDir);
+  return record !== undefined && record.gateway !== '' && record.processes.some(({ pid }) => isAlive(pid))
+    ? record
+    : undefined;
+}
+
+/** Whether somebody is about to start a mesh in this folder, or to stop it. */
+export async function isSupervised(stateDir: string): Promise<boolean> {
+  const record = await readRecord(stateDir);
+  return record !== undefined && (await isSame(record.supervisor));
+}
+
+/** SIGTERM, and SIGKILL to what is still there after that. */
+async function endProcess(identity: ProcessIdentity, timeoutMs: number): Promise<void> {
+  signalProcess(identity.pid, 'SIGTERM');
+  const deadline = Date.now() + timeoutMs;
+  while ((await isSame(identity)) && Date.now() < deadline) await sleep(20);
+  if (await isSame(identity)) signalProcess(identity.pid, 'SIGKILL');
+}
+
+/**
+ * Stops the mesh of a folder, also one that is still starting. Whoever keeps it alive is asked first and stops its processes in order; what is left
+ * after that is stopped by its id, the gateway first, nats-server last. Returns how many processes there were.
+ */
+export async function stopMesh(stateDir: string): Promise<number> {
+  const record = await readRecord(stateDir);
+  if (record === undefined) return 0;
+  const supervised = await isSame(record.supervisor);
+  const count = record.processes.filter(({ pid }) => isAlive(pid)).length;
+  if (supervised) await endProcess(record.supervisor, stopTimeoutMs * (backends.length + 2));
+  // Written anew while it was asked: a process that had just been started again is in it.
+  const { processes } = (await readRecord(stateDir)) ?? { processes: supervised ? [] : record.processes };
+  for (const { pid } of processes.toReversed()) await endProcess(await identityOf(pid), stopTimeoutMs);
+  await rm(meshPaths(stateDir).record, { force: true });
+  return Math.max(count, supervised ? 1 : 0);
 }
 
 type Ready = { grpc: number; metrics: number; http?: number };
@@ -195,15 +225,10 @@ async function waitListens(
  */
 export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Mesh> {
   const paths = meshPaths(o.stateDir);
-  const running = await readMesh(o.stateDir);
-  if (running !== undefined) {
-    throw new Failure(
-      'failed_precondition',
-      `a mesh already runs in ${o.stateDir} (gateway ${running.gateway}); stop it by ./medmesh down`,
-      {
-        reason: 'MESH_RUNNING',
-      },
-    );
+  if ((await isSupervised(o.stateDir)) || (await readMesh(o.stateDir)) !== undefined) {
+    throw new Failure('failed_precondition', `a mesh already runs in ${o.stateDir}; stop it by ./medmesh down`, {
+      reason: 'MESH_RUNNING',
+    });
   }
   await checkPort(o.gatewayPort);
   await checkPort(o.httpPort ?? 0);
@@ -228,6 +253,7 @@ export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Me
     metrics: {},
     nats: '',
     processes: [],
+    supervisor: await identityOf(process.pid),
     stateDir: o.stateDir,
     startTime: new Date().toISOString(),
   };
@@ -240,6 +266,8 @@ export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Me
   const onRestart = () => {
     if (up) void writeRecord();
   };
+  // From here on whoever wants it stopped knows whom to ask.
+  await writeRecord();
   // Whoever cannot wait for an orderly stop (a second Ctrl-C) still leaves nothing running.
   const killAll = () => {
     for (const { pid } of processes) signalProcess(pid, 'SIGKILL');
