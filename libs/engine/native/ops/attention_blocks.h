@@ -80,13 +80,19 @@ class Tiles {
   // c[rows, cols] (+)= alpha · left · rightᵀ over `depth`. right was packed with right_depth >= depth, of which the front is used.
   void multiply(const std::byte* left, std::int64_t rows, const std::byte* right, std::int64_t cols, std::int64_t depth, std::int64_t right_depth,
                 float alpha, float* c, std::int64_t stride, bool accumulate) const {
-    for (std::int64_t col = 0; col < cols; col += kernel_.cols, right += right_panel(right_depth)) {
-      const std::byte* panel = left;
-      for (std::int64_t row = 0; row < rows; row += kernel_.rows, panel += left_panel(depth))
-        kernel_.tile(kernel_.padded(depth), panel, right, c + row * stride + col, stride,
-                     static_cast<int>(std::min<std::int64_t>(kernel_.rows, rows - row)), static_cast<int>(std::min<std::int64_t>(kernel_.cols, cols - col)),
-                     alpha, nullptr, accumulate);
-    }
+    for (std::int64_t col = 0; col < cols; col += kernel_.cols, right += right_panel(right_depth))
+      kernel_.tiles({.depth = kernel_.padded(depth),
+                     .a = left,
+                     .a_stride = left_panel(depth),
+                     .b = right,
+                     .c = c + col,
+                     .stride = stride,
+                     .rows = rows,
+                     .cols = static_cast<int>(std::min<std::int64_t>(kernel_.cols, cols - col)),
+                     .alpha = alpha,
+                     .bias = nullptr,
+                     .accumulate = accumulate,
+                     .prefetch = false});
   }
 
  private:

@@ -1,4 +1,5 @@
-// gemm_amx_simd.h: the GemmKernel of tdpbf16ps: 32 x 32 outputs as two by two tile registers, 1024 multiply-adds per 16 cycles and tile.
+// gemm_amx_simd.h: the GemmKernel of tdpbf16ps: 32 x 32 outputs as two by two tile registers. A step of 32 depths is four tile loads and four products
+//   of 16 cycles each.
 //   A panel is cut into steps of 32 depths. a: [step][half][16 rows][32 depths]; b: [step][half][16 pairs][16 columns][2], both bf16,
 //   so that every tile register loads 16 rows of 64 bytes that lie one after another.
 #pragma once
@@ -11,7 +12,8 @@ namespace {
 namespace amx {
 
 constexpr int kTileRows = 32, kTileCols = 32, kStep = 32;
-constexpr std::int64_t kDepthBlock = 1024;
+constexpr std::int64_t kDepthBlock = 256;  // a panel of b and two of a, the one at hand and the next, share the first-level cache
+constexpr int kAhead = 4;                  // steps of a asked for before they are multiplied
 constexpr int kHalfBytes = 16 * 64, kStepBytes = 2 * kHalfBytes;
 
 void pack_a(const float* source, std::int64_t stride, std::int64_t depth_stride, int count, std::int64_t depth, bool, void* panel) {
@@ -34,15 +36,53 @@ void pack_b(const float* source, std::int64_t stride, std::int64_t depth_stride,
     }
 }
 
-// The same panel of b from a stored weight.
-void pack_stored(const Matrix& w, bool transposed, std::int64_t first, int count, std::int64_t at, std::int64_t depth, void* panel) {
-  for (std::int64_t d = 0; d < depth; d += kStep)
-    for (int half = 0; half < 2; ++half) {
+// The same panels of b from a stored weight whose rows are the panels' columns: runs along a row, turned 16 rows at a time.
+void pack_stored_rows(const Matrix& w, std::int64_t first, std::int64_t count, std::int64_t at, std::int64_t depth, std::uint8_t* panels,
+                      std::int64_t panel_bytes) {
+  for (std::int64_t i = 0; i < count; i += 16) {
+    std::uint8_t* out = panels + i / kTileCols * panel_bytes + i % kTileCols / 16 * kHalfBytes;
+    const std::int64_t rows = count - i < 16 ? count - i : 16, start = (first + i) * w.cols + at;
+    __m512i tables[16];
+    for (std::int64_t d = 0; d < depth; d += kStep, out += kStepBytes) {
+      if (d == 0 || (at + d) % 64 == 0)
+        for (std::int64_t r = 0; r < rows; ++r) tables[r] = stored_table(w, start + r * w.cols + d);
       __m512i words[16];
-      stored_pairs_by_depth(w, transposed, first + 16 * half, count - 16 * half, at + d, depth - d, words);
-      auto* out = static_cast<std::uint8_t*>(panel) + d / kStep * kStepBytes + half * kHalfBytes;
+      for (std::int64_t r = 0; r < 16; ++r) words[r] = r < rows ? stored_run(w, start + r * w.cols + d, depth - d, tables[r]) : _mm512_setzero_si512();
+      transpose_words(words);
       for (int p = 0; p < 16; ++p) _mm512_storeu_si512(out + 64 * p, words[p]);
     }
+  }
+}
+
+// And from one whose rows are depths: two rows at a time, interleaved. A table serves the 64 columns of its block, two panels.
+void pack_stored_columns(const Matrix& w, std::int64_t first, std::int64_t count, std::int64_t at, std::int64_t depth, std::uint8_t* panels,
+                         std::int64_t panel_bytes) {
+  constexpr std::int64_t kRowsAhead = 32;
+  const auto* bytes = static_cast<const std::uint8_t*>(w.data);
+  const std::int64_t bits = w.dtype == Dtype::nf4 ? 4 : 16;
+  for (std::int64_t d = 0; d < (depth + kStep - 1) / kStep * kStep; d += 2) {
+    for (std::int64_t row = at + d + kRowsAhead; row < at + d + kRowsAhead + 2 && row < w.rows; ++row)
+      for (std::int64_t byte = (row * w.cols + first) * bits / 8; byte < (row * w.cols + first + count) * bits / 8; byte += 64) __builtin_prefetch(bytes + byte);
+    const std::int64_t even = (at + d) * w.cols, odd = even + w.cols;
+    __m512i even_table = _mm512_setzero_si512(), odd_table = even_table;
+    for (std::int64_t i = 0; i < count; i += kTileCols) {
+      const std::int64_t col = first + i, left = w.cols - col;
+      if (i == 0 || col % 64 == 0) {
+        if (d < depth) even_table = stored_table(w, even + col);
+        if (d + 1 < depth) odd_table = stored_table(w, odd + col);
+      }
+      const __m512i x = d < depth ? stored_run(w, even + col, left, even_table) : _mm512_setzero_si512();
+      const __m512i y = d + 1 < depth ? stored_run(w, odd + col, left, odd_table) : _mm512_setzero_si512();
+      std::uint8_t* out = panels + i / kTileCols * panel_bytes + d / kStep * kStepBytes + d % kStep / 2 * 64;
+      _mm512_storeu_si512(out, interleaved(x, y, 0));
+      _mm512_storeu_si512(out + kHalfBytes, interleaved(x, y, 1));
+    }
+  }
+}
+
+void pack_stored(const Matrix& w, bool transposed, std::int64_t first, std::int64_t count, std::int64_t at, std::int64_t depth, void* panels,
+                 std::int64_t panel_bytes) {
+  (transposed ? pack_stored_columns : pack_stored_rows)(w, first, count, at, depth, static_cast<std::uint8_t*>(panels), panel_bytes);
 }
 
 // Registers 0-3: sums; 4, 5: halves of a; 6, 7: halves of b. All 16 rows of 64 bytes.
@@ -54,14 +94,47 @@ struct alignas(64) TileConfig {
 constexpr TileConfig kTileConfig{};
 static_assert(sizeof(TileConfig) == 64);
 
-// sums[32][32] from as many halves as the tile has rows and columns.
+// A tile's sums on their way into the result: finished a few rows at a time between the tile instructions of the tile after it, which leave the
+// vector units idle. Until then, the lines that they go to are asked for.
+class Finish {
+ public:
+  explicit Finish(const TileColumn& column)
+      : column_(column), alpha_(broadcast(column.alpha)), left_(column.cols < 16 ? column.cols : 16), right_(column.cols - left_) {}
+
+  void begin(const float* sums, float* c, int rows) {
+    sums_ = sums, c_ = c, rows_ = rows;
+  }
+  void some(int rows) {
+    for (; rows > 0 && rows_ > 0; --rows, --rows_, sums_ += kTileCols, c_ += column_.stride) {
+      add(sums_, c_, left_, column_.bias);
+      if (right_ > 0) add(sums_ + 16, c_ + 16, right_, column_.bias != nullptr ? column_.bias + 16 : nullptr);
+    }
+  }
+  void all() { some(rows_); }
+
+ private:
+  void add(const float* sums, float* c, int count, const float* bias) const { finish(load(sums), c, count, alpha_, bias, column_.accumulate); }
+
+  const TileColumn& column_;
+  Vec alpha_;
+  int left_, right_;
+  const float* sums_ = nullptr;
+  float* c_ = nullptr;
+  int rows_ = 0;
+};
+
+// sums[32][32] from as many halves as the tile has rows and columns, with `before` finished on the way. c: where these sums will go.
 template <bool two_rows, bool two_cols>
-void multiply(std::int64_t depth, const std::uint8_t* a, const std::uint8_t* b, float* sums) {
+void multiply(const TileColumn& column, const std::uint8_t* a, float* c, int rows, float* sums, Finish& before) {
+  const auto* b = static_cast<const std::uint8_t*>(column.b);
+  const int share = static_cast<int>((kTileRows * kStep + column.depth - 1) / column.depth);  // rows of other tiles to deal with at each step
   ENGINE_TILE_ZERO(0);
   if constexpr (two_cols) ENGINE_TILE_ZERO(1);
   if constexpr (two_rows) ENGINE_TILE_ZERO(2);
   if constexpr (two_rows && two_cols) ENGINE_TILE_ZERO(3);
-  for (std::int64_t d = 0; d < depth; d += kStep) {
+  for (std::int64_t d = 0; d < column.depth; d += kStep) {
+#pragma GCC unroll 32
+    for (int i = 0; i < kStepBytes; i += 64) __builtin_prefetch(a + kAhead * kStepBytes + i);
     ENGINE_TILE_LOAD(6, b, 64);
     ENGINE_TILE_LOAD(4, a, 64);
     ENGINE_TILE_DOT(0, 4, 6);
@@ -74,6 +147,12 @@ void multiply(std::int64_t depth, const std::uint8_t* a, const std::uint8_t* b, 
       ENGINE_TILE_DOT(2, 5, 6);
       if constexpr (two_cols) ENGINE_TILE_DOT(3, 5, 7);
     }
+    before.some(share);
+    if (column.prefetch && rows > 0) {
+      prefetch_rows(c, column.stride, rows < share ? rows : share);
+      c += share * column.stride;
+      rows -= share;
+    }
     a += kStepBytes;
     b += kStepBytes;
   }
@@ -84,24 +163,25 @@ void multiply(std::int64_t depth, const std::uint8_t* a, const std::uint8_t* b, 
   if constexpr (two_rows && two_cols) ENGINE_TILE_STORE(3, sums + 16 * kTileCols + 16, kRowBytes);
 }
 
-void tile(std::int64_t depth, const void* a, const void* b, float* c, std::int64_t stride, int rows, int cols, float alpha, const float* bias,
-          bool accumulate) {
-  alignas(64) float sums[kTileRows * kTileCols];
-  const auto* left = static_cast<const std::uint8_t*>(a);
-  const auto* right = static_cast<const std::uint8_t*>(b);
+void tiles(const TileColumn& column) {
+  alignas(64) float sums[2][kTileRows * kTileCols];
+  Finish before(column);
+  int turn = 0;
   // Configured and released here, so that no thread keeps tile state the system would have to save at every switch.
   ENGINE_TILE_CONFIGURE(&kTileConfig);
-  if (rows > 16)
-    cols > 16 ? multiply<true, true>(depth, left, right, sums) : multiply<true, false>(depth, left, right, sums);
-  else
-    cols > 16 ? multiply<false, true>(depth, left, right, sums) : multiply<false, false>(depth, left, right, sums);
-  ENGINE_TILE_RELEASE();
-  const Vec scale = broadcast(alpha);
-  for (int r = 0; r < rows; ++r) {
-    finish(load(sums + r * kTileCols), c + r * stride, cols, scale, bias, accumulate);
-    if (cols > 16)
-      finish(load(sums + r * kTileCols + 16), c + r * stride + 16, cols - 16, scale, bias != nullptr ? bias + 16 : nullptr, accumulate);
+  const auto* a = static_cast<const std::uint8_t*>(column.a);
+  float* c = column.c;
+  for (std::int64_t left = column.rows; left > 0; left -= kTileRows, a += column.a_stride, c += kTileRows * column.stride, turn ^= 1) {
+    const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
+    if (rows > 16)
+      column.cols > 16 ? multiply<true, true>(column, a, c, rows, sums[turn], before) : multiply<true, false>(column, a, c, rows, sums[turn], before);
+    else
+      column.cols > 16 ? multiply<false, true>(column, a, c, rows, sums[turn], before) : multiply<false, false>(column, a, c, rows, sums[turn], before);
+    before.all();
+    before.begin(sums[turn], c, rows);
   }
+  ENGINE_TILE_RELEASE();
+  before.all();
 }
 
 constexpr GemmKernel kKernel = {.rows = kTileRows,
@@ -116,7 +196,7 @@ constexpr GemmKernel kKernel = {.rows = kTileRows,
                                 .pack_a_lanes = nullptr,
                                 .pack_b_lanes = nullptr,
                                 .pack_stored = pack_stored,
-                                .tile = tile};
+                                .tiles = tiles};
 
 }  // namespace amx
 }  // namespace

@@ -14,6 +14,6 @@ const GemmKernel gemm_kernel_avx512 = {.rows = kTileRows,
                                        .pack_a_lanes = pack_lanes<kLeftWidth>,
                                        .pack_b_lanes = pack_lanes<kTileCols>,
                                        .pack_stored = nullptr,
-                                       .tile = fma_tile};
+                                       .tiles = fma_tiles};
 
 }  // namespace engine

@@ -158,12 +158,12 @@ class RightPanels {
 
   void pack_stored(std::int64_t first, std::int64_t cols, const Sweep& sweep) {
     const Matrix& w = *b_.weight;
+    if (b_.transposed) return kernel_.pack_stored(w, true, first, cols, sweep.at, sweep.depth, panels_, panel_bytes_);
     for (std::int64_t col = 0; col < cols; col += kernel_.cols) {
-      if (!b_.transposed)  // the next panel's rows
-        for (std::int64_t i = col + kernel_.cols; i < std::min(col + 2 * kernel_.cols, cols); ++i)
-          prefetch_weight(w, (first + i) * w.cols + sweep.at, sweep.depth);
-      kernel_.pack_stored(w, b_.transposed, first + col, static_cast<int>(std::min<std::int64_t>(kernel_.cols, cols - col)), sweep.at, sweep.depth,
-                          panels_ + col / kernel_.cols * panel_bytes_);
+      for (std::int64_t i = col + kernel_.cols; i < std::min(col + 2 * kernel_.cols, cols); ++i)  // the next panel's rows
+        prefetch_weight(w, (first + i) * w.cols + sweep.at, sweep.depth);
+      kernel_.pack_stored(w, false, first + col, std::min<std::int64_t>(kernel_.cols, cols - col), sweep.at, sweep.depth,
+                          panels_ + col / kernel_.cols * panel_bytes_, panel_bytes_);
     }
   }
 
@@ -207,13 +207,6 @@ class RightPanels {
   float* decoded_;
 };
 
-// The lines a tile will write come while its sums are made.
-void prefetch_rows(const float* c, std::int64_t stride, std::int64_t rows, int cols) {
-  constexpr int kLineFloats = kCacheLine / 4;
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (int i = 0; i < cols; i += kLineFloats) __builtin_prefetch(c + r * stride + i, 1);
-}
-
 void empty_sum(std::int64_t m, std::int64_t n, const float* bias, Rows c, bool accumulate) {
   for (std::int64_t r = 0; r < m; ++r)
     for (std::int64_t i = 0; i < n; ++i) c.row(r)[i] = (accumulate ? c.row(r)[i] : 0.0f) + (bias != nullptr ? bias[i] : 0.0f);
@@ -230,6 +223,8 @@ class LeftPanels {
   }
   // Panel i at a chain of a sweep.
   const std::byte* panel(std::int64_t i, const Sweep& sweep, std::int64_t chain) const { return memory_ + place(i, sweep, chain) * kernel_.element_bytes; }
+  // From a panel to the next.
+  std::int64_t panel_stride(const Sweep& sweep, std::int64_t chain) const { return (place(1, sweep, chain) - place(0, sweep, chain)) * kernel_.element_bytes; }
 
   std::int64_t count() const { return panels_; }
   std::int64_t grain() const { return kSmallPack / (kernel_.rows * product_.depth + 1) + 1; }
@@ -278,17 +273,22 @@ struct Part {
 void add_product(const Exec& ex, const GemmKernel& kernel, const Product& product, const LeftPanels& left, const Part& part, std::byte* memory,
                  const float* bias, Rows c, bool accumulate) {
   RightPanels right(ex, kernel, product, part.cols, memory);
-  // The tile over a pass: each of its chains is one sum, added to the result by itself.
-  const auto tile = [&](const Sweep& sweep, std::int64_t pass, std::int64_t i, std::int64_t col) {
-    const std::int64_t row = i * kernel.rows, out_col = part.first_col + col;
-    const std::int64_t height = std::min<std::int64_t>(kernel.rows, part.rows - row), width = std::min<std::int64_t>(kernel.cols, part.cols - col);
-    float* out = c.row(part.first_row + row) + out_col;
-    if (part.prefetch) prefetch_rows(out, c.stride, height, kernel.cols);
-    for (std::int64_t chain = pass; chain < pass + sweep.chains_of_pass(pass); ++chain) {
-      const bool first = sweep.at == 0 && chain == 0;
-      kernel.tile(sweep.chain, left.panel(i, sweep, chain), right.panel(col / kernel.cols, sweep, chain), out, c.stride, static_cast<int>(height),
-                  static_cast<int>(width), product.alpha, first && bias != nullptr ? bias + out_col : nullptr, accumulate || !first);
-    }
+  // Row panels [begin, end) over one chain of a sweep: one sum, added to the result by itself.
+  const auto column = [&](const Sweep& sweep, std::int64_t chain, std::int64_t begin, std::int64_t end, std::int64_t col) {
+    const std::int64_t row = begin * kernel.rows, out_col = part.first_col + col;
+    const bool first = sweep.at == 0 && chain == 0;
+    kernel.tiles({.depth = sweep.chain,
+                  .a = left.panel(begin, sweep, chain),
+                  .a_stride = left.panel_stride(sweep, chain),
+                  .b = right.panel(col / kernel.cols, sweep, chain),
+                  .c = c.row(part.first_row + row) + out_col,
+                  .stride = c.stride,
+                  .rows = std::min(end * kernel.rows, part.rows) - row,
+                  .cols = static_cast<int>(std::min<std::int64_t>(kernel.cols, part.cols - col)),
+                  .alpha = product.alpha,
+                  .bias = first && bias != nullptr ? bias + out_col : nullptr,
+                  .accumulate = accumulate || !first,
+                  .prefetch = part.prefetch});
   };
   for (std::int64_t at = 0; at < product.depth;) {
     const Sweep sweep(kernel, product, at);
@@ -297,9 +297,17 @@ void add_product(const Exec& ex, const GemmKernel& kernel, const Product& produc
     const std::int64_t pass_bytes = sweep.chains_per_pass * sweep.chain * kernel.a_width * kernel.element_bytes;
     const std::int64_t block = std::max<std::int64_t>(1, kLeftBlockBytes / pass_bytes);
     for (std::int64_t pass = 0; pass < sweep.chains; pass += sweep.chains_per_pass)
-      for (std::int64_t begin = part.first_panel; begin < part.last_panel; begin += block)
-        for (std::int64_t col = 0; col < part.cols; col += kernel.cols)
-          for (std::int64_t i = begin; i < std::min(begin + block, part.last_panel); ++i) tile(sweep, pass, i, col);
+      for (std::int64_t begin = part.first_panel; begin < part.last_panel; begin += block) {
+        const std::int64_t end = std::min(begin + block, part.last_panel);
+        for (std::int64_t col = 0; col < part.cols; col += kernel.cols) {
+          if (sweep.chains_of_pass(pass) == 1) {
+            column(sweep, pass, begin, end, col);
+            continue;
+          }
+          for (std::int64_t i = begin; i < end; ++i)  // a tile of the result stays in the first-level cache for all its chains
+            for (std::int64_t chain = pass; chain < pass + sweep.chains_of_pass(pass); ++chain) column(sweep, chain, i, i + 1, col);
+        }
+      }
     at = sweep.end();
   }
 }

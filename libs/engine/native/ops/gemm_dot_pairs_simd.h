@@ -51,9 +51,11 @@ void tile_of(int rows, std::int64_t depth, const std::int32_t* a, const std::int
   }
 }
 
-void tile(std::int64_t depth, const void* a, const void* b, float* c, std::int64_t stride, int rows, int cols, float alpha, const float* bias,
-          bool accumulate) {
-  tile_of<kTileRows>(rows, depth, static_cast<const std::int32_t*>(a), static_cast<const std::int32_t*>(b), c, stride, cols, alpha, bias, accumulate);
+void tiles(const TileColumn& t) {
+  for_each_tile(t, kTileRows, [&](const void* a, float* c, int rows) {
+    tile_of<kTileRows>(rows, t.depth, static_cast<const std::int32_t*>(a), static_cast<const std::int32_t*>(t.b), c, t.stride, t.cols, t.alpha, t.bias,
+                       t.accumulate);
+  });
 }
 
 constexpr GemmKernel kKernel = {.rows = kTileRows,
@@ -68,7 +70,7 @@ constexpr GemmKernel kKernel = {.rows = kTileRows,
                                 .pack_a_lanes = nullptr,
                                 .pack_b_lanes = nullptr,
                                 .pack_stored = nullptr,
-                                .tile = tile};
+                                .tiles = tiles};
 
 }  // namespace dot_pairs_kernel
 }  // namespace

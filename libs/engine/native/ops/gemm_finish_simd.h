@@ -1,10 +1,33 @@
 // gemm_finish_simd.h: how a tile's sums reach the result, the same for every kernel: c ← alpha · sum (+ c) (+ bias).
 #pragma once
 
+#include <cstddef>
+
+#include "ops/gemm_kernel.h"
 #include "ops/simd.h"
 
 namespace engine {
 namespace {
+
+// The lines that rows of a tile, at most two vectors wide, will be written to.
+inline void prefetch_rows(const float* c, std::int64_t stride, int rows) {
+  for (int r = 0; r < rows; ++r) {
+    __builtin_prefetch(c + r * stride, 1);
+    __builtin_prefetch(c + r * stride + kLanes, 1);
+  }
+}
+
+// tile(a, c, rows) for the tiles of a column, one after another.
+template <class Tile>
+inline void for_each_tile(const TileColumn& column, int tile_rows, Tile&& tile) {
+  const auto* a = static_cast<const std::byte*>(column.a);
+  float* c = column.c;
+  for (std::int64_t left = column.rows; left > 0; left -= tile_rows, a += column.a_stride, c += tile_rows * column.stride) {
+    const int rows = left < tile_rows ? static_cast<int>(left) : tile_rows;
+    if (column.prefetch) prefetch_rows(c, column.stride, rows);
+    tile(static_cast<const void*>(a), c, rows);
+  }
+}
 
 // One vector's share, count <= kLanes lanes of it; nothing when count <= 0.
 inline void finish(Vec product, float* c, std::int64_t count, Vec alpha, const float* bias, bool accumulate) {

@@ -155,9 +155,10 @@ void fma_tile_of(int rows, std::int64_t depth, const float* a, const float* b, f
   }
 }
 
-void fma_tile(std::int64_t depth, const void* a, const void* b, float* c, std::int64_t stride, int rows, int cols, float alpha, const float* bias,
-              bool accumulate) {
-  fma_tile_of<kTileRows>(rows, depth, static_cast<const float*>(a), static_cast<const float*>(b), c, stride, cols, alpha, bias, accumulate);
+void fma_tiles(const TileColumn& t) {
+  for_each_tile(t, kTileRows, [&](const void* a, float* c, int rows) {
+    fma_tile_of<kTileRows>(rows, t.depth, static_cast<const float*>(a), static_cast<const float*>(t.b), c, t.stride, t.cols, t.alpha, t.bias, t.accumulate);
+  });
 }
 
 }  // namespace

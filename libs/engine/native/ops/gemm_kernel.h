@@ -12,6 +12,22 @@
 
 namespace engine {
 
+// A column of tiles: `rows` rows of the result, a tile at a time, over one panel of b. Panels of a lie a_stride bytes apart.
+struct TileColumn {
+  std::int64_t depth;
+  const void* a;
+  std::int64_t a_stride;
+  const void* b;
+  float* c;
+  std::int64_t stride;  // of c
+  std::int64_t rows;
+  int cols;
+  float alpha;
+  const float* bias;  // or null
+  bool accumulate;
+  bool prefetch;  // c is not in the caches
+};
+
 struct GemmKernel {
   int rows, cols;            // of a full tile
   int a_width;               // values of one depth in a panel of a: rows, or rounded up to whole vectors
@@ -30,14 +46,15 @@ struct GemmKernel {
   using PackLanes = void (*)(const float* source, std::int64_t stride, int count, std::int64_t depth, bool round, float* panel, const std::int64_t* chain_at);
   PackLanes pack_a_lanes, pack_b_lanes;
 
-  // Packs columns of a stored weight straight from its codes: null, or for bf16 and for nf4 whose rows are whole blocks of 64.
+  // Packs columns of a stored weight, `count` of them in panels panel_bytes apart, straight from its codes: null, or for bf16 and for nf4 whose rows
+  // are whole blocks of 64.
   //   panel(i, d) = w[first + i, at + d], or w[at + d, first + i] when transposed; i < count, d < depth. What runs along w's rows (at,
   //   or first when transposed) is a multiple of 32.
-  void (*pack_stored)(const Matrix& w, bool transposed, std::int64_t first, int count, std::int64_t at, std::int64_t depth, void* panel);
+  void (*pack_stored)(const Matrix& w, bool transposed, std::int64_t first, std::int64_t count, std::int64_t at, std::int64_t depth, void* panels,
+                      std::int64_t panel_bytes);
 
-  // c ← alpha · product (+ c when accumulate) (+ bias[col] when not null), for the tile's first rows and cols.
-  void (*tile)(std::int64_t depth, const void* a, const void* b, float* c, std::int64_t stride, int rows, int cols, float alpha, const float* bias,
-               bool accumulate);
+  // c ← alpha · product (+ c when accumulate) (+ bias[col] when not null), for the column's first rows and cols.
+  void (*tiles)(const TileColumn& column);
 
   std::int64_t padded(std::int64_t depth) const noexcept { return (depth + depth_step - 1) / depth_step * depth_step; }
 };

@@ -14,7 +14,7 @@ namespace {
 struct Size {
   std::int64_t rows, cols, depth;
 };
-// Below, at and above the tile's 16, 32 and 14, the step of 32 depths and the passes of 512 and 1024.
+// Below, at and above the tile's 16, 32 and 14, the step of 32 depths and the passes of 256 and 512.
 constexpr Size kSizes[] = {{1, 1, 1}, {3, 17, 31}, {14, 32, 32}, {15, 33, 64}, {16, 16, 65}, {17, 65, 96}, {33, 31, 513}, {32, 48, 1024}, {5, 40, 1088}};
 
 void need_avx512() {
@@ -55,10 +55,9 @@ float pair_sum(const float* a, const float* b, std::int64_t depth) {
 struct Case {
   const char* name;
   const GemmKernel* kernel;
-  std::int64_t pass;
   Sum sum;
 };
-const Case kCases[] = {{"amx", &gemm_kernel_amx_software, 1024, tile_sum}, {"avx512_bf16", &gemm_kernel_avx512bf16_software, 512, pair_sum}};
+const Case kCases[] = {{"amx", &gemm_kernel_amx_software, tile_sum}, {"avx512_bf16", &gemm_kernel_avx512bf16_software, pair_sum}};
 
 std::vector<float> product(const GemmKernel& kernel, const Size& s, const std::vector<float>& a, RightOperand b, std::vector<float> c, const float* bias,
                            bool accumulate, ExtraProduct extra = {}) {
@@ -93,9 +92,9 @@ TEST("a product by the tile and pair instructions has the bits that their defini
       for (std::int64_t m = 0; m < s.rows; ++m)
         for (std::int64_t n = 0; n < s.cols; ++n) {
           float expected = 0;
-          for (std::int64_t at = 0; at < s.depth; at += test.pass) {
+          for (std::int64_t at = 0; at < s.depth; at += test.kernel->depth_block) {
             const float pass = test.sum(&left[static_cast<std::size_t>(m * s.depth + at)], &right[static_cast<std::size_t>(n * s.depth + at)],
-                                        std::min(test.pass, s.depth - at));
+                                        std::min(test.kernel->depth_block, s.depth - at));
             expected = at == 0 ? pass : expected + pass;
           }
           const auto i = static_cast<std::size_t>(m * s.cols + n);

@@ -24,35 +24,23 @@ inline __m512i nf4_run(const std::uint8_t* packed, __m512i table) {
   return _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16)), table);
 }
 
-// Values [at, at + 32) of row `row` as pairs along the row; zeros beyond `left` values.
-inline __m512i stored_run(const Matrix& w, std::int64_t row, std::int64_t at, std::int64_t left) {
-  const std::int64_t index = row * w.cols + at;
+// Values [index, index + 32) of a weight as pairs along its rows, zeros beyond `left` values. table: of an NF4 weight's block there.
+inline __m512i stored_run(const Matrix& w, std::int64_t index, std::int64_t left, __m512i table) {
   const __mmask32 lanes = left >= 32 ? 0xffffffffu : (1u << left) - 1u;
   const auto* bytes = static_cast<const std::uint8_t*>(w.data);
   if (w.dtype == Dtype::bf16) return _mm512_maskz_loadu_epi16(lanes, bytes + 2 * index);
-  return _mm512_maskz_mov_epi16(lanes, nf4_run(bytes + index / 2, code_words(w.nf4, index / 64)));
+  return _mm512_maskz_mov_epi16(lanes, nf4_run(bytes + index / 2, table));
 }
 
-// words[p] lane i: pair p (depths at + 2p and at + 2p + 1) of column first + i; up to 16 columns and 32 depths.
-inline void stored_pairs_by_depth(const Matrix& w, bool transposed, std::int64_t first, int count, std::int64_t at, std::int64_t depth,
-                                  __m512i (&words)[16]) {
-  if (!transposed) {  // columns are rows of w and lie along the depth
-    for (int i = 0; i < 16; ++i) words[i] = i < count ? stored_run(w, first + i, at, depth) : _mm512_setzero_si512();
-    transpose_words(words);
-    return;
-  }
-  // Two rows of w, interleaved. 16 of the 32 values of a run are wanted.
-  const std::int64_t start = first / 32 * 32, left = w.cols - start;
-  const std::int64_t shift = first - start;  // 0 or 16
-  const __m512i spread = _mm512_add_epi16(_mm512_set1_epi16(static_cast<short>(shift)),
-                                          _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35,
-                                                           3, 34, 2, 33, 1, 32, 0));
-  for (int p = 0; p < 16; ++p) {
-    const std::int64_t d = 2 * p;
-    const __m512i even = d < depth && count > 0 ? stored_run(w, at + d, start, left) : _mm512_setzero_si512();
-    const __m512i odd = d + 1 < depth && count > 0 ? stored_run(w, at + d + 1, start, left) : _mm512_setzero_si512();
-    words[p] = _mm512_permutex2var_epi16(even, spread, odd);
-  }
+// The table of the block that holds value `index`; any for a weight without.
+inline __m512i stored_table(const Matrix& w, std::int64_t index) {
+  return w.dtype == Dtype::nf4 ? code_words(w.nf4, index / 64) : _mm512_setzero_si512();
+}
+
+// Pairs of two rows of w, 16 columns: word i is (even's, odd's) value `half` * 16 + i.
+inline __m512i interleaved(__m512i even, __m512i odd, int half) {
+  const __m512i spread = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  return _mm512_permutex2var_epi16(even, _mm512_add_epi16(spread, _mm512_set1_epi16(static_cast<short>(16 * half))), odd);
 }
 
 }  // namespace

@@ -23,56 +23,108 @@ void pack_few_rows(ConstRows x, void* packed) {
   }
 }
 
-// Weight rows [first, first + count), count <= 16, at depths [at, at + depth), depth at most a chunk: tiles of 16 rows of 64 bytes.
-inline void look_up_tiles(const Matrix& w, std::int64_t first, int count, std::int64_t at, std::int64_t depth, std::uint8_t* tiles) {
+// A piece of the work: up to 16 weight rows at up to 256 depths.
+struct TileChunk {
+  static constexpr std::int64_t kDepth = kChunkSteps * kStep;
+  std::int64_t row, rows, at, depth;
+
+  TileChunk(const Matrix& w, std::int64_t first, std::int64_t last, std::int64_t begin)
+      : row(first), rows(last - first < 16 ? last - first : 16), at(begin), depth(w.cols - begin < kDepth ? w.cols - begin : kDepth) {}
+  bool any() const { return rows > 0; }
+  TileChunk next(const Matrix& w, std::int64_t last) const { return at + depth < w.cols ? TileChunk(w, row, last, at + depth) : TileChunk(w, row + 16, last, 0); }
+};
+
+// Asks for a chunk's stored bytes: short pieces of many rows, which the CPU does not see coming.
+inline void prefetch_chunk(const Matrix& w, const TileChunk& chunk) {
+  const std::int64_t bits = w.dtype == Dtype::nf4 ? 4 : 16;
+  for (std::int64_t row = chunk.row; row < chunk.row + chunk.rows; ++row) {
+    const std::int64_t first = row * w.cols + chunk.at;
+    const auto* bytes = static_cast<const std::uint8_t*>(w.data) + first * bits / 8;
+    for (std::int64_t byte = 0; byte < chunk.depth * bits / 8; byte += 64) __builtin_prefetch(bytes + byte);
+    if (w.dtype != Dtype::nf4) continue;
+    if (w.nf4.absmax != nullptr)
+      __builtin_prefetch(w.nf4.absmax + first / 64);
+    else
+      __builtin_prefetch(w.nf4.codes + first / 64);
+  }
+}
+
+// A chunk as tiles of 16 rows of 64 bytes.
+inline void look_up_chunk(const Matrix& w, const TileChunk& chunk, std::uint8_t* tiles) {
+  for (std::int64_t i = 0; i < chunk.rows; ++i) {
+    const std::int64_t first = (chunk.row + i) * w.cols + chunk.at;
+    std::uint8_t* out = tiles + 64 * i;
+    if (w.dtype == Dtype::nf4) {  // whole blocks of 64
+      const auto* codes = static_cast<const std::uint8_t*>(w.data) + first / 2;
+      for (std::int64_t block = 0; block < chunk.depth / 64; ++block, codes += 32, out += 2 * kHalfBytes) {
+        const __m512i table = code_words(w.nf4, first / 64 + block);
+        _mm512_store_si512(out, nf4_run(codes, table));
+        _mm512_store_si512(out + kHalfBytes, nf4_run(codes + 16, table));
+      }
+      continue;
+    }
+    for (std::int64_t d = 0; d < chunk.depth; d += kStep, out += kHalfBytes) _mm512_store_si512(out, stored_run(w, first + d, chunk.depth - d, _mm512_setzero_si512()));
+  }
+}
+
+// totals[16][16] ← a first pass' sums (+ y when accumulate) (+ bias[n + i]), of weight rows [n, n + count) and all rows of y.
+inline void begin_totals(float* totals, std::int64_t n, int count, const float* bias, Rows y, bool accumulate) {
+  if (!accumulate && bias == nullptr) return;
   for (int i = 0; i < count; ++i)
-    for (std::int64_t d = 0; d < depth; d += kStep)
-      _mm512_store_si512(tiles + d / kStep * kHalfBytes + 64 * i, stored_run(w, first + i, at + d, depth - d));
+    for (std::int64_t t = 0; t < y.rows; ++t) {
+      float value = totals[16 * i + t];
+      if (accumulate) value = value + y.data[t * y.stride + n + i];
+      if (bias != nullptr) value = value + bias[n + i];
+      totals[16 * i + t] = value;
+    }
 }
 
 // y[t, first … last) (+)= x[t] · w[n] + bias[n].
 void few_rows(const Matrix& w, std::int64_t first, std::int64_t last, const void* packed_x, const float* bias, Rows y, bool accumulate) {
-  // Two chunks of looked-up tiles take turns, so that no load waits for the stores just before it. Rows that a weight lacks stay zero.
-  alignas(64) std::uint8_t chunks[2][kChunkSteps * kHalfBytes] = {};
-  alignas(64) float sums[16 * 16];
+  static_assert(kDepthBlock % TileChunk::kDepth == 0);
+  // A chunk is looked up while the one before it is multiplied: a tile load right after the stores it reads would wait for them. Rows that a
+  // weight lacks stay zero.
+  alignas(64) std::uint8_t looked_up[2][kChunkSteps * kHalfBytes] = {};
+  alignas(64) float sums[16 * 16], totals[16 * 16];
   const auto* x = static_cast<const std::uint8_t*>(packed_x);
-  const bool in_place = w.dtype == Dtype::bf16;
-  for (std::int64_t n = first; n < last; n += 16) {
-    const int count = static_cast<int>(last - n < 16 ? last - n : 16);
-    for (std::int64_t pass = 0; pass < w.cols; pass += kDepthBlock) {
-      const std::int64_t end = pass + kDepthBlock < w.cols ? pass + kDepthBlock : w.cols;
-      ENGINE_TILE_CONFIGURE(&kTileConfig);
-      ENGINE_TILE_ZERO(0);
-      for (std::int64_t at = pass; at < end; at += kChunkSteps * kStep) {
-        const std::int64_t depth = at + kChunkSteps * kStep < end ? kChunkSteps * kStep : end - at;
-        if (in_place && count == 16 && depth % kStep == 0) {
-          for (std::int64_t d = at; d < at + depth; d += kStep) {
-            ENGINE_TILE_LOAD(4, static_cast<const std::uint8_t*>(w.data) + 2 * (n * w.cols + d), 2 * w.cols);
-            ENGINE_TILE_LOAD(6, x + d / kStep * kHalfBytes, 64);
-            ENGINE_TILE_DOT(0, 4, 6);
-          }
-          continue;
-        }
-        std::uint8_t* tiles = chunks[at / (kChunkSteps * kStep) % 2];
-        look_up_tiles(w, n, count, at, depth, tiles);
-        for (std::int64_t d = 0; d < depth; d += kStep) {
-          ENGINE_TILE_LOAD(4, tiles + d / kStep * kHalfBytes, 64);
-          ENGINE_TILE_LOAD(6, x + (at + d) / kStep * kHalfBytes, 64);
-          ENGINE_TILE_DOT(0, 4, 6);
-        }
-      }
-      ENGINE_TILE_STORE(0, sums, 64);
-      ENGINE_TILE_RELEASE();
-      for (int i = 0; i < count; ++i)
-        for (std::int64_t t = 0; t < y.rows; ++t) {
-          float value = sums[16 * i + t];
-          float* out = y.data + t * y.stride + n + i;
-          if (accumulate || pass > 0) value = value + *out;
-          if (bias != nullptr && pass == 0) value = value + bias[n + i];
-          *out = value;
-        }
+  const auto in_place = [&](const TileChunk& chunk) { return w.dtype == Dtype::bf16 && chunk.rows == 16 && chunk.depth % kStep == 0; };
+  int turn = 0;
+  TileChunk chunk(w, first, last, 0);
+  if (chunk.any() && !in_place(chunk)) look_up_chunk(w, chunk, looked_up[turn]);
+  ENGINE_TILE_CONFIGURE(&kTileConfig);
+  while (chunk.any()) {
+    const TileChunk next = chunk.next(w, last);
+    if (next.any()) {
+      prefetch_chunk(w, next.next(w, last));
+      if (!in_place(next)) look_up_chunk(w, next, looked_up[turn ^ 1]);
     }
+    if (chunk.at % kDepthBlock == 0) ENGINE_TILE_ZERO(0);
+    const bool direct = in_place(chunk);
+    const std::uint8_t* tile = direct ? static_cast<const std::uint8_t*>(w.data) + 2 * (chunk.row * w.cols + chunk.at) : looked_up[turn];
+    const std::int64_t row_bytes = direct ? 2 * w.cols : 64, step_bytes = direct ? 64 : kHalfBytes;
+    for (std::int64_t d = 0; d < chunk.depth; d += kStep, tile += step_bytes) {
+      ENGINE_TILE_LOAD(4, tile, row_bytes);
+      ENGINE_TILE_LOAD(6, x + (chunk.at + d) / kStep * kHalfBytes, 64);
+      ENGINE_TILE_DOT(0, 4, 6);
+    }
+    const std::int64_t end = chunk.at + chunk.depth;
+    if (end == w.cols || end % kDepthBlock == 0) {
+      // A pass ends. The first begins the totals, as a blocked product's first pass begins its result.
+      if (chunk.at < kDepthBlock) {
+        ENGINE_TILE_STORE(0, totals, 64);
+        begin_totals(totals, chunk.row, static_cast<int>(chunk.rows), bias, y, accumulate);
+      } else {
+        ENGINE_TILE_STORE(0, sums, 64);
+        for (std::int64_t i = 0; i < chunk.rows; ++i) store(totals + 16 * i, load(totals + 16 * i) + load(sums + 16 * i));
+      }
+    }
+    if (end == w.cols)
+      for (std::int64_t i = 0; i < chunk.rows; ++i)
+        for (std::int64_t t = 0; t < y.rows; ++t) y.data[t * y.stride + chunk.row + i] = totals[16 * i + t];
+    chunk = next;
+    turn ^= 1;
   }
+  ENGINE_TILE_RELEASE();
 }
 
 constexpr FewRows kFewRowsKernel = {kFewRows, few_rows_bytes, pack_few_rows, few_rows};

@@ -11,8 +11,9 @@
 namespace engine {
 namespace {
 
-// A chunk's logits take at most 64 MB unless that were fewer rows than make good use of one pass over the head.
-constexpr std::int64_t kChunkElements = std::int64_t{1} << 24;
+// A chunk's logits take at most 256 MiB unless that were fewer rows than make good use of one pass over the head: every chunk reads and packs it
+// twice, which costs as much as the products of 100 rows where those have tiles.
+constexpr std::int64_t kChunkElements = std::int64_t{1} << 26;
 constexpr std::int64_t kFewestRows = 64, kMostRows = 1024;
 
 double chunked_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& batch, float weight, Rows dhidden, const Gradients* gradients) {
@@ -55,7 +56,8 @@ double chunked_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& bat
 }  // namespace
 
 std::int64_t loss_chunk_rows(const ModelSpec& spec, std::int64_t labels) {
-  return std::min(labels, std::clamp(kChunkElements / spec.vocab, kFewestRows, kMostRows));
+  const std::int64_t most = std::clamp(kChunkElements / spec.vocab, kFewestRows, kMostRows), chunks = (labels + most - 1) / most;
+  return chunks == 0 ? 0 : (labels + chunks - 1) / chunks;  // of one size, as far as that goes
 }
 
 double head_loss(const Pass& pass, ConstRows hidden, const LabelledBatch& batch, float weight) {
