@@ -22,6 +22,15 @@ struct Shape {
   auto operator<=>(const Shape&) const = default;
 };
 
+// The shape that `s` shares its algorithm with. Numbers of tokens are many, and each algorithm that is new to a process is loaded when it is first used,
+// which takes longer than many products.
+Shape general(Shape s) {
+  constexpr std::int64_t kFew = 64, kStep = 256;
+  std::int64_t& tokens = s.form == GemmForm::tn ? s.k : s.m;
+  if (tokens > kFew) tokens = (tokens + kStep - 1) / kStep * kStep;
+  return s;
+}
+
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
   return out << static_cast<int>(s.form) << ' ' << s.m << ' ' << s.n << ' ' << s.k << ' ' << s.lda << ' ' << s.ldb << ' ' << s.ldc << ' ' << s.c_is_f32 << ' '
              << s.accumulate << ' ' << s.has_bias;
@@ -81,6 +90,13 @@ class Plan {
     return results;
   }
 
+  // Whether an algorithm that was chosen for another shape serves this one.
+  bool takes(CublasLtHandle handle, const CublasLtAlgorithm& algorithm) const {
+    CublasLtHeuristic result{};
+    return lt_.check(handle, operation_, b_, a_, c_, c_, &algorithm, &result) == CublasLt::kSuccess && result.status == CublasLt::kSuccess &&
+           result.workspace_bytes <= static_cast<std::size_t>(Gemm::workspace_bytes());
+  }
+
   int multiply(CublasLtHandle handle, const CublasLtAlgorithm& algorithm, const void* a, const void* b, void* c, float alpha, float beta, const bf16* bias,
                void* workspace, cudaStream_t stream) const {
     if (bias != nullptr) (void)lt_.operation_set(operation_, CublasLt::kBiasPointer, &bias, sizeof bias);
@@ -122,6 +138,12 @@ struct Gemm::State {
     auto found = choices.find(shape);
     if (found == choices.end()) {
       Choice made{std::make_unique<Plan>(*lt, shape)};
+      if (const Shape like = general(shape); like != shape) {
+        const Choice& other = choice(like);
+        made.by_library = other.by_library && made.plan->takes(handle, other.algorithm);
+        made.algorithm = other.algorithm;
+      }
+      if (made.by_library) return choices.emplace(shape, std::move(made)).first->second;
       const auto candidates = made.plan->candidates(handle, 1);
       made.by_library = !candidates.empty();
       if (made.by_library) made.algorithm = candidates[0].algorithm;

@@ -42,7 +42,8 @@ std::optional<CublasLt> open_cublas_lt() noexcept {
                         find(library, "cublasLtMatmulPreferenceCreate", lt.preference_create) &&
                         find(library, "cublasLtMatmulPreferenceDestroy", lt.preference_destroy) &&
                         find(library, "cublasLtMatmulPreferenceSetAttribute", lt.preference_set) &&
-                        find(library, "cublasLtMatmulAlgoGetHeuristic", lt.heuristic) && find(library, "cublasLtMatmul", lt.multiply);
+                        find(library, "cublasLtMatmulAlgoGetHeuristic", lt.heuristic) && find(library, "cublasLtMatmulAlgoCheck", lt.check) &&
+                        find(library, "cublasLtMatmul", lt.multiply);
   if (!complete) return std::nullopt;
   return lt;
 }

@@ -53,6 +53,8 @@ struct CublasLt {
   int (*preference_set)(CublasLtPreference preference, int attribute, const void* value, std::size_t bytes);
   int (*heuristic)(CublasLtHandle handle, CublasLtOperation operation, CublasLtLayout a, CublasLtLayout b, CublasLtLayout c, CublasLtLayout d,
                    CublasLtPreference preference, int wanted, CublasLtHeuristic* results, int* found);
+  int (*check)(CublasLtHandle handle, CublasLtOperation operation, CublasLtLayout a, CublasLtLayout b, CublasLtLayout c, CublasLtLayout d,
+               const CublasLtAlgorithm* algorithm, CublasLtHeuristic* result);
   int (*multiply)(CublasLtHandle handle, CublasLtOperation operation, const void* alpha, const void* a, CublasLtLayout a_layout, const void* b,
                   CublasLtLayout b_layout, const void* beta, const void* c, CublasLtLayout c_layout, void* d, CublasLtLayout d_layout,
                   const CublasLtAlgorithm* algorithm, void* workspace, std::size_t workspace_bytes, cudaStream_t stream);
