@@ -72,55 +72,65 @@ void project(const DevicePass& pass, std::int64_t layer, Group group, View<bf16>
   if (pass.decode_ahead) pass.stage.prefetch(layer + 1, group);
 }
 
-// Fills the tail of dy [T, outputs + tail] with dy·sB, and dx [T, inputs] (data may be null) with the gradient of project's input.
-void project_backward(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> dy, View<bf16> dx) {
+// The tail of dy [T, outputs + tail]: dy·sB.
+void fill_gradient_tail(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> dy) {
+  const GroupShape& shape = pass.geometry[group];
+  if (shape.tail == 0) return;
+  const View<const bf16> s = pass.stage.use(layer, group);
+  pass.gemm(GemmForm::nn, dy.columns(0, shape.outputs), s.row_range(0, shape.outputs).columns(shape.inputs, shape.tail), dy.columns(shape.outputs, shape.tail), pass.stream);
+}
+
+// dx [T, inputs]: the gradient of project's input, from dy with its tail filled.
+void input_gradient(const DevicePass& pass, std::int64_t layer, Group group, View<const bf16> dy, View<bf16> dx) {
   const GroupShape& shape = pass.geometry[group];
   const View<const bf16> s = pass.stage.use(layer, group);
-  const View<const bf16> outputs = dy.columns(0, shape.outputs);
-  const View<bf16> tail = dy.columns(shape.outputs, shape.tail);
-  if (shape.tail > 0) pass.gemm(GemmForm::nn, outputs, s.row_range(0, shape.outputs).columns(shape.inputs, shape.tail), tail, pass.stream);  // [T, tail]
-  if (dx.data == nullptr) return;
   if (pass.dropout == 0 || shape.tail == 0) {
     pass.gemm(GemmForm::nn, dy, s.columns(0, shape.inputs), dx, pass.stream);                            // [T, inputs]
     return;
   }
-  pass.gemm(GemmForm::nn, outputs, s.row_range(0, shape.outputs).columns(0, shape.inputs), dx, pass.stream);
+  pass.gemm(GemmForm::nn, dy.columns(0, shape.outputs), s.row_range(0, shape.outputs).columns(0, shape.inputs), dx, pass.stream);
   const std::int64_t slot = slot_columns(pass.geometry.rank);
   const View<bf16> expanded = pass.rows(pass.work.masked, shape.inputs);
   for (const GroupPart& part : shape.parts) {
     if (!part.adapted) continue;
-    pass.gemm(GemmForm::nn, tail.columns(part.first_slot, slot), s.row_range(shape.outputs + part.first_slot, slot).columns(0, shape.inputs), expanded, pass.stream);
+    pass.gemm(GemmForm::nn, dy.columns(shape.outputs + part.first_slot, slot), s.row_range(shape.outputs + part.first_slot, slot).columns(0, shape.inputs), expanded,
+              pass.stream);
     dropout(pass.dropout_seed, dropout_stream(layer, part.projection), pass.dropout, expanded, dx, true, pass.stream);
   }
 }
 
-// dA and dB of every adapter of the group, from its input x [T, inputs], and dy [T, outputs + tail] with its tail filled.
-void adapter_gradients(const DevicePass& pass, std::int64_t layer, Group group, View<const bf16> x, const LayerBuffers& buffers, View<const bf16> dy) {
+// dA and dB of every adapter of the group, from its input x [T, inputs] and dy [T, outputs + tail] with its tail filled, beside what follows: join before
+// either is overwritten. With `norm_weight`, x is the norm's input, and the norm is computed again: cheaper than keeping it.
+void adapter_gradients(const DevicePass& pass, std::int64_t layer, Group group, View<const bf16> x, const LayerBuffers& buffers, View<const bf16> dy,
+                       const float* norm_weight = nullptr) {
   const GroupShape& shape = pass.geometry[group];
+  if (shape.tail == 0) return;
+  const bool masked = pass.dropout > 0;  // the mask's memory is needed on the way too
+  if (!masked) pass.beside.begin(pass.stream);
+  const cudaStream_t stream = masked ? pass.stream : pass.beside.stream;
+  Gemm& gemm = masked ? pass.gemm : pass.beside.gemm;
+  if (norm_weight != nullptr) {
+    const View<bf16> normed = pass.rows(pass.work.normed, shape.inputs);
+    // rmsnorm_forward changes its x only when there is something to add.
+    rmsnorm_forward(norm(pass.spec, norm_weight), {const_cast<bf16*>(x.data), x.rows, x.cols, x.stride}, {}, normed, nullptr, stream);
+    x = normed;
+  }
   const std::int64_t rank = pass.geometry.rank, slot = slot_columns(rank);
   const View<float> of_a(pass.work.adapter_sums, shape.tail, shape.inputs), of_b(of_a.row(shape.tail), shape.tail, shape.outputs);
   const View<const bf16> dlow = dy.columns(shape.outputs, shape.tail);
-  pass.gemm(GemmForm::tn, pass.low(buffers, group), dy.columns(0, shape.outputs), of_b, pass.stream);    // [tail, outputs]
-  if (pass.dropout == 0) pass.gemm(GemmForm::tn, dlow, x, of_a, pass.stream);                            // [tail, inputs]
+  gemm(GemmForm::tn, pass.low(buffers, group), dy.columns(0, shape.outputs), of_b, stream);              // [tail, outputs]
+  if (!masked) gemm(GemmForm::tn, dlow, x, of_a, stream);                                                // [tail, inputs]
   std::vector<LoraGradient> gradients;
   for (const GroupPart& part : shape.parts) {
     if (!part.adapted) continue;
     const std::int64_t first = part.first_slot;
-    if (pass.dropout > 0)
-      pass.gemm(GemmForm::tn, dlow.columns(first, slot), masked_input(pass, layer, part.projection, x), of_a.row_range(first, slot), pass.stream);
+    if (masked) gemm(GemmForm::tn, dlow.columns(first, slot), masked_input(pass, layer, part.projection, x), of_a.row_range(first, slot), stream);
     const LoraPair& at = *pass.adapter.pair(layer, part.projection);
     gradients.push_back({of_b.row_range(first, rank).columns(part.first_output, part.outputs), pass.gradients + at.b, true, at.scale});
     gradients.push_back({of_a.row_range(first, rank), pass.gradients + at.a, false, 1.0f});
   }
-  lora_add_gradients(gradients, pass.stream);
-}
-
-// The norm of x again: cheaper than keeping it.
-View<bf16> normed_again(const DevicePass& pass, const float* weight, View<const bf16> x) {
-  const View<bf16> normed = pass.rows(pass.work.normed, pass.spec.hidden);
-  // rmsnorm_forward changes its x only when there is something to add.
-  rmsnorm_forward(norm(pass.spec, weight), {const_cast<bf16*>(x.data), x.rows, x.cols, x.stride}, {}, normed, nullptr, pass.stream);
-  return normed;
+  lora_add_gradients(gradients, stream);
+  if (!masked) pass.beside.end();
 }
 
 // d(middle) from d(layer output), in place.
@@ -135,14 +145,17 @@ void mlp_backward(const DevicePass& pass, std::int64_t layer, const LayerBuffers
     rmsnorm_backward(norm(spec, w.mlp_output_norm), pass.rows(a.mlp_out, spec.hidden), a.mlp_out_rstd, dhidden, dout.columns(0, spec.hidden), false, pass.stream);
   }
   const View<bf16> gated = pass.rows(pass.work.gated, down.stride()), gate_up_rows = pass.rows(a.gate_up, gate_up.rows());
-  project_backward(pass, layer, Group::down, dout, gated.columns(0, spec.ffn));                          // d(gated) [T, ffn]
+  fill_gradient_tail(pass, layer, Group::down, dout);
+  input_gradient(pass, layer, Group::down, dout, gated.columns(0, spec.ffn));                            // d(gated) [T, ffn]
   glu_backward(spec.activation, gated.columns(0, spec.ffn), gate_up_rows.columns(0, 2 * spec.ffn), gated.columns(0, spec.ffn), pass.stream);  // now dgate, dup; gated
-  if (down.tail > 0) adapter_gradients(pass, layer, Group::down, gated.columns(0, spec.ffn), a, dout);
+  adapter_gradients(pass, layer, Group::down, gated.columns(0, spec.ffn), a, dout);
   pass.stage.prefetch(layer - 1, Group::down);
   const View<bf16> dinput = pass.rows(pass.work.dinput, spec.hidden);
-  project_backward(pass, layer, Group::gate_up, gate_up_rows, dinput);                                   // [T, hidden]
-  if (gate_up.tail > 0) adapter_gradients(pass, layer, Group::gate_up, normed_again(pass, w.mlp_norm, pass.rows(a.middle, spec.hidden)), a, gate_up_rows);
+  fill_gradient_tail(pass, layer, Group::gate_up, gate_up_rows);
+  adapter_gradients(pass, layer, Group::gate_up, pass.rows(a.middle, spec.hidden), a, gate_up_rows, w.mlp_norm);
+  input_gradient(pass, layer, Group::gate_up, gate_up_rows, dinput);                                     // [T, hidden]
   pass.stage.prefetch(layer - 1, Group::gate_up);
+  pass.beside.join(pass.stream);
   rmsnorm_backward(norm(spec, w.mlp_norm), pass.rows(a.middle, spec.hidden), a.mlp_rstd, dinput, dhidden, true, pass.stream);
 }
 
@@ -160,8 +173,9 @@ void attention_half_backward(const DevicePass& pass, std::int64_t layer, View<co
                      pass.stream);
   }
   const View<bf16> attention = pass.rows(a.attention, o.stride()), dattention = pass.rows(pass.work.dattention, q);
-  project_backward(pass, layer, Group::o, dout, dattention);                                             // [T, heads·head_dim]
-  if (o.tail > 0) adapter_gradients(pass, layer, Group::o, attention.columns(0, q), a, dout);
+  fill_gradient_tail(pass, layer, Group::o, dout);
+  adapter_gradients(pass, layer, Group::o, attention.columns(0, q), a, dout);
+  input_gradient(pass, layer, Group::o, dout, dattention);                                               // [T, heads·head_dim]
   pass.stage.prefetch(layer - 1, Group::o);
 
   const View<bf16> dqkv = pass.rows(pass.work.dqkv, qkv.rows()), seen = pass.rows(a.qkv, qkv.outputs);
@@ -170,9 +184,11 @@ void attention_half_backward(const DevicePass& pass, std::int64_t layer, View<co
   qkv_post_backward(qkv_shape(spec), qkv_post(pass, layer), pass.rows(a.qkv_raw, qkv.outputs), a.head_rstd, dqkv.columns(0, qkv.outputs), pass.stream);
   const bool input = wanted == InputGradient::wanted;
   const View<bf16> dinput = pass.rows(pass.work.dinput, spec.hidden);
-  project_backward(pass, layer, Group::qkv, dqkv, input ? dinput : View<bf16>{});                        // [T, hidden]
-  if (qkv.tail > 0) adapter_gradients(pass, layer, Group::qkv, normed_again(pass, w.input_norm, x), a, dqkv);
+  fill_gradient_tail(pass, layer, Group::qkv, dqkv);
+  adapter_gradients(pass, layer, Group::qkv, x, a, dqkv, w.input_norm);
+  if (input) input_gradient(pass, layer, Group::qkv, dqkv, dinput);                                      // [T, hidden]
   pass.stage.prefetch(layer - 1, Group::qkv);
+  pass.beside.join(pass.stream);
   if (input) rmsnorm_backward(norm(spec, w.input_norm), x, a.input_rstd, dinput, dhidden, true, pass.stream);
 }
 

@@ -7,6 +7,7 @@
 
 #include "core/cancel.h"
 #include "cuda/model/activations.h"
+#include "cuda/model/beside.h"
 #include "cuda/model/device_weights.h"
 #include "cuda/model/weight_stage.h"
 #include "cuda/ops/attention.h"
@@ -31,6 +32,7 @@ struct DevicePass {
   WeightStage& stage;
   Gemm& gemm;
   cudaStream_t stream;
+  Beside& beside;  // of the backward
   const WorkBuffers& work;
   const LoraAdapter& adapter;  // its layout; values are on the device
   float* gradients;            // [adapter.size()], added to

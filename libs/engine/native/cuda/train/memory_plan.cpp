@@ -11,6 +11,8 @@
 namespace engine::cuda {
 namespace {
 
+constexpr std::int64_t kLibraryBytes = 2 * Gemm::workspace_bytes();  // of the products on the way and beside it
+
 constexpr std::int64_t kFewLossRows = 256, kManyLossRows = 1024;
 
 std::string mebibytes(std::int64_t bytes) {
@@ -84,7 +86,7 @@ MemoryUse measure(const RunShape& shape, const MemoryChoice& choice, std::int64_
   DeviceArena fixed, step;
   FixedMemory::take(fixed, shape);
   StepMemory::take(step, shape, choice, tokens);
-  return {fixed.peak(), step.peak(), Gemm::workspace_bytes(), pinned_bytes(shape, choice, tokens)};
+  return {fixed.peak(), step.peak(), kLibraryBytes, pinned_bytes(shape, choice, tokens)};
 }
 
 MemoryPlan plan_memory(const RunShape& shape, std::int64_t tokens, std::int64_t budget) {

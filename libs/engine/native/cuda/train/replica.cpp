@@ -71,6 +71,7 @@ void Replica::abandon() noexcept {
   try {
     use_device(device_);
     stream_.synchronize();
+    beside_.stream.synchronize();
     if (stage_) stage_->synchronize();
     if (copies_) copies_->synchronize();
     paced_ = marked_ = 0;
@@ -211,6 +212,7 @@ DevicePass Replica::make_pass(const StepInput& input, float dropout) {
                   .stage = *stage_,
                   .gemm = gemm_,
                   .stream = stream_,
+                  .beside = beside_,
                   .work = step_.work,
                   .adapter = adapter_,
                   .gradients = fixed_.gradients,

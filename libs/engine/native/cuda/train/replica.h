@@ -92,6 +92,7 @@ class Replica {
   FixedMemory fixed_;
   StepMemory step_;
   Gemm gemm_;
+  Beside beside_;
   std::unique_ptr<WeightStage> stage_;
   std::unique_ptr<InputCopies> copies_;
   RopeCache ropes_;
