@@ -27,9 +27,15 @@ std::vector<Case>& cases() {
 int failures_in_case = 0;
 
 bool selected(const Case& test, int argc, char** argv) {
+  // Arguments are parts of sentences, or file:PART for the tests of files whose path has that part. Any one selects.
+  constexpr std::string_view kFile = "file:";
   if (argc < 2) return true;
-  for (int i = 1; i < argc; ++i)
-    if (std::string_view(test.sentence).find(argv[i]) != std::string_view::npos) return true;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view part = argv[i];
+    if (part.starts_with(kFile) ? std::string_view(test.file).find(part.substr(kFile.size())) != std::string_view::npos
+                                : std::string_view(test.sentence).find(part) != std::string_view::npos)
+      return true;
+  }
   return false;
 }
 
