@@ -24,7 +24,6 @@
 #include "cuda/ops/glu.h"
 #include "cuda/ops/lora.h"
 #include "cuda/ops/nf4.h"
-#include "cuda/ops/nf4_gemv.h"
 #include "cuda/ops/qkv_post.h"
 #include "cuda/ops/reduce.h"
 #include "cuda/ops/rmsnorm.h"
@@ -155,12 +154,6 @@ void weights(Bench& bench, const Model& m) {
     const auto values = static_cast<double>(n * k);
     const View<bf16> out(scratch.data(), n, k, k + kTail);
     bench.row(std::string("nf4_dequantize ") + name, 2.516 * values, 0, [&] { nf4_dequantize(weight.view, out, bench.stream()); });
-    for (const std::int64_t rows : {1, 8, 32}) {
-      const auto x = Bench::random(rows * k);
-      const DeviceBuffer<bf16> y(rows * n);
-      bench.row(std::string("nf4_gemv ") + name + " rows " + std::to_string(rows), 0.516 * values, 2 * values * static_cast<double>(rows),
-                [&] { nf4_gemv(View<const bf16>(x.data(), rows, k), weight.view, nullptr, View<bf16>(y.data(), rows, n), bench.stream()); });
-    }
     const auto a = Bench::random_f32(kRank * k), b = Bench::random_f32(kRank * n);
     const LoraPart part{a.data(), b.data(), kRank, 1.0f, 0, n, 0};
     bench.row(std::string("lora_pack ") + name, static_cast<double>((4 * kRank + 2 * kTail) * (n + k)), 0,

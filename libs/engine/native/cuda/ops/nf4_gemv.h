@@ -29,7 +29,10 @@ struct GemvExtras {
   RowAdapters adapters{};         // with `low` as lora_rows_shrink made it of the same (normalized) x
   View<const bf16> low{};
   View<const bf16> residual{};    // like y, which it may be: y = bf16(residual + bf16(product))
+  void* workspace = nullptr;      // nf4_gemv_workspace(rows) bytes, for more than 4 rows
 };
+// Zeroed once before its first use; calls of one stream share it.
+std::int64_t nf4_gemv_workspace(std::int64_t rows);
 
 // x [rows, K], y [rows, Σ N_p].
 void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
@@ -37,12 +40,5 @@ void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, cons
 // y [rows, F] = act(x·gateᵀ) · (x·upᵀ), of weights {gate, up}, each [F, K], F a multiple of 8. gate and up are rounded to bf16 before, as if stored.
 // There is no residual; a bias is [gate | up].
 void nf4_gemv_gated(Activation act, View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
-
-// LoRA's term of the form below: low [rows, r] = scale · x·Aᵀ already scaled and rounded; b [N, r].
-struct GemvLowRank {
-  View<const bf16> low, b;
-};
-// One weight, at most 32 rows.
-void nf4_gemv(View<const bf16> x, const Matrix& weight, const bf16* bias, View<bf16> y, cudaStream_t stream, const GemvLowRank* low_rank = nullptr);
 
 }  // namespace engine::cuda

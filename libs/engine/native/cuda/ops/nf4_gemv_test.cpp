@@ -1,46 +1,162 @@
 #include "cuda/ops/nf4_gemv.h"
 
+#include <cmath>
+
+#include "cuda/ops/lora_rows_case.h"
 #include "cuda/ops/op_test.h"
 #include "ops/gemm.h"
+#include "ops/glu.h"
 #include "ops/linear.h"
+#include "ops/rmsnorm.h"
 
 namespace engine::cuda {
 namespace {
 
 using namespace test;
 using engine::test::make_weight;
+using engine::test::OwnedWeight;
 using engine::test::WeightKind;
 
-TEST("products of few rows with NF4 weights are the CPU's, with a bias and an adapter") {
-  const std::int64_t cases[][3] = {{1, 1, 64}, {1, 63, 128}, {3, 65, 1088}, {8, 40, 320}, {9, 33, 64}, {17, 48, 192}, {32, 16, 4160}};
+// Some weights of the same K, and x·Wᵀ of all of them by the CPU.
+struct Stack {
+  std::vector<OwnedWeight> host;
+  std::vector<DeviceWeight> device;
+  std::int64_t outputs = 0, depth;
+  GemvWeights views{};
+
+  Stack(WeightKind kind, std::initializer_list<std::int64_t> rows, std::int64_t k) : depth(k) {
+    for (const std::int64_t n : rows) {
+      host.push_back(make_weight(kind, n, k, 3 + static_cast<std::uint64_t>(n)));
+      device.emplace_back(host.back());
+      outputs += n;
+    }
+    for (std::size_t i = 0; i < device.size(); ++i) views[i] = device[i].view;
+  }
+
+  std::vector<float> product(const std::vector<float>& x, std::int64_t b) const {
+    std::vector<float> y(static_cast<std::size_t>(b * outputs));
+    std::int64_t first = 0;
+    for (const OwnedWeight& w : host) {
+      linear(cpu(), rows(x, b, depth), w.view, nullptr, Rows(y.data() + first, b, w.view.rows, outputs));
+      first += w.view.rows;
+    }
+    return y;
+  }
+};
+
+// Poisoned but for the counters at its beginning, which a call leaves as zeros.
+class Workspace {
+ public:
+  explicit Workspace(std::int64_t rows) : memory_(nf4_gemv_workspace(rows)) { fill_bytes(memory_.data(), 0, std::min(memory_.bytes(), kCounters), stream()); }
+  void* data() const { return memory_.data(); }
+
+ private:
+  static constexpr std::int64_t kCounters = 4 * 4096;
+  DeviceMemory memory_;
+};
+
+std::vector<float> rounded(std::vector<float> values) {
+  for (float& v : values) v = round_to_bf16(v);
+  return values;
+}
+
+TEST("products of few rows with NF4 weights are the CPU's") {
+  struct Case {
+    std::int64_t b;
+    std::initializer_list<std::int64_t> n;
+    std::int64_t k;
+  };
+  const Case cases[] = {{1, {1}, 64},           {1, {63}, 192},        {1, {100, 17, 16}, 1088}, {2, {65}, 1088}, {3, {130}, 320}, {4, {40, 24}, 640},
+                        {5, {33}, 64},          {8, {300, 20}, 1088},  {9, {17, 16, 8}, 320},    {17, {48}, 192}, {33, {129}, 128}, {64, {16}, 4160}};
   for (const WeightKind kind : {WeightKind::nf4, WeightKind::nf4_double})
-    for (const auto& [b, n, k] : cases) {
-      const auto host = make_weight(kind, n, k, 3);
-      const DeviceWeight weight(host);
-      const auto x = random_bf16(b * k, 1), bias = random_bf16(n, 2), low = random_bf16(b * 16, 4), up = random_bf16(n * 16, 5);
-      std::vector<float> y(static_cast<std::size_t>(b * n));
-      linear(cpu_bf16(), rows(x, b, k), host.view, bias.data(), rows(y, b, n));
-      const DeviceRows device_x(x, b, k, 8), device_bias(bias, 1, n), out(b, n), adapted(b, n, 8), device_low(low, b, 16), device_up(up, n, 16);
-      nf4_gemv(device_x.view(), weight.view, device_bias.view().data, out.view(), stream());
-      CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows, ", n, "x", k);
-      const GemvLowRank term{device_low.view(), device_up.view()};
-      nf4_gemv(device_x.view(), weight.view, device_bias.view().data, adapted.view(), stream(), &term);
-      engine::gemm_nt(cpu(), rows(low, b, 16), rows(up, n, 16), rows(y, b, n), 1.0f, true);
-      CHECK_ERROR(relative_error(adapted.read(), y), kRounding, b, " rows, ", n, "x", k);
+    for (const Case& c : cases) {
+      const Stack w(kind, c.n, c.k);
+      const auto x = random_bf16(c.b * c.k, 1), residual = random_bf16(c.b * w.outputs, 2), bias = random_bf16(w.outputs, 4);
+      auto y = w.product(x, c.b);
+      const DeviceRows device_x(x, c.b, c.k, 8), out(c.b, w.outputs, 8), device_residual(residual, c.b, w.outputs), device_bias(bias, 1, w.outputs);
+      const Workspace workspace(c.b);
+      nf4_gemv(device_x.view(), w.views, out.view(), {.workspace = workspace.data()}, stream());
+      CHECK_ERROR(relative_error(out.read(), y), kRounding, c.b, " rows, ", w.outputs, "x", c.k);
+      for (std::size_t i = 0; i < y.size(); ++i) y[i] = round_to_bf16(y[i] + bias[i % static_cast<std::size_t>(w.outputs)]) + residual[i];
+      nf4_gemv(device_x.view(), w.views, device_residual.view(), {.bias = device_bias.view().data, .residual = device_residual.view(), .workspace = workspace.data()}, stream());
+      CHECK_ERROR(relative_error(device_residual.read(), y), kRounding, c.b, " rows, ", w.outputs, "x", c.k, " onto a residual");
     }
 }
 
-TEST("a row's result does not depend on how many rows there are") {
-  const std::int64_t n = 40, k = 640;
-  const DeviceWeight weight(make_weight(WeightKind::nf4_double, n, k, 3));
-  const DeviceRows x(random_bf16(32 * k, 1), 32, k), all(32, n), one(1, n);
-  nf4_gemv(x.view(), weight.view, nullptr, all.view(), stream());
-  const auto together = all.read();
-  for (const std::int64_t row : {0, 7, 8, 31}) {
-    nf4_gemv(x.view().row_range(row, 1), weight.view, nullptr, one.view(), stream());
-    const auto alone = one.read();
-    CHECK(std::equal(alone.begin(), alone.end(), together.begin() + row * n));
+TEST("gated products of few rows are the CPU's") {
+  const std::int64_t cases[][3] = {{1, 8, 64}, {1, 136, 192}, {4, 48, 320}, {6, 72, 192}, {20, 24, 128}, {64, 8, 64}};
+  for (const Activation act : {Activation::silu, Activation::gelu_tanh})
+    for (const auto& [b, n, k] : cases) {
+      const Stack w(WeightKind::nf4_double, {n, n}, k);
+      const auto x = random_bf16(b * k, 1, 2.0f);
+      const auto both = rounded(w.product(x, b));
+      std::vector<float> y(static_cast<std::size_t>(b * n));
+      glu_forward(cpu(), act, ConstRows(both.data(), b, n, 2 * n), ConstRows(both.data() + n, b, n, 2 * n), rows(y, b, n));
+      const DeviceRows device_x(x, b, k, 8), out(b, n, 8);
+      const Workspace workspace(b);
+      nf4_gemv_gated(act, device_x.view(), w.views, out.view(), {.workspace = workspace.data()}, stream());
+      CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows, ", n, "x", k);
+    }
+}
+
+TEST("products normalize their rows on the way in, and add what each row's adapter says") {
+  const std::int64_t k = 320, outputs = 100 + 17 + 16, ranks = 24;
+  const Stack w(WeightKind::nf4_double, {100, 17, 16}, k);
+  const auto norm_weight = random_values(k, 9);
+  const DeviceBuffer<float> device_norm(norm_weight);
+  for (const std::int64_t b : {1, 2, 4, 7, 33}) {
+    const auto x = random_bf16(b * k, 1, 3.0f);
+    std::vector<float> normed(x.size());
+    const bool folds = b <= kGemvNormRows;
+    if (folds)
+      engine::rmsnorm_forward(cpu(), engine::RmsNorm{norm_weight.data(), k, 1e-6f, 1.0f}, rows(x, b, k), rows(normed, b, k), nullptr);
+    else
+      normed = x;
+    normed = rounded(normed);
+    auto y = w.product(normed, b);
+    const AdapterCase adapters(b, k, {100, 17, 16}, ranks);
+    adapters.add(normed, y);
+    const RmsNorm norm{folds ? device_norm.data() : nullptr, 1e-6f, 1.0f};
+    const DeviceRows device_x(x, b, k, 8), out(b, outputs), low(b, 3 * ranks);
+    lora_rows_shrink(device_x.view(), norm, adapters.view(), low.view(), stream());
+    const Workspace workspace(b);
+    GemvExtras extras{.norm = norm, .workspace = workspace.data()};
+    extras.adapters = adapters.view();
+    extras.low = low.view();
+    nf4_gemv(device_x.view(), w.views, out.view(), extras, stream());
+    CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows");
   }
+}
+
+TEST("a row's result does not depend on how many rows there are, up to 4 and from 5 on") {
+  const std::int64_t n = 40, k = 640;
+  const Stack w(WeightKind::nf4_double, {n}, k);
+  const DeviceRows x(random_bf16(64 * k, 1), 64, k);
+  for (const auto& [least, most] : {std::pair<std::int64_t, std::int64_t>{1, 4}, {5, 64}}) {
+    const DeviceRows all(most, n);
+    const Workspace workspace(most);
+    nf4_gemv(x.view().row_range(0, most), w.views, all.view(), {.workspace = workspace.data()}, stream());
+    const auto together = all.read();
+    for (std::int64_t count = least; count < most; count = 2 * count - 1 + (count == 1 ? 1 : 0)) {
+      const DeviceRows some(count, n);
+      nf4_gemv(x.view().row_range(most - count, count), w.views, some.view(), {.workspace = workspace.data()}, stream());
+      const auto alone = some.read();
+      CHECK(std::equal(alone.begin(), alone.end(), together.end() - count * n));
+    }
+  }
+}
+
+TEST("an activation beyond fp16 shows in the result") {
+  const Stack w(WeightKind::nf4_double, {16}, 64);
+  std::vector<float> x(64, 0.0f);
+  x[5] = 0x1p21f;
+  const DeviceRows device_x(x, 1, 64), out(1, 16);
+  nf4_gemv(device_x.view(), w.views, out.view(), {}, stream());
+  for (const float value : out.read()) CHECK(!std::isfinite(value));
+  x[5] = 0x1p19f;
+  const DeviceRows in_range(x, 1, 64);
+  nf4_gemv(in_range.view(), w.views, out.view(), {}, stream());
+  CHECK_ERROR(relative_error(out.read(), w.product(x, 1)), kRounding, "in range");
 }
 
 }  // namespace

@@ -82,6 +82,61 @@ ENGINE_DEVICE float quiet_nan() {
 #endif
 }
 
+// The same in fp16: two values rounded to nearest even, `low` in the low half; beyond ±65504 infinite.
+ENGINE_DEVICE std::uint32_t pack_f16(float low, float high) {
+#ifdef ENGINE_CUDA_EMULATED
+  return std::uint32_t{to_f16(low).bits} | (std::uint32_t{to_f16(high).bits} << 16);
+#else
+  std::uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#endif
+}
+
+// Byte i of the result is byte (selector >> 4·i) & 7 of {a, b}, a's first.
+ENGINE_DEVICE std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
+#ifdef ENGINE_CUDA_EMULATED
+  const std::uint64_t both = a | (std::uint64_t{b} << 32);
+  std::uint32_t result = 0;
+  for (unsigned i = 0; i < 4; ++i) result |= static_cast<std::uint32_t>((both >> (8 * ((selector >> (4 * i)) & 7u))) & 0xffu) << (8 * i);
+  return result;
+#else
+  return __byte_perm(a, b, selector);
+#endif
+}
+
+// ---- between kernels of a stream (launch_chained)
+
+// Returns when everything that was given to the stream before this kernel is done and can be seen. A kernel that is started by launch_chained begins
+// earlier: before this it reads only what no kernel writes, and writes nothing but its own shared memory. Every thread calls it, once.
+ENGINE_DEVICE void wait_for_previous() {
+#if !defined(ENGINE_CUDA_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// The next kernel of the stream may begin, when it is chained, as soon as all blocks have said so and there is room.
+ENGINE_DEVICE void allow_next() {
+#if !defined(ENGINE_CUDA_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Adds one to a counter in global memory and returns what it was. What this block wrote before a barrier that precedes the call is seen by whoever
+// sees the new value and calls acquire().
+ENGINE_DEVICE unsigned count_arrival(unsigned* counter) {
+#ifdef ENGINE_CUDA_EMULATED
+  return (*counter)++;
+#else
+  __threadfence();
+  return atomicAdd(counter, 1u);
+#endif
+}
+ENGINE_DEVICE void acquire() {
+#ifndef ENGINE_CUDA_EMULATED
+  __threadfence();
+#endif
+}
+
 // ---- lanes of a warp (warp)
 
 ENGINE_DEVICE unsigned lane_id() {
@@ -263,6 +318,7 @@ ENGINE_DEVICE void load_matrix4(std::uint32_t (&r)[4], const void* row) {
 namespace emulation {
 // D = A·B of one warp: slots hold a lane's a[4] and b[2], results its four products.
 void multiply_fragments(const std::byte* slots, std::byte* results);
+void multiply_fragments_f16(const std::byte* slots, std::byte* results);
 }  // namespace emulation
 #endif
 
@@ -277,6 +333,22 @@ ENGINE_DEVICE void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t
   for (int i = 0; i < 4; ++i) c[i] += d[i];
 #else
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// The same with fp16 operands.
+ENGINE_DEVICE void mma_f16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+#ifdef ENGINE_CUDA_EMULATED
+  const std::uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const unsigned lane = emulation::lane_number;
+  const std::byte* results = emulation::meet(emulation::Together::multiply, mine, sizeof mine, emulation::multiply_fragments_f16);
+  float d[4];
+  std::memcpy(d, results + lane * emulation::kSlotBytes, sizeof d);
+  for (int i = 0; i < 4; ++i) c[i] += d[i];
+#else
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif

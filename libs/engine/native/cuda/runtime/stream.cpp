@@ -94,19 +94,34 @@ DeviceInfo device_info(int device) {
 
 void use_device(int device) { CUDA_CHECK(cudaSetDevice(device)); }
 
-int multiprocessors() {
-  constexpr int kMostDevices = 64;
-  static std::array<std::atomic<int>, kMostDevices> known{};
+namespace {
+
+// An attribute of the current device, read once for each device and kept in `known`, zero meaning unread.
+constexpr int kMostDevices = 64;
+using Known = std::array<std::atomic<int>, kMostDevices>;
+int attribute(cudaDeviceAttr which, Known& known) {
   int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
   require(Code::unsupported, device < kMostDevices, "device number ", device, " is above ", kMostDevices - 1);
-  auto& count = known[static_cast<std::size_t>(device)];
-  if (count.load() == 0) {
+  auto& value = known[static_cast<std::size_t>(device)];
+  if (value.load() == 0) {
     int read = 0;
-    CUDA_CHECK(cudaDeviceGetAttribute(&read, cudaDevAttrMultiProcessorCount, device));
-    count.store(read);
+    CUDA_CHECK(cudaDeviceGetAttribute(&read, which, device));
+    value.store(read);
   }
-  return count.load();
+  return value.load();
+}
+
+}  // namespace
+
+int multiprocessors() {
+  static Known known{};
+  return attribute(cudaDevAttrMultiProcessorCount, known);
+}
+
+bool can_chain() {
+  static Known known{};
+  return attribute(cudaDevAttrComputeCapabilityMajor, known) >= 9;
 }
 
 }  // namespace engine::cuda

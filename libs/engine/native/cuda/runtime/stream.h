@@ -82,5 +82,7 @@ DeviceInfo device_info(int device);
 void use_device(int device);
 // Multiprocessors of the current device, read once for each device.
 int multiprocessors();
+// Whether the current device can begin a kernel before the previous one has ended (compute capability 9.0; launch.h).
+bool can_chain();
 
 }  // namespace engine::cuda

@@ -1,0 +1,158 @@
+// nf4_products.h: what the two kernels of nf4_gemv.h share: where a tile's weights lie, how codes become operands, and what is done with a sum.
+//   A tile is 16 weight rows: the A operand of mma.m16n8k16, with rows of x as columns of B. In a block of 64 values (one scale) lane (g, t) of a warp holds
+//   the 16 codes 16t … of rows g and g + 8: which k an operand's place means is free, as long as A and B agree.
+//   A code byte becomes its two fp16 values by a table of 256 pairs in shared memory. Entry e, for lane l, lies at 256·e + 4·l: every lane reads from a bank
+//   of its own, and one byte permutation makes the address. The other half of each 256 bytes is free for other use.
+#pragma once
+
+#include "cuda/ops/nf4_decode.h"
+#include "cuda/ops/nf4_gemv.h"
+#include "cuda/runtime/ptx.h"
+
+namespace engine::cuda::nf4 {
+
+inline constexpr int kTile = 16;
+inline constexpr int kBlock = 64;          // values of one scale
+inline constexpr int kTableBytes = 65536;
+inline constexpr float kRange = 0x1p4f;    // x is held as fp16 of x / kRange
+
+struct Products {
+  View<const bf16> x;
+  DeviceNf4 weight[3];
+  std::int32_t first[4];  // the output where each weight begins, and their end
+  RmsNorm norm;
+  const bf16* bias;
+  View<const bf16> low;
+  RowAdapters adapters;
+  View<const bf16> residual;
+  View<bf16> y;
+  NfBook book;
+  bool gelu;  // of a gated product
+  unsigned* arrivals;   // of split sums
+  float* partials;
+};
+
+// Row r of a tile is row `row` of weight[part]; beyond the last, {-1, 0}.
+struct TileRow {
+  int part, row;
+};
+// A gated tile holds 8 rows of gate (weight 0), and the same 8 of up (weight 1).
+template <bool kGated>
+ENGINE_DEVICE TileRow tile_row(const Products& p, int tile, int r) {
+  if (kGated) {
+    const int row = 8 * tile + r % 8;
+    if (row >= p.first[1]) return {-1, 0};
+    return {r / 8, row};
+  }
+  const int output = kTile * tile + r;
+  if (output >= p.first[3]) return {-1, 0};
+  const int part = output < p.first[1] ? 0 : output < p.first[2] ? 1 : 2;
+  return {part, output - p.first[part]};
+}
+
+// All threads of the block fill the table.
+ENGINE_DEVICE void fill_table(unsigned char* table, const NfBook& book) {
+  for (unsigned i = threadIdx.x; i < 256 * 8; i += blockDim.x) {
+    const unsigned entry = i / 8;
+    const std::uint32_t pair = pack_f16(book.value[entry >> 4], book.value[entry & 15]);
+    store16(table + 256 * entry + 16 * (i % 8), {pair, pair, pair, pair});
+  }
+}
+
+// The pair of byte `i` of a word of codes; `lane4` is four times the lane.
+ENGINE_DEVICE std::uint32_t decode(const unsigned char* table, std::uint32_t word, int i, std::uint32_t lane4) {
+  return *reinterpret_cast<const std::uint32_t*>(table + permute_bytes(word, lane4, 0x5504u + 16u * static_cast<unsigned>(i)));
+}
+
+// A weight row's scales.   scale[block] = map[code[block]] · absmax[(first + block) >> shift] + offset
+// Plain scales have a map of ones, any bytes for codes, and no offset, which changes nothing.
+struct RowScales {
+  const std::uint8_t* codes;
+  const float* absmax;
+  int first, shift;
+  unsigned map;  // where the weight's map begins in `maps`
+  float offset;
+};
+ENGINE_DEVICE RowScales row_scales(const DeviceNf4& w, int part, int first) {
+  const bool plain = w.absmax != nullptr;
+  return {(plain ? w.codes : w.scale_codes) + (plain ? 0 : first), plain ? w.absmax : w.nested_absmax, first, plain ? 0 : 8, 256u * static_cast<unsigned>(part),
+          plain ? 0.0f : w.offset};
+}
+// All threads of the block fill maps [3 · 256].
+ENGINE_DEVICE void copy_maps(const Products& p, float* maps) {
+  for (unsigned i = threadIdx.x; i < 3 * 256; i += blockDim.x) {
+    const float* map = p.weight[i / 256].nested_map;
+    maps[i] = map != nullptr ? map[i % 256] : 1.0f;
+  }
+}
+// What a scale is made from, so that it can be loaded long before it is used.
+struct ScaleParts {
+  float absmax;
+  std::uint32_t code;
+};
+ENGINE_DEVICE ScaleParts load_scale(const RowScales& row, int block) { return {row.absmax[(row.first + block) >> row.shift], row.codes[block]}; }
+ENGINE_DEVICE float scale_of(const RowScales& row, const ScaleParts& s, const float* maps) { return maps[row.map + s.code] * s.absmax + row.offset; }
+
+// Eight values of x as fp16 of x / kRange.
+ENGINE_DEVICE uint4 to_operand(const float (&v)[8]) {
+  constexpr float s = 1.0f / kRange;
+  return {pack_f16(v[0] * s, v[1] * s), pack_f16(v[2] * s, v[3] * s), pack_f16(v[4] * s, v[5] * s), pack_f16(v[6] * s, v[7] * s)};
+}
+
+// Σ_j low[row, part's j] · B[n, j] of the row's adapter.
+ENGINE_DEVICE float low_rank_term(const Products& p, std::int64_t row, int part, std::int64_t n) {
+  if (p.adapters.entries == nullptr) return 0.0f;
+  const std::int32_t adapter = p.adapters.adapter[row];
+  if (adapter < 0) return 0.0f;
+  const LoraEntry entry = p.adapters.entries[adapter * p.adapters.parts + part];
+  const bf16* low = p.low.row(row) + part * p.adapters.ranks;
+  const bf16* b = entry.b + n * entry.rank;
+  float sum = 0;
+  for (int j = 0; j < entry.rank; j += 8) {
+    float u[8], v[8];
+    widen8(load16(low + j), u);
+    widen8(load16(b + j), v);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum = fmaf(u[i], v[i], sum);
+  }
+  return sum;
+}
+
+// The product itself: of x, from the sum of operands' products.
+ENGINE_DEVICE float product(const Products& p, float sum, std::int64_t row, int part, int n) {
+  const int output = p.first[part] + n;
+  float value = sum * kRange;
+  if (p.bias != nullptr) value += widen(p.bias[output]);
+  return value + low_rank_term(p, row, part, n);
+}
+
+ENGINE_DEVICE float activate(float x, bool gelu) {
+  if (!gelu) return x / (1.0f + exp_fast(-x));
+  constexpr float kRoot = 0.7978845608028654f, kCubic = 0.044715f;  // x/2 (1 + tanh u) = x σ(2u)
+  return x / (1.0f + exp_fast(-2.0f * kRoot * (x + kCubic * x * x * x)));
+}
+
+// Writes y[row, …] of row `r` of a tile from its sum; of a gated tile r < 8 and `up` is the sum of row r + 8.
+template <bool kGated>
+ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, float sum, float up) {
+  const TileRow at = tile_row<kGated>(p, tile, r);
+  if (at.part < 0 || row >= p.y.rows) return;
+  float value = product(p, sum, row, at.part, at.row);
+  if (kGated) {
+    const float gate = widen(narrow(value));
+    value = activate(gate, p.gelu) * widen(narrow(product(p, up, row, 1, at.row)));
+    p.y.row(row)[at.row] = narrow(value);
+    return;
+  }
+  const int output = p.first[at.part] + at.row;
+  if (p.residual.data != nullptr) value = widen(p.residual.row(row)[output]) + widen(narrow(value));
+  p.y.row(row)[output] = narrow(value);
+}
+
+// 5 to 64 rows (nf4_gemv_rows.cu), and fewer where x does not fit into shared memory. Its workspace: counters of kMostGroups groups of outputs, which are
+// zero before and after, then the partial sums.
+inline constexpr std::int64_t kMostGroups = 4096;
+std::int64_t partials_bytes(std::int64_t rows);
+void multiply_rows(const Products& p, bool gated, cudaStream_t stream);
+
+}  // namespace engine::cuda::nf4
