@@ -55,15 +55,33 @@ Napi::Value finish_to_js(Napi::Env env, Finish finish) {
   return env.Null();
 }
 
+// 2^32 − 1 is none; from 2^31 on it is what opens a bracket.
+std::int32_t read_next(std::uint32_t next) {
+  constexpr std::uint32_t kOpens = std::uint32_t{1} << 31;
+  if (next == std::numeric_limits<std::uint32_t>::max()) return ByteAutomaton::kDead;
+  return (next & kOpens) != 0 ? ByteAutomaton::opening(static_cast<std::int32_t>(next & ~kOpens)) : static_cast<std::int32_t>(next);
+}
+
+std::vector<std::int32_t> read_int32s(Napi::Value value, const char* name) {
+  const std::vector<std::uint32_t> list = read_uint32s(value, name);
+  return {list.begin(), list.end()};
+}
+
 ByteAutomaton read_automaton(Napi::Value value) {
   const auto object = read_object(value, "automaton");
-  const std::vector<std::uint32_t> next = read_uint32s(object.Get("next"), "next");
   ByteAutomaton automaton;
   automaton.class_of = read_bytes(object.Get("classOf"), "classOf");
   automaton.classes = read_integer(object.Get("classes"), "classes", 1, 256);
-  automaton.next.reserve(next.size());
-  for (const std::uint32_t state : next) automaton.next.push_back(state == std::numeric_limits<std::uint32_t>::max() ? ByteAutomaton::kDead : static_cast<std::int32_t>(state));
+  for (const std::uint32_t next : read_uint32s(object.Get("next"), "next")) automaton.next.push_back(read_next(next));
   automaton.accepting = read_bytes(object.Get("accepting"), "accepting");
+  const Napi::Value stack_value = object.Get("stack");
+  if (is_absent(stack_value)) return automaton;
+  const auto stack = read_object(stack_value, "stack");
+  automaton.outcomes = read_int32s(stack.Get("outcomes"), "outcomes");
+  automaton.heights = read_int32s(stack.Get("heights"), "heights");
+  const std::vector<std::int32_t> returns = read_int32s(stack.Get("returns"), "returns");
+  require(returns.size() % 3 == 0, "returns has ", returns.size(), " numbers; three make one");
+  for (std::size_t i = 0; i < returns.size(); i += 3) automaton.returns.push_back({returns[i], returns[i + 1], returns[i + 2]});
   return automaton;
 }
 

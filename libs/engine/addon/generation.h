@@ -7,7 +7,8 @@ namespace engine::addon {
 
 // (bytes, offsets) -> promise of a vocabulary: token t is bytes[offsets[t], offsets[t + 1]).
 Napi::Value create_vocabulary(const Napi::CallbackInfo& info);
-// (vocabulary, {classOf, classes, next, accepting}) -> constraint; 2^32 − 1 in `next` is no state.
+// (vocabulary, {classOf, classes, next, accepting, stack?: {outcomes, heights, returns}}) -> constraint; 2^32 − 1 in `next` and `outcomes` is none, and from
+// 2^31 on `next` opens a bracket.
 Napi::Value create_constraint(const Napi::CallbackInfo& info);
 
 // (model, tokens, adapter | null, sampling, {generated, scored, constraint | null, priority, prefixScope | null}, onSteps) -> request number.   onSteps(steps: GenerateStep[], ended: boolean, error | null): steps that

@@ -3,6 +3,9 @@ import { EngineError, toEngineError } from './errors.ts';
 import { type ConstraintHandle, native } from './native.ts';
 import type { Constraint, Vocabulary } from './types.ts';
 
+/** Brackets that an automaton may have open at once; as in infer/constraint.h. */
+export const maxAutomatonDepth = 128;
+
 const handles = new WeakMap<Constraint, ConstraintHandle>();
 
 /**
@@ -18,7 +21,7 @@ export async function createVocabulary(tokens: readonly Uint8Array[]): Promise<V
   return {
     createConstraint(automaton) {
       try {
-        const handle = native.createConstraint(vocabulary, automaton);
+        const handle = native.createConstraint(vocabulary, { ...automaton, stack: automaton.stack ?? null });
         const constraint: Constraint = { close: () => call(undefined, () => native.close(handle)) };
         handles.set(constraint, handle);
         return constraint;

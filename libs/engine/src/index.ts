@@ -1,4 +1,4 @@
-export { createVocabulary } from './constraint.ts';
+export { createVocabulary, maxAutomatonDepth } from './constraint.ts';
 export { engineVersion, listDevices, loadModel, planTraining } from './engine.ts';
 export { EngineError, type EngineErrorCode } from './errors.ts';
 export {

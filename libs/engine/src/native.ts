@@ -161,7 +161,10 @@ export type Native = {
   ): Promise<Float32Array>;
 
   createVocabulary(bytes: Uint8Array, offsets: Uint32Array): Promise<VocabularyHandle>;
-  createConstraint(vocabulary: VocabularyHandle, automaton: ByteAutomaton): ConstraintHandle;
+  createConstraint(
+    vocabulary: VocabularyHandle,
+    automaton: Omit<ByteAutomaton, 'stack'> & { stack: NonNullable<ByteAutomaton['stack']> | null },
+  ): ConstraintHandle;
   generate(
     model: ModelHandle,
     tokens: Uint32Array,

@@ -336,15 +336,23 @@ export type Sampling = {
   logprobs?: number | undefined;
 };
 
-/** A deterministic automaton over bytes; state 0 is the start. */
+/** A deterministic automaton over bytes, with a stack where texts nest; state 0 is the start. */
 export type ByteAutomaton = {
   /** [256]: the class of each byte, below `classes`. */
   classOf: Uint8Array;
   classes: number;
-  /** [states · classes]: the state after a byte of that class; 2^32 − 1: none. */
+  /** [states · classes]: the state after a byte of that class; 2^32 − 1: none; 2^31 + s: s, after putting this state on the stack. */
   next: Uint32Array;
-  /** [states]: 1 where a text may end. */
+  /** [states]: 1 where a text may end, with nothing on the stack. */
   accepting: Uint8Array;
+  stack?: {
+    /** [states]: how the innermost bracket's content ended, where it ends with arriving here; 2^32 − 1: it does not. */
+    outcomes: Uint32Array;
+    /** [states]: how many brackets at least must still be open at once before the innermost can end. */
+    heights: Uint32Array;
+    /** Threes of numbers, sorted: what is taken off the stack, how the content ended, the state to go on in. */
+    returns: Uint32Array;
+  };
 };
 
 /** The bytes behind a model's tokens, prepared for constraints. */

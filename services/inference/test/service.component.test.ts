@@ -271,6 +271,30 @@ describe('a request', () => {
     await small.process.stop();
   });
 
+  test('answers in texts of a schema that refers to itself, and refuses one that it cannot keep to by its keyword', async () => {
+    const asked = (schema: object, seed: number) => ({
+      ...ask(),
+      sampling: { maxTokens: 300, temperature: 1, seed },
+      constraint: { rule: { $case: 'jsonSchema' as const, value: JSON.stringify(schema) } },
+    });
+    const isTree = (value: unknown): boolean =>
+      Array.isArray(value) && value.length <= 2 && value.every((item) => item === null || isTree(item));
+    let finished = 0;
+    for (let seed = 1; seed <= 12; seed += 1) {
+      const tree = { type: 'array', maxItems: 2, items: { anyOf: [{ type: 'null' }, { $ref: '#' }] } };
+      const { choices } = await server.answers.complete(asked(tree, seed));
+      if (choices[0]!.finished!.reason === Reason.LENGTH) continue;
+      finished += 1;
+      expect([choices[0]!.answer, isTree(JSON.parse(choices[0]!.answer))]).toEqual([choices[0]!.answer, true]);
+    }
+    expect(finished).toBeGreaterThan(3);
+    await expect(server.answers.complete(asked({ type: 'object', minProperties: 1 }, 1))).rejects.toMatchObject({
+      code: 'invalid_argument',
+      reason: 'CONSTRAINT_INVALID',
+      message: expect.stringContaining('#/minProperties'),
+    });
+  });
+
   test.each([
     ['no input', { input: undefined }, 'input'],
     ['no ids', { input: tokens([]) }, 'input'],

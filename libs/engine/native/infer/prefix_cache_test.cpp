@@ -152,6 +152,7 @@ TEST("100,000 requests cancelled at random times, with shared beginnings, priori
     request.tokens = prompts[below(40)];
     request.sampling.max_tokens = 1 + below(60);
     request.priority = static_cast<Priority>(below(3));
+    if (below(4) == 0) request.scored = below(static_cast<std::uint32_t>(request.tokens.size()));
     if (below(4) != 0) request.scope = scope_of(static_cast<std::uint8_t>(below(3)));
     open.add();
     live.push_back(generator.submit(std::move(request), {[&](const GeneratedToken&) { ++tokens; }, [&](const Error*) { open.end(); }}));

@@ -65,13 +65,13 @@ bool TokenSampler::stops_at(std::uint32_t token) const { return std::ranges::fin
 bool TokenSampler::fits(std::uint32_t token) const {
   const Constraint* constraint = sampling_.constraint.get();
   if (constraint == nullptr) return true;
-  return stops_at(token) ? constraint->accepting(state_) : constraint->advance(state_, token) != ByteAutomaton::kDead;
+  return stops_at(token) ? constraint->accepting(place_) : constraint->advance(place_, token).has_value();
 }
 
 void TokenSampler::mask(std::span<float> logits) const {
   const Constraint& constraint = *sampling_.constraint;
-  const auto allowed = constraint.allowed(state_);
-  const bool may_end = constraint.accepting(state_);
+  const auto allowed = constraint.allowed(place_);
+  const bool may_end = constraint.accepting(place_);
   std::vector<std::pair<std::uint32_t, float>> ends;  // few; a stop token may also spell text
   if (may_end)
     for (const std::uint32_t token : sampling_.stop_token_ids) ends.emplace_back(token, logits[token]);
@@ -105,8 +105,9 @@ Finish TokenSampler::accept(std::uint32_t token) {
   if (penalizes_) ++seen_[token];
   if (stops_at(token)) return Finish::stop;
   if (sampling_.constraint != nullptr) {
-    state_ = sampling_.constraint->advance(state_, token);
-    if (state_ == ByteAutomaton::kDead || sampling_.constraint->complete(state_)) return Finish::complete;
+    auto place = sampling_.constraint->advance(std::move(place_), token);
+    if (!place || sampling_.constraint->complete(*place)) return Finish::complete;
+    place_ = *std::move(place);
   }
   return generated_ >= sampling_.max_tokens ? Finish::length : Finish::none;
 }

@@ -82,7 +82,7 @@ class TokenSampler {
   bool penalizes_;                                        // any penalty is set
   std::unordered_map<std::uint32_t, std::int64_t> seen_;  // token → times in the output, 0 for those of the prompt alone; kept only for penalties
   std::int64_t generated_ = 0;
-  std::int32_t state_ = 0;  // of the constraint
+  ConstraintPlace place_;  // in the constraint
   std::vector<float> row_;  // scratch
 };
 

@@ -1,6 +1,6 @@
 import { parentPort } from 'node:worker_threads';
 import { toFailure } from '@medmesh/errors';
-import { compilePattern } from './automaton.ts';
+import { compileGrammar } from './automaton.ts';
 import { parseConstraint, type Rule } from './parse-constraint.ts';
 import { literal, repeat, sequence } from './pattern.ts';
 
@@ -11,9 +11,9 @@ export type CompileTask = { id: number; rule: Rule; afterReasoning: boolean };
 
 parentPort?.on('message', ({ id, rule, afterReasoning }: CompileTask) => {
   try {
-    const pattern = parseConstraint(rule);
+    const { pattern, rules } = parseConstraint(rule);
     const whole = afterReasoning ? sequence(repeat(literal('\n'), 0, maxLineFeeds), pattern) : pattern;
-    parentPort?.postMessage({ id, automaton: compilePattern(whole, 'the constraint') });
+    parentPort?.postMessage({ id, automaton: compileGrammar({ pattern: whole, rules }, 'the constraint') });
   } catch (error) {
     const failure = toFailure(error);
     parentPort?.postMessage({ id, refused: failure.code === 'invalid_argument' ? failure.message : undefined });

@@ -1,12 +1,13 @@
+import { maxAutomatonDepth } from '@medmesh/engine';
 import fc from 'fast-check';
 import { afterAll, describe, expect, test } from 'vitest';
-import { accepts, compilePattern } from './automaton.ts';
+import { accepts, compileGrammar } from './automaton.ts';
 import { createConstraintCompiler } from './compiler.ts';
 import { parseConstraint } from './parse-constraint.ts';
 
-const regex = (source: string) => compilePattern(parseConstraint({ $case: 'regex', value: source }), 'regex');
+const regex = (source: string) => compileGrammar(parseConstraint({ $case: 'regex', value: source }), 'regex');
 const schema = (value: unknown) =>
-  compilePattern(parseConstraint({ $case: 'jsonSchema', value: JSON.stringify(value) }), 'json_schema');
+  compileGrammar(parseConstraint({ $case: 'jsonSchema', value: JSON.stringify(value) }), 'json_schema');
 
 describe('a regular expression', () => {
   const sources = [
@@ -151,11 +152,20 @@ describe('a JSON schema', () => {
     expect(accepts(automaton, '{"a":1"b":1}')).toBe(false);
   });
 
-  test('a value of no given shape is any JSON of bounded depth', () => {
+  test('a value of no given shape is any JSON, and nothing else', () => {
     const automaton = schema({ type: 'object' });
     const json = fc
-      .json({ depthSize: 'small', maxDepth: 3, stringUnit: 'grapheme' })
+      .json({ depthSize: 'medium', maxDepth: 12, stringUnit: 'grapheme' })
       .map((text) => `{"v":${JSON.stringify(JSON.parse(text))}}`);
+    const broken = fc
+      .tuple(json, fc.nat(), fc.constantFrom('', '}', ']', '{', '"', ','))
+      .map(([text, at, put]) => text.slice(0, at % text.length) + put + text.slice((at % text.length) + 1));
+    fc.assert(
+      fc.property(broken, (text) => {
+        if (accepts(automaton, text)) JSON.parse(text);
+      }),
+      { numRuns: 300, seed: 6 },
+    );
     fc.assert(
       fc.property(json, (text) => {
         // Numbers beyond a double's digits and exponents of three digits are left out on purpose.
@@ -173,21 +183,164 @@ describe('a JSON schema', () => {
     expect(accepts(schema({ type: 'string', format: 'date' }), '"2026-13-30"')).toBe(false);
   });
 
+  const node = (more: object = {}) => ({ type: 'object', required: ['v'], additionalProperties: false, ...more });
+
+  test('that refers to itself nests as deep as the engine can follow', () => {
+    const list = schema({
+      $ref: '#/$defs/list',
+      $defs: { list: node({ properties: { v: { type: 'integer' }, next: { $ref: '#/$defs/list' } } }) },
+    });
+    const nested = (depth: number): string => (depth === 1 ? '{"v":1}' : `{"v":1,"next":${nested(depth - 1)}}`);
+    for (const depth of [1, 2, 50, maxAutomatonDepth]) expect(accepts(list, nested(depth))).toBe(true);
+    expect(accepts(list, nested(maxAutomatonDepth + 1))).toBe(false);
+    for (const bad of ['{"v":1,"next":null}', '{"v":1,"next":{"v":1}', '{"v":1}}', '{"next":{"v":1}}', '[{"v":1}]'])
+      expect([bad, accepts(list, bad)]).toEqual([bad, false]);
+    const tree = schema({ type: 'array', items: { $ref: '#' }, maxItems: 2 });
+    for (const good of ['[]', '[[],[]]', '[[[], [[]]]]']) expect(accepts(tree, good)).toBe(true);
+    for (const bad of ['[[],[],[]]', '[1]', '[', '[]]', '[[]', '{}']) expect(accepts(tree, bad)).toBe(false);
+  });
+
+  test('reads alternatives that begin alike side by side, and keeps them apart by how they end', () => {
+    const expression = {
+      anyOf: [{ type: 'number' }, { $ref: '#/$defs/sum' }, { $ref: '#/$defs/negation' }, { const: { nil: [] } }],
+    };
+    const automaton = schema({
+      type: 'array',
+      items: { anyOf: [{ $ref: '#/$defs/sum' }, { $ref: '#/$defs/negation' }] },
+      minItems: 1,
+      $defs: {
+        sum: node({ required: ['of'], properties: { op: { const: 'sum' }, of: { type: 'array', items: expression } } }),
+        negation: node({ required: ['op', 'of'], properties: { op: { const: 'neg' }, of: expression } }),
+      },
+    });
+    const good = ['[{"op":"neg","of":1}]', '[{"of":[]}, {"op":"sum","of":[1,{"op":"neg","of":{"of":[{"nil":[]}]}}]}]'];
+    const bad = [
+      '[{"op":"neg","of":[]}]',
+      '[{"op":"sum","of":1}]',
+      '[{"of":1}]',
+      '[]',
+      '[1]',
+      '[{"op":"neg","of":{"nil":[1]}}]',
+      '[{"op":"sum","of":[{"op":"neg"}]}]',
+    ];
+    for (const text of good) expect([text, accepts(automaton, text)]).toEqual([text, true]);
+    for (const text of bad) expect([text, accepts(automaton, text)]).toEqual([text, false]);
+  });
+
+  test('oneOf is taken where its schemas exclude each other, by type, value or a required property', () => {
+    const cat = {
+      type: 'object',
+      properties: { kind: { const: 'cat' }, lives: { type: 'integer' } },
+      required: ['kind'],
+    };
+    const dog = { type: 'object', properties: { kind: { enum: ['dog', 'wolf'] } }, required: ['kind'] };
+    const automaton = schema({ oneOf: [{ $ref: '#/$defs/cat' }, dog, { type: 'null' }], $defs: { cat } });
+    for (const good of ['{"kind":"cat","lives":9}', '{"kind":"wolf"}', 'null'])
+      expect(accepts(automaton, good)).toBe(true);
+    expect(accepts(automaton, '{"kind":"dog","lives":9}')).toBe(false);
+    const overlapping: object[][] = [
+      [{ type: 'integer' }, { type: 'number' }],
+      [{ type: 'string' }, { enum: ['a', 1] }],
+      [dog, { type: 'object', properties: { kind: { type: 'string' } } }],
+      [
+        { type: 'object', properties: { a: { type: 'null' } } },
+        { type: 'object', properties: { b: { type: 'null' } } },
+      ],
+    ];
+    for (const oneOf of overlapping) expect(() => schema({ oneOf })).toThrow('0 and 1');
+  });
+
+  test('tuples, bounded lists and further properties are written as described', () => {
+    const tuple = schema({
+      type: 'array',
+      prefixItems: [{ type: 'integer' }, { enum: ['a', 'b'] }],
+      items: { type: 'boolean' },
+      minItems: 1,
+      maxItems: 4,
+    });
+    for (const good of ['[1]', '[1,"a"]', '[1, "b", true]', '[1,"b",true,false]'])
+      expect(accepts(tuple, good)).toBe(true);
+    for (const bad of ['[]', '["a"]', '[1,true]', '[1,"b",true,false,true]']) expect(accepts(tuple, bad)).toBe(false);
+    const bounded = schema({
+      type: 'array',
+      items: { type: 'array', items: { type: 'null' } },
+      minItems: 2,
+      maxItems: 500,
+    });
+    for (const [count, fits] of [
+      [1, false],
+      [2, true],
+      [500, true],
+      [501, false],
+    ] as const)
+      expect(accepts(bounded, JSON.stringify(Array.from({ length: count }, () => [null])))).toBe(fits);
+    const open = schema({
+      type: 'object',
+      properties: { name: { type: 'string' }, na: { type: 'integer' } },
+      required: ['name'],
+      additionalProperties: { type: 'integer' },
+    });
+    for (const good of ['{"name":"x"}', '{"name":"x","na":1,"nam":2,"names":3,"":4}'])
+      expect(accepts(open, good)).toBe(true);
+    for (const bad of ['{"name":"x","name":1}', '{"name":"x","other":"y"}', '{"na":1}', '{"name":"x","na\\u006d":1}'])
+      expect([bad, accepts(open, bad)]).toEqual([bad, false]);
+  });
+
   test.each([
     [{ $ref: '#' }, 'comes back to itself'],
+    [{ anyOf: [{ type: 'null' }, { $ref: '#' }] }, 'comes back to itself'],
     [{ $ref: 'https://example.org/x' }, 'outside the schema'],
     [{ $ref: '#/$defs/none' }, 'not there'],
     [{ type: 'array', uniqueItems: true }, 'uniqueItems'],
     [{ type: 'number', maximum: 3 }, 'bounds a number'],
-    [{ oneOf: [{ type: 'string' }] }, '#/oneOf is not supported'],
-    [{ type: 'object', properties: { a: { not: {} } } }, '#/properties/0/not'],
+    [{ type: 'object', properties: { a: { not: {} } } }, '#/properties/0/not is not supported'],
+    [{ type: 'object', patternProperties: {} }, '#/patternProperties is not supported'],
+    [{ type: 'string', format: 'iban' }, '#/format is none of date'],
+    [{ if: {}, type: 'null' }, '#/if is not supported'],
+    [{ allOf: [{ type: 'null' }, {}] }, '#/allOf of several'],
     [{ type: 'integer', minimum: 3, maximum: 2 }, 'allows no integer'],
+    [{ type: 'array', items: false, minItems: 1 }, 'allows no list'],
     [{ type: 'string', maxLength: 1_000_000 }, 'states'],
+    [{ type: 'array', items: { type: 'string' }, maxItems: 1_000_000 }, 'states'],
     [{ type: 'object', required: ['x'], properties: {} }, 'not described'],
+    // Every such object holds another: none is ever complete.
+    [{ type: 'object', properties: { x: { $ref: '#' } }, required: ['x'] }, 'no text at all'],
     [false, 'no schema'],
     [{ enum: [] }, 'allows 0 values'],
+    [{ enum: Array.from({ length: 1_001 }, (_, i) => i) }, 'allows 1001 values'],
+    [{ type: 'string', pattern: '(a|b)*a(a|b){20}' }, 'states'],
+    [{ type: 'array', items: { type: 'string', pattern: '((.{0,30}){0,30}){0,30}' } }, 'states'],
   ])('%j is refused, saying where', (value, why) => {
     expect(() => schema(value)).toThrow(why as string);
+  });
+
+  test('schemas in each other, references to references and other hostile nesting end at a limit', () => {
+    const parse = (text: string) => () => compileGrammar(parseConstraint({ $case: 'jsonSchema', value: text }), 'x');
+    const deep = 6_000;
+    expect(parse(`${'{"items":'.repeat(deep)}true${'}'.repeat(deep)}`)).toThrow('more than 64 deep');
+    expect(parse(`${'['.repeat(30_000)}${']'.repeat(30_000)}`)).toThrow('no schema');
+    expect(parse('['.repeat(60_000))).toThrow('no JSON');
+    const chain = Object.fromEntries(Array.from({ length: 100 }, (_, i) => [`d${i}`, { $ref: `#/$defs/d${i + 1}` }]));
+    expect(parse(JSON.stringify({ $ref: '#/$defs/d0', $defs: { ...chain, d100: true } }))).toThrow('more than 64 deep');
+    // Twice as large with every step, were it written out.
+    const doubling = Object.fromEntries(
+      Array.from({ length: 30 }, (_, i) => [
+        `d${i}`,
+        { type: 'array', items: { $ref: `#/$defs/d${i + 1}` }, maxItems: 2 },
+      ]),
+    );
+    const small = parse(JSON.stringify({ $ref: '#/$defs/d0', $defs: { ...doubling, d30: { type: 'null' } } }))();
+    expect(small.accepting.length).toBeLessThan(2_000);
+    const wide = Object.fromEntries(Array.from({ length: 100 }, (_, i) => [`p${i}`, {}]));
+    expect(parse(JSON.stringify({ type: 'object', properties: wide }))).not.toThrow();
+    const alternatives = Array.from({ length: 100 }, (_, i) => ({
+      type: 'object',
+      properties: { kind: { const: `k${i}` }, next: { $ref: '#' } },
+      required: ['kind'],
+    }));
+    const many = parse(JSON.stringify({ oneOf: alternatives }))();
+    expect(accepts(many, '{"kind":"k7","next":{"kind":"k99"}}')).toBe(true);
+    expect(accepts(many, '{"kind":"k100"}')).toBe(false);
   });
 });
 
@@ -211,11 +364,7 @@ describe('the compiler', () => {
   test('refuses hostile constraints in bounded time and goes on with the next', { timeout: 60_000 }, async () => {
     const bomb = { $case: 'regex' as const, value: '(.*a.{9}){3}(x|.*b.{12})' };
     await expect(compiler.compile(bomb, false, signal)).rejects.toMatchObject({ reason: 'CONSTRAINT_INVALID' });
-    const doubling = Array.from({ length: 40 }, (_, i) => [
-      `d${i}`,
-      { type: 'array', minItems: 2, maxItems: 2, items: { $ref: `#/$defs/d${i + 1}` } },
-    ]);
-    const schemaBomb = { $ref: '#/$defs/d0', $defs: { ...Object.fromEntries(doubling), d40: { type: 'null' } } };
+    const schemaBomb = { type: 'string', pattern: '(.{0,99}a){0,99}b.{200}' };
     await expect(
       compiler.compile({ $case: 'jsonSchema', value: JSON.stringify(schemaBomb) }, false, signal),
     ).rejects.toMatchObject({ reason: 'CONSTRAINT_INVALID' });

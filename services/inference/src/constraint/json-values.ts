@@ -149,27 +149,38 @@ export function integersBetween(low: number | undefined, high: number | undefine
   return either(...options);
 }
 
-/** A list in brackets of `least` to `most` items. */
-export function arrayOf(item: Pattern, least: number, most: number): Pattern {
+/** What follows `[` in a list of `least` to `most` items. */
+export function listBody(item: Pattern, least: number, most: number): Pattern {
   let items: Pattern;
   if (most === 0) items = nothing;
   else if (most === Number.POSITIVE_INFINITY && least <= 1) items = joined(item, comma);
   else items = sequence(item, repeat(sequence(comma, item), Math.max(0, least - 1), most - 1));
-  return sequence(literal('['), least === 0 ? optional(items) : items, literal(']'));
+  return sequence(least === 0 ? optional(items) : items, literal(']'));
 }
 
-/** An object of any keys with such values. */
-export const mapOf = (value: Pattern): Pattern =>
-  sequence(literal('{'), optional(joined(sequence(anyString, colon, value), comma)), literal('}'));
+/** What follows `{` in an object of any keys with such values. */
+export const mapBody = (value: Pattern): Pattern =>
+  sequence(optional(joined(sequence(anyString, colon, value), comma)), literal('}'));
 
-/** How deep lists and objects of no given shape may lie in each other: an automaton has no memory for more. */
-export const freeDepth = 4;
-
-export function anyValue(depth: number): Pattern {
-  const scalars = [anyString, anyNumber(true), boolean, literal('null')];
-  if (depth === 0) return either(...scalars);
-  const inner = anyValue(depth - 1);
-  return either(...scalars, arrayOf(inner, 0, Number.POSITIVE_INFINITY), mapOf(inner));
+/** Strings that are none of `names`. Written without escapes, of which one name would have many spellings. */
+export function otherStrings(names: readonly string[]): Pattern {
+  const any = repeat(characters(plain), 0, Number.POSITIVE_INFINITY);
+  const from = (rests: readonly string[]): Pattern => {
+    const firsts = [...new Set(rests.flatMap((rest) => rest.codePointAt(0) ?? []))];
+    const others = intersect(plain, complement(firsts.map((c): [number, number] => [c, c])));
+    const options = [
+      sequence(characters(others), any),
+      ...firsts
+        .filter((c) => intersect(plain, [[c, c]]).length > 0)
+        .map((c) => {
+          const text = String.fromCodePoint(c);
+          const following = rests.filter((rest) => rest.startsWith(text)).map((rest) => rest.slice(text.length));
+          return sequence(literal(text), from(following));
+        }),
+    ];
+    return rests.includes('') ? either(...options) : either(nothing, ...options);
+  };
+  return quoted(from(names));
 }
 
 /** The texts of a pattern as they stand inside a JSON string: quotes, backslashes and controls escaped. */
@@ -192,5 +203,8 @@ export function escaped(pattern: Pattern): Pattern {
       return repeat(escaped(pattern.part), pattern.least, pattern.most);
     case 'joined':
       return joined(escaped(pattern.part), escaped(pattern.separator));
+    case 'members':
+    case 'bracket':
+      throw new Error('a string holds no members and brackets of its own');
   }
 }

@@ -11,7 +11,23 @@ export type Pattern =
   /** `part`, at least `least` times and at most `most` (may be infinite). */
   | { readonly kind: 'repeat'; readonly part: Pattern; readonly least: number; readonly most: number }
   /** `part` once or more often, with `separator` between; one copy of each, where a sequence with a repetition would need two. */
-  | { readonly kind: 'joined'; readonly part: Pattern; readonly separator: Pattern };
+  | { readonly kind: 'joined'; readonly part: Pattern; readonly separator: Pattern }
+  /** The required ones of `members` and any of the others, in their order, with `separator` between; one copy of each. */
+  | { readonly kind: 'members'; readonly members: readonly Member[]; readonly separator: Pattern }
+  /** A bracketed text of the grammar's rule of that number. */
+  | { readonly kind: 'bracket'; readonly rule: number };
+
+export type Member = { readonly part: Pattern; readonly required: boolean };
+
+/** Texts in brackets that may hold each other, to any depth. */
+export type BracketRule = {
+  readonly open: '{' | '[';
+  /** What follows the opening bracket, with the closing one. Brackets inside it are rules, but for those in strings. */
+  readonly body: Pattern;
+};
+
+/** A language of texts that may nest. */
+export type Grammar = { readonly pattern: Pattern; readonly rules: readonly BracketRule[] };
 
 export const lastCodePoint = 0x10_ffff;
 
@@ -39,9 +55,16 @@ export const constraintFailure = (where: string, what: string): Failure =>
 export const nothing: Pattern = { kind: 'sequence', parts: [] };
 export const characters = (set: Characters): Pattern => ({ kind: 'characters', set: normalize(set) });
 export const sequence = (...parts: Pattern[]): Pattern => ({ kind: 'sequence', parts });
-export const either = (...options: Pattern[]): Pattern => ({ kind: 'either', options });
+export const either = (...options: Pattern[]): Pattern =>
+  options.length === 1 && options[0] !== undefined ? options[0] : { kind: 'either', options };
 export const repeat = (part: Pattern, least: number, most: number): Pattern => ({ kind: 'repeat', part, least, most });
 export const joined = (part: Pattern, separator: Pattern): Pattern => ({ kind: 'joined', part, separator });
+export const membersOf = (members: readonly Member[], separator: Pattern): Pattern => ({
+  kind: 'members',
+  members,
+  separator,
+});
+export const bracket = (rule: number): Pattern => ({ kind: 'bracket', rule });
 export const optional = (part: Pattern): Pattern => repeat(part, 0, 1);
 export const literal = (text: string): Pattern =>
   sequence(...Array.from(text, (c): Pattern => characters([[c.codePointAt(0) ?? 0, c.codePointAt(0) ?? 0]])));
