@@ -16,4 +16,5 @@ export { type RawProxyOptions, rawProxy } from './raw-proxy.ts';
 export { type RunningServer, type StartServerOptions, startServer } from './start-server.ts';
 export { fromStatus, toStatus } from './status.ts';
 export { callerTenant, tenantHeader } from './tenant.ts';
-export type { ClientTls, ServerTls } from './tls.ts';
+export type { ClientTls } from './tls.ts';
+export { openTlsFiles, type Pems, type ServerTls, type TlsFiles } from './tls-files.ts';

@@ -13,7 +13,8 @@ import type { Health } from './health.ts';
 import { messageLimits } from './limits.ts';
 import { translateErrors } from './server-errors.ts';
 import { observeCalls } from './server-observation.ts';
-import { type ServerTls, serverCredentials } from './tls.ts';
+import { serverCredentials } from './tls.ts';
+import type { ServerTls } from './tls-files.ts';
 
 export type StartServerOptions = {
   readonly host: string;

@@ -1,16 +1,8 @@
 import { ChannelCredentials, ServerCredentials } from '@grpc/grpc-js';
 import { Failure } from '@medmesh/errors';
 import type { Logger } from '@medmesh/log';
-import { readPem, reloadingCredentials } from './reloading-tls.ts';
-
-/** PEM files of a server. With `clientCaFile`, only clients with a certificate of that authority are let in. */
-export type ServerTls = {
-  readonly certFile: string;
-  readonly keyFile: string;
-  readonly clientCaFile?: string | undefined;
-  /** How often the files are looked at for renewed ones. Default: every minute. */
-  readonly reloadMs?: number | undefined;
-};
+import { reloadingCredentials } from './reloading-tls.ts';
+import { readPem, type ServerTls } from './tls-files.ts';
 
 /** PEM files of a client. Without `caFile` the system's authorities are trusted. */
 export type ClientTls = {
@@ -21,13 +13,10 @@ export type ClientTls = {
   readonly serverName?: string | undefined;
 };
 
-/** How often a server looks whether its files have changed. */
-const defaultReloadMs = 60_000;
-
 /** Files that cannot be used are a Failure at the start; renewed ones are taken up by the connections that come after. */
 export function serverCredentials(tls: ServerTls | undefined, log: Logger): ServerCredentials {
   if (tls === undefined) return ServerCredentials.createInsecure();
-  return reloadingCredentials(tls, tls.reloadMs ?? defaultReloadMs, log);
+  return reloadingCredentials(tls, log);
 }
 
 /** Read once: a client with renewed files opens a new channel. */

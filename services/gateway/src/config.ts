@@ -43,6 +43,12 @@ export const configSchema = z.object({
     .min(1)
     .optional()
     .describe('PEM authority of clients; with it only clients with its certificates are let in'),
+  TLS_RELOAD_MS: z.coerce
+    .number()
+    .int()
+    .min(10)
+    .default(60_000)
+    .describe('how often the TLS files are looked at for renewed ones, in milliseconds'),
   PROJECT: z
     .string()
     .min(1)

@@ -17,7 +17,7 @@ function tlsOf(config: GatewayConfig): ServerTls | undefined {
       reason: 'TLS_CONFIG_INVALID',
     });
   }
-  return { certFile, keyFile, ...(clientCaFile === undefined ? {} : { clientCaFile }) };
+  return { certFile, keyFile, reloadMs: config.TLS_RELOAD_MS, ...(clientCaFile === undefined ? {} : { clientCaFile }) };
 }
 
 /** Lets callers in by their keys, forwards every service to the process that owns it, and answers OpenAI's HTTP API. */

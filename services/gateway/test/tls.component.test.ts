@@ -1,11 +1,11 @@
 import { createHash } from 'node:crypto';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { request } from 'node:https';
 import { join, resolve } from 'node:path';
 import { inference } from '@medmesh/proto';
 import { createClient, Metadata, openChannel } from '@medmesh/rpc';
-import { freePort, repositoryRoot, runProcess, spawnProcess, tempDir } from '@medmesh/testkit';
+import { freePort, repositoryRoot, runProcess, spawnProcess, tempDir, waitFor } from '@medmesh/testkit';
 import { expect, test } from 'vitest';
 import { backends } from '../src/routes.ts';
 
@@ -77,6 +77,91 @@ test('gRPC and HTTP speak TLS with the same certificate, and a client without it
     });
   expect(await get(readFileSync(cert))).toBe(200);
   expect(await get(undefined)).toBe('DEPTH_ZERO_SELF_SIGNED_CERT');
+  expect((await child.stop()).code).toBe(0);
+});
+
+test('with a client authority, gRPC and HTTP let in its clients alone, and take up renewed files without a restart', async () => {
+  const dir = tempDir('mutual-tls');
+  const file = (name: string) => join(dir, name);
+  const openssl = (...args: string[]) => runProcess({ command: 'openssl', args, cwd: dir });
+  const ec = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
+  const authority = (name: string) =>
+    openssl(
+      'req',
+      '-x509',
+      ...ec,
+      '-days',
+      '1',
+      '-keyout',
+      `${name}.key`,
+      '-out',
+      `${name}.crt`,
+      '-subj',
+      `/CN=${name}`,
+    );
+  const certificate = async (name: string, by: string) => {
+    await openssl('req', ...ec, '-keyout', `${name}.key`, '-out', `${name}.csr`, '-subj', `/CN=${name}`);
+    writeFileSync(file(`${name}.ext`), 'subjectAltName=IP:127.0.0.1');
+    const signed = ['-CA', `${by}.crt`, '-CAkey', `${by}.key`, '-CAcreateserial', '-extfile', `${name}.ext`];
+    await openssl('x509', '-req', '-in', `${name}.csr`, ...signed, '-days', '1', '-out', `${name}.crt`);
+  };
+  await authority('ours');
+  await authority('theirs');
+  for (const [name, by] of [
+    ['server', 'ours'],
+    ['renewed', 'theirs'],
+    ['client', 'ours'],
+    ['stranger', 'theirs'],
+  ] as const)
+    await certificate(name, by);
+  const use = (name: string, clients: string) => {
+    copyFileSync(file(`${name}.crt`), file('used.crt'));
+    copyFileSync(file(`${name}.key`), file('used.key'));
+    copyFileSync(file(`${clients}.crt`), file('clients.crt'));
+  };
+  use('server', 'ours');
+  const { child, ports } = await startGateway({
+    TLS_CERT_FILE: file('used.crt'),
+    TLS_PRIVATE_FILE: file('used.key'),
+    TLS_CLIENT_CA_FILE: file('clients.crt'),
+    TLS_RELOAD_MS: '20',
+  });
+
+  /** Whether gRPC and HTTP answer a client that trusts `ca` and shows the certificate of `name`. */
+  const answers = async (ca: string, name: string | undefined): Promise<boolean[]> => {
+    const own = name === undefined ? {} : { certFile: file(`${name}.crt`), keyFile: file(`${name}.key`) };
+    const channel = openChannel(`127.0.0.1:${ports.grpc}`, { tls: { caFile: file(`${ca}.crt`), ...own } });
+    const { cancel } = createClient(inference.InferenceServiceDefinition, channel, { unaryDeadlineMs: 3_000 });
+    const reason = await cancel({ requestId: 'x' }, { retry: false })
+      .catch((e: unknown) => (e as { reason?: string }).reason)
+      .finally(() => channel.close());
+    const pems = { ca: readFileSync(file(`${ca}.crt`)), ...(name === undefined ? {} : pair(name)) };
+    const status = await new Promise((done) => {
+      const call = request(
+        { host: '127.0.0.1', port: ports.http, path: '/health', agent: false, ...pems },
+        (response) => {
+          response.resume();
+          done(response.statusCode);
+        },
+      );
+      call.once('error', done);
+      call.end();
+    });
+    // The gateway is reached; what stands behind it is not there.
+    return [reason === 'BACKEND_UNAVAILABLE', status === 200];
+  };
+  const pair = (name: string) => ({ cert: readFileSync(file(`${name}.crt`)), key: readFileSync(file(`${name}.key`)) });
+
+  expect(await answers('ours', 'client')).toEqual([true, true]);
+  expect(await answers('ours', 'stranger')).toEqual([false, false]);
+  expect(await answers('ours', undefined)).toEqual([false, false]);
+  expect(await answers('theirs', 'client')).toEqual([false, false]);
+  use('renewed', 'theirs');
+  const taken = () => child.lines().filter((line) => line.includes('new connections use them')).length;
+  await waitFor(() => taken() === 2, { what: 'gRPC and HTTP to take up the renewed files' });
+  expect(await answers('theirs', 'stranger')).toEqual([true, true]);
+  expect(await answers('theirs', 'client')).toEqual([false, false]);
+  expect(await answers('ours', 'client')).toEqual([false, false]);
   expect((await child.stop()).code).toBe(0);
 });
 

@@ -1,12 +1,28 @@
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
-import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import { createServer as createHttpsServer } from 'node:https';
+import {
+  createServer as createHttpServer,
+  type IncomingMessage,
+  type RequestListener,
+  type ServerResponse,
+} from 'node:http';
+import {
+  createServer as createHttpsServer,
+  type ServerOptions as HttpsOptions,
+  type Server as HttpsServer,
+} from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { Failure, invalidField, toFailure } from '@medmesh/errors';
 import type { Logger } from '@medmesh/log';
 import type { inference } from '@medmesh/proto';
-import { type Client, type Health, Metadata, type ServerTls, tenantHeader } from '@medmesh/rpc';
+import {
+  type Client,
+  type Health,
+  Metadata,
+  openTlsFiles,
+  type ServerTls,
+  type TlsFiles,
+  tenantHeader,
+} from '@medmesh/rpc';
 import { callDurationBuckets, extractHeaders, type Metrics, withSpan } from '@medmesh/telemetry';
 import type { ApiKeys } from '../api-keys.ts';
 import { chatChunks, chatCompletion, textChunks, textCompletion } from './answer.ts';
@@ -80,6 +96,15 @@ async function sendEvents(
     await chunks.return(undefined);
   }
   response.end();
+}
+
+/** Where clients have an authority, only those with its certificate are let in. Renewed files are used by the connections that come after. */
+function httpsServer(files: TlsFiles, options: HttpsOptions, listener: RequestListener): HttpsServer {
+  const { ca } = files.current;
+  const withClients = ca === undefined ? {} : { requestCert: true, rejectUnauthorized: true };
+  const server = createHttpsServer({ ...options, ...files.current, ...withClients }, listener);
+  files.watch((pems) => server.setSecureContext(pems));
+  return server;
 }
 
 /**
@@ -207,20 +232,9 @@ export async function startOpenAiServer(deps: OpenAiDeps): Promise<OpenAiServer>
 
   const options = { requestTimeout: requestTimeoutMs, headersTimeout: requestTimeoutMs };
   const listener = (request: IncomingMessage, response: ServerResponse) => void handle(request, response);
+  const tlsFiles = deps.tls === undefined ? undefined : openTlsFiles(deps.tls, log);
   const server =
-    deps.tls === undefined
-      ? createHttpServer(options, listener)
-      : createHttpsServer(
-          {
-            ...options,
-            cert: readFileSync(deps.tls.certFile),
-            key: readFileSync(deps.tls.keyFile),
-            ...(deps.tls.clientCaFile === undefined
-              ? {}
-              : { ca: readFileSync(deps.tls.clientCaFile), requestCert: true, rejectUnauthorized: true }),
-          },
-          listener,
-        );
+    tlsFiles === undefined ? createHttpServer(options, listener) : httpsServer(tlsFiles, options, listener);
   await new Promise<void>((resolve, reject) => {
     server.once('error', (cause) =>
       reject(
@@ -236,6 +250,7 @@ export async function startOpenAiServer(deps: OpenAiDeps): Promise<OpenAiServer>
     port: (server.address() as AddressInfo).port,
     stop: () =>
       new Promise((resolve) => {
+        tlsFiles?.unwatch();
         server.close(() => resolve());
         server.closeIdleConnections();
       }),
