@@ -13,6 +13,7 @@
 #include "core/rng.h"
 #include "cuda/ops/lora_rows.h"
 #include "cuda/ops/nf4_gemv.h"
+#include "cuda/ops/paged_attention.h"
 #include "cuda/ops/rmsnorm.h"
 #include "cuda/runtime/device_buffer.h"
 #include "ops/dynamic8.h"
@@ -183,6 +184,41 @@ void products(Bench& bench, const Model& m, const Weights& w, std::int64_t rows)
   });
 }
 
+// Sequences of `context` tokens each, one row of each, over a cache of all layers.
+void attention(Bench& bench, const Model& m, std::int64_t rows, std::int64_t context) {
+  const AttentionShape shape{.heads = m.heads, .kv_heads = m.kv_heads, .head_dim = m.head_dim, .scale = 0.088f};
+  const std::int64_t pages_each = (context + kPageTokens - 1) / kPageTokens, pages = rows * pages_each;
+  const std::int64_t layer_elements = pages * 2 * kPageTokens * m.kv_heads * m.head_dim;
+  const DeviceMemory cache = random_memory(2 * m.layers * layer_elements, bench.stream, fill_bf16), qkv = random_memory(2 * rows * m.qkv(), bench.stream, fill_bf16);
+  const DeviceMemory out(2 * rows * m.heads * m.head_dim), workspace(paged_attention_workspace(shape, rows, context));
+  fill_bytes(workspace.data(), 0, workspace.bytes(), bench.stream);
+  std::vector<std::int32_t> tables(static_cast<std::size_t>(pages)), sequences, positions;
+  for (std::size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<std::int32_t>(i * 7919 % tables.size());  // a permutation unless 7919 divides them
+  for (std::int64_t r = 0; r < rows; ++r) {
+    sequences.push_back(static_cast<std::int32_t>(r));
+    positions.push_back(static_cast<std::int32_t>(context - 1));
+  }
+  const DeviceBuffer<std::int32_t> device_tables(tables), device_sequences(sequences), device_positions(positions);
+  const PagedRows paged{device_sequences.data(), device_positions.data(), device_tables.data(), pages_each};
+  const DeviceBuffer<float> cos(std::vector<float>(static_cast<std::size_t>(context * m.head_dim / 2), 0.8f)), sin(std::vector<float>(static_cast<std::size_t>(context * m.head_dim / 2), 0.6f));
+  const DeviceBuffer<float> bias(std::vector<float>(static_cast<std::size_t>(m.qkv()), 0.1f));
+  QkvPost post;
+  post.bias = bias.data();
+  post.cos = cos.data();
+  post.sin = sin.data();
+  post.rotary_dim = m.head_dim;
+  const View<bf16> all(qkv.as<bf16>(), rows, m.qkv());
+  const auto layer = [&](std::int64_t i) { return KvPages{cache.as<bf16>() + i % m.layers * layer_elements, m.kv_heads, m.head_dim}; };
+  const std::string count = " rows " + std::to_string(rows);
+  bench.row("qkv_post_paged" + count, 2 * m.layers, 4.0 * static_cast<double>(rows * m.qkv()), 0,
+            [&](std::int64_t i) { qkv_post_paged({m.heads, m.kv_heads, m.head_dim}, post, all, paged, layer(i), bench.stream); });
+  bench.row("paged_attention_decode" + count, 2 * m.layers, 4.0 * static_cast<double>(rows * context * m.kv_heads * m.head_dim),
+            4.0 * static_cast<double>(rows * context * m.heads * m.head_dim), [&](std::int64_t i) {
+              paged_attention_decode(shape, all.columns(0, m.heads * m.head_dim), paged, layer(i), View<bf16>(out.as<bf16>(), rows, m.heads * m.head_dim), context,
+                                     workspace.data(), bench.stream);
+            });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -214,6 +250,7 @@ int main(int argc, char** argv) {
       for (const std::int64_t rows : row_counts) {
         std::printf("%s, %lld rows, context %lld\n", m.name, static_cast<long long>(rows), static_cast<long long>(context));
         products(bench, m, weights, rows);
+        attention(bench, m, rows, context);
       }
     }
   } catch (const Error& error) {

@@ -5,11 +5,15 @@
 
 #include "core/error.h"
 #include "cuda/ops/attention.h"
+#include "cuda/ops/paged_attention.h"
 
 namespace engine::cuda::attention {
 
 // Throws invalid when the matrices do not have the shape's columns, unsupported for a head size without a kernel.
 void check_shapes(const AttentionShape& shape, View<const bf16> q, View<const bf16> k, View<const bf16> v);
+
+// The same for queries and their result over a pool of pages.
+void check_paged(const AttentionShape& shape, View<const bf16> q, const KvPages& pages, View<const bf16> out);
 
 template <int D>
 using HeadDim = std::integral_constant<int, D>;

@@ -14,7 +14,25 @@ void check_shapes(const AttentionShape& shape, View<const bf16> q, View<const bf
             shape.kv_heads, " heads of ", shape.head_dim);
 }
 
+void check_paged(const AttentionShape& shape, View<const bf16> q, const KvPages& pages, View<const bf16> out) {
+  require(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, "attention: ", shape.heads, " heads do not share ", shape.kv_heads, " key heads evenly");
+  require(q.cols == shape.heads * shape.head_dim, "attention: q has ", q.cols, " columns, not ", shape.heads, " heads of ", shape.head_dim);
+  require(out.rows == q.rows && out.cols == q.cols, "attention: out is ", out.rows, " x ", out.cols, ", q is ", q.rows, " x ", q.cols);
+  require(pages.kv_heads == shape.kv_heads && pages.head_dim == shape.head_dim, "attention: the pages are of ", pages.kv_heads, " heads of ", pages.head_dim,
+          ", not ", shape.kv_heads, " of ", shape.head_dim);
+}
+
 }  // namespace attention
+
+std::vector<PagedChunk> paged_tiles(std::span<const PagedChunk> chunks) {
+  constexpr auto most = static_cast<std::int32_t>(kPagedTile);
+  std::vector<PagedChunk> tiles;
+  for (const PagedChunk& chunk : chunks)
+    for (std::int32_t row = 0; row < chunk.rows; row += most)
+      tiles.push_back({chunk.first_row + row, std::min(most, chunk.rows - row), chunk.sequence, chunk.position + row});
+  std::stable_sort(tiles.begin(), tiles.end(), [](const PagedChunk& a, const PagedChunk& b) { return a.position > b.position; });
+  return tiles;
+}
 
 std::vector<AttentionTile> attention_tiles(std::span<const std::int64_t> offsets) {
   std::vector<AttentionTile> tiles;

@@ -41,7 +41,8 @@ void qkv_post_paged(const QkvShape& shape, const QkvPost& post, View<bf16> qkv, 
 
 // out[r] = attention of q[r] over positions 0 … position[r] of its sequence, all already written. q and out [T, heads · head_dim].
 // Every row is computed alone, divided by its length only: its bits do not depend on the other rows.
-// `most_tokens` ≥ position + 1 of every row, now and whenever a graph is replayed; workspace of paged_attention_workspace(shape, T, most_tokens) bytes.
+// `most_tokens` ≥ position + 1 of every row, now and whenever a graph is replayed; workspace of paged_attention_workspace(shape, T, most_tokens) bytes,
+// zeroed once before its first use; calls of one stream share it.
 // Meant for rows that are one token each; right for any, but then a prompt's keys are read once for every row of it.
 void paged_attention_decode(const AttentionShape& shape, View<const bf16> q, const PagedRows& rows, const KvPages& pages, View<bf16> out,
                             std::int64_t most_tokens, void* workspace, cudaStream_t stream);

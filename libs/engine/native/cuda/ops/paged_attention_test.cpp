@@ -1,0 +1,204 @@
+#include "cuda/ops/paged_attention.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "cuda/ops/op_test.h"
+#include "ops/attention_decode.h"
+#include "ops/rope.h"
+
+namespace engine::cuda {
+namespace {
+
+using namespace test;
+
+// Sequences in a pool whose pages lie in no order, unwritten slots NaN: on the host as the CPU has it, and on the device.
+class Pages {
+ public:
+  Pages(const AttentionShape& shape, const std::vector<std::int64_t>& lengths) : shape_(shape) {
+    std::int64_t pages = 1;
+    for (const std::int64_t n : lengths) {
+      stride_ = std::max(stride_, (n + kPageTokens - 1) / kPageTokens);
+      pages += (n + kPageTokens - 1) / kPageTokens;
+    }
+    host_ = KvPool{.dtype = Dtype::bf16, .data = nullptr, .blocks = pages, .block_tokens = kPageTokens, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim};
+    values_.assign(static_cast<std::size_t>(host_.element_count()), bf16{0x7fc0});
+    host_.data = values_.data();
+    std::int32_t next = static_cast<std::int32_t>(pages);
+    for (const std::int64_t n : lengths) {
+      std::vector<std::int32_t> table;
+      while (static_cast<std::int64_t>(table.size()) * kPageTokens < n) table.push_back(--next);
+      std::vector<std::int32_t> padded = table;
+      padded.resize(static_cast<std::size_t>(stride_), -1);
+      flat_.insert(flat_.end(), padded.begin(), padded.end());
+      tables_.push_back(std::move(table));
+    }
+    for (const auto& table : tables_) sequences_.push_back({table});
+    device_tables_ = DeviceBuffer<std::int32_t>(flat_);
+  }
+
+  // Random keys and values for the first `lengths` tokens of every sequence.
+  void fill(const std::vector<std::int64_t>& lengths) {
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      std::vector<KvRow> rows_of;
+      for (std::int64_t p = 0; p < lengths[s]; ++p) rows_of.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(p)});
+      const std::int64_t width = shape_.kv_heads * shape_.head_dim;
+      const auto k = random_bf16(lengths[s] * width, 10 + s, 2.0f), v = random_bf16(lengths[s] * width, 20 + s);
+      kv_write(cpu_bf16(), host_, sequences_, rows_of, rows(k, lengths[s], width), rows(v, lengths[s], width));
+    }
+    upload();
+  }
+  void upload() { device_ = DeviceBuffer<bf16>(values_); }
+
+  const KvPool& host() const { return host_; }
+  std::span<const KvSequence> sequences() const { return sequences_; }
+  std::vector<bf16> read() const { return device_.read(stream()); }
+  KvPages view() const { return {device_.data(), shape_.kv_heads, shape_.head_dim}; }
+  const std::int32_t* tables() const { return device_tables_.data(); }
+  std::int64_t stride() const { return stride_; }
+
+ private:
+  AttentionShape shape_;
+  KvPool host_;
+  std::int64_t stride_ = 0;
+  std::vector<bf16> values_;
+  std::vector<std::vector<std::int32_t>> tables_;
+  std::vector<std::int32_t> flat_;
+  std::vector<KvSequence> sequences_;
+  DeviceBuffer<bf16> device_;
+  DeviceBuffer<std::int32_t> device_tables_;
+};
+
+struct DeviceRowNumbers {
+  DeviceBuffer<std::int32_t> sequence, position;
+  explicit DeviceRowNumbers(const std::vector<KvRow>& of) {
+    std::vector<std::int32_t> s, p;
+    for (const KvRow& row : of) {
+      s.push_back(row.sequence);
+      p.push_back(row.position);
+    }
+    sequence = DeviceBuffer<std::int32_t>(s);
+    position = DeviceBuffer<std::int32_t>(p);
+  }
+  PagedRows view(const Pages& pages) const { return {sequence.data(), position.data(), pages.tables(), pages.stride()}; }
+};
+
+DeviceMemory zeroed(std::int64_t bytes) {
+  DeviceMemory memory(bytes);
+  fill_bytes(memory.data(), 0, bytes, stream());
+  return memory;
+}
+
+const AttentionShape kShapes[] = {
+    {.heads = 7, .kv_heads = 1, .head_dim = 64, .scale = 0.3f},
+    {.heads = 4, .kv_heads = 4, .head_dim = 96, .scale = 0.1f, .window = 100},
+    {.heads = 14, .kv_heads = 2, .head_dim = 128, .scale = 0.1f},
+    {.heads = 20, .kv_heads = 1, .head_dim = 32, .scale = 0.2f, .window = 17, .softcap = 3.0f},
+    {.heads = 2, .kv_heads = 1, .head_dim = 256, .scale = 0.06f, .softcap = 20.0f},
+};
+
+TEST("attention of single tokens over pages is the CPU's, whatever the lengths") {
+  const std::vector<std::int64_t> lengths{1, 16, 17, 127, 300, 1};
+  for (const AttentionShape& shape : kShapes) {
+    Pages pages(shape, lengths);
+    pages.fill(lengths);
+    std::vector<KvRow> of;
+    for (std::size_t s = 0; s < lengths.size(); ++s) of.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(lengths[s] - 1)});
+    of.push_back({4, 150});  // a row in the middle of a sequence
+    const auto n = static_cast<std::int64_t>(of.size()), width = shape.heads * shape.head_dim;
+    const auto q = random_bf16(n * width, 1, 2.0f);
+    std::vector<float> expected(q.size());
+    attention_decode(cpu_bf16(), shape, pages.host(), pages.sequences(), of, rows(q, n, width), rows(expected, n, width));
+    const std::int64_t nobody = 5;
+    of[nobody].sequence = -1;
+    std::fill_n(expected.begin() + nobody * width, width, 0.0f);
+
+    const DeviceRowNumbers numbers(of);
+    const DeviceRows device_q(q, n, width, 8), out(n, width, 8), alone(1, width);
+    const DeviceMemory workspace = zeroed(paged_attention_workspace(shape, n, 300));
+    for (int time = 0; time < 2; ++time) {  // the workspace is as it was
+      paged_attention_decode(shape, device_q.view(), numbers.view(pages), pages.view(), out.view(), 300, workspace.data(), stream());
+      CHECK_ERROR(relative_error(out.read(), expected), 2 * kRounding, "head_dim ", shape.head_dim, ", time ", time);
+    }
+    const auto together = out.read();
+    const DeviceRowNumbers one({of[4]});
+    const DeviceMemory small = zeroed(paged_attention_workspace(shape, 1, 5000));
+    paged_attention_decode(shape, device_q.view().row_range(4, 1), one.view(pages), pages.view(), alone.view(), 5000, small.data(), stream());
+    const auto by_itself = alone.read();
+    CHECK(std::equal(by_itself.begin(), by_itself.end(), together.begin() + 4 * width));
+  }
+}
+
+TEST("a long context is divided into at most 32 parts and joined again") {
+  const AttentionShape shape{.heads = 2, .kv_heads = 1, .head_dim = 16, .scale = 0.25f};
+  const std::vector<std::int64_t> lengths{4700};
+  Pages pages(shape, lengths);
+  pages.fill(lengths);
+  const std::vector<KvRow> of{{0, 4699}, {0, 4095}};
+  const auto q = random_bf16(2 * 32, 1, 2.0f);
+  std::vector<float> expected(q.size());
+  attention_decode(cpu_bf16(), shape, pages.host(), pages.sequences(), of, rows(q, 2, 32), rows(expected, 2, 32));
+  const DeviceRowNumbers numbers(of);
+  const DeviceRows device_q(q, 2, 32), out(2, 32);
+  const DeviceMemory workspace = zeroed(paged_attention_workspace(shape, 2, 4700));
+  paged_attention_decode(shape, device_q.view(), numbers.view(pages), pages.view(), out.view(), 4700, workspace.data(), stream());
+  CHECK_ERROR(relative_error(out.read(), expected), 2 * kRounding, "4,700 tokens");
+}
+
+TEST("queries stay, keys and values go to their slots, as qkv_post has them") {
+  struct Case {
+    QkvShape shape;
+    std::int64_t rotary;
+    bool norm, bias;
+  };
+  const Case cases[] = {{{3, 1, 64}, 64, false, true}, {{4, 2, 128}, 128, true, false}, {{2, 2, 96}, 48, true, true}, {{2, 1, 256}, 256, false, false}, {{5, 1, 32}, 0, false, true}};
+  for (const Case& c : cases) {
+    const std::vector<std::int64_t> lengths{40, 16};
+    const AttentionShape shape{.heads = c.shape.heads, .kv_heads = c.shape.kv_heads, .head_dim = c.shape.head_dim, .scale = 1.0f};
+    Pages pages(shape, lengths);
+    pages.upload();
+    const std::vector<KvRow> of{{0, 39}, {-1, 3}, {1, 0}, {1, 15}, {0, 17}};
+    const std::int64_t n = 5, columns = c.shape.columns(), width = c.shape.head_dim;
+    const auto raw = random_bf16(n * columns, 1), bias = random_values(columns, 2), q_norm = random_values(width, 3), k_norm = random_values(width, 4);
+    const auto cos = random_values(64 * std::max<std::int64_t>(c.rotary / 2, 1), 5), sin = random_values(64 * std::max<std::int64_t>(c.rotary / 2, 1), 6);
+    const DeviceBuffer<float> device_bias(bias), device_q(q_norm), device_k(k_norm), device_cos(cos), device_sin(sin);
+    const DeviceRowNumbers numbers(of);
+    QkvPost post;
+    post.bias = c.bias ? device_bias.data() : nullptr;
+    post.q_norm = c.norm ? device_q.data() : nullptr;
+    post.k_norm = c.norm ? device_k.data() : nullptr;
+    post.eps = 1e-5f;
+    post.offset = 1.0f;
+    post.cos = device_cos.data();
+    post.sin = device_sin.data();
+    post.rotary_dim = c.rotary;
+    post.positions = numbers.position.data();
+    const DeviceRows before(raw, n, columns), after(n, columns), qkv(raw, n, columns);
+    DeviceBuffer<float> rstd = poisoned_floats(n * (c.shape.heads + c.shape.kv_heads));
+    qkv_post_forward(c.shape, post, before.view(), after.view(), rstd.data(), stream());
+    const auto expected = after.read();
+    post.positions = nullptr;  // those of the rows count
+    qkv_post_paged(c.shape, post, qkv.view(), numbers.view(pages), pages.view(), stream());
+    const auto placed = qkv.read();
+    const auto pool = pages.read();
+    std::int64_t written = 0;
+    for (const bf16 value : pool) written += value.bits != 0x7fc0;
+    CHECK_EQ(written, 4 * 2 * c.shape.kv_heads * width);
+    for (std::size_t r = 0; r < of.size(); ++r) {
+      if (of[r].sequence < 0) continue;
+      const float* row = expected.data() + static_cast<std::int64_t>(r) * columns;
+      std::vector<float> want(row, row + columns), got(placed.begin() + static_cast<std::int64_t>(r) * columns,
+                                                       placed.begin() + static_cast<std::int64_t>(r) * columns + c.shape.heads * width);
+      for (int which = 0; which < 2; ++which)
+        for (std::int64_t h = 0; h < c.shape.kv_heads; ++h) {
+          const std::int32_t page = pages.sequences()[static_cast<std::size_t>(of[r].sequence)].block_table[static_cast<std::size_t>(of[r].position / kPageTokens)];
+          const std::int64_t at = pages.host().element(page, h, which, of[r].position % kPageTokens);
+          for (std::int64_t d = 0; d < width; ++d) got.push_back(to_float(pool[static_cast<std::size_t>(at + d)]));
+        }
+      CHECK_ERROR(relative_error(got, want), 0x1p-10, "heads of ", width, ", row ", r);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace engine::cuda
