@@ -1,11 +1,7 @@
-// attention_forward.cu: out and lse, one block of four warps for each tile of queries and head. (attention.h; FlashAttention-2, arXiv:2307.08691)
-//   Queries stay in shared memory; keys and values pass through it 64 at a time. While scores are computed the values arrive, while the values are
-//   multiplied the next keys do. A warp owns 32 queries (16 at head_dim 256), so that each key it reads from shared memory serves 32 rows.
-//   Work: 4·T²/2·head_dim·heads FLOP for a causal sequence; each warp reads 128 B of keys or values per 8,192 FLOP at 32 rows, which is what keeps
-//   shared memory (128 B a cycle) just below the tensor cores' rate for mma.sync.
+// attention_forward.cu: attention of packed sequences, one block for each tile of queries and head. (attention.h, attention_forward.cuh)
 #include "cuda/ops/attention.h"
+#include "cuda/ops/attention_forward.cuh"
 #include "cuda/ops/attention_launch.h"
-#include "cuda/ops/attention_tile.cuh"
 #include "cuda/runtime/error.h"
 #include "cuda/runtime/launch.h"
 
@@ -13,150 +9,27 @@ namespace engine::cuda {
 namespace attention {
 namespace {
 
-inline constexpr int kKeys = 64;  // of one step
-
 struct ForwardArguments {
   const bf16 *q, *k, *v;
   bf16* out;
   float* lse;
   std::int64_t q_stride, k_stride, v_stride, out_stride, tokens;
   const AttentionTile* tiles;
-  int group, window;
-  float scale, softcap;
+  int group;
+  Scores scores;
 };
-
-template <int D>
-struct Forward {
-  static constexpr int kFragments = D > 128 ? 1 : 2;  // of 16 rows, in each warp
-  static constexpr int kRows = kWarps * 16 * kFragments;
-  static constexpr std::int64_t kSharedBytes = sizeof(bf16) * (kRows + 2 * kKeys) * D;
-};
-
-// Scores of the step in units of log 2, soft-capped; −∞ where the query does not see the key.
-template <int F>
-ENGINE_DEVICE void finish_scores(float (&s)[F][kKeys / 8][4], const ForwardArguments& in, int query, int key, bool masked) {
-  const float scale = in.softcap > 0 ? in.scale / in.softcap : in.scale * kLog2e;
-#pragma unroll
-  for (int f = 0; f < F; ++f)
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float x = s[f][n][i] * scale;
-        if (in.softcap > 0) x = in.softcap * kLog2e * tanhf(x);
-        if (masked && !sees(query + 16 * f + i / 2 * 8, key + 8 * n + i % 2, in.window)) x = -infinity();
-        s[f][n][i] = x;
-      }
-}
 
 template <int D>
 __global__ void __launch_bounds__(kThreads) forward_kernel(ForwardArguments in) {
-  constexpr int F = Forward<D>::kFragments, rows = Forward<D>::kRows;
   const AttentionTile tile = in.tiles[blockIdx.x];
-  const int row = tile.row + static_cast<int>(blockIdx.z) * rows;  // the block's first query
+  const int row = tile.row + static_cast<int>(blockIdx.z) * Forward<D>::kRows;  // the block's first query
   if (row >= tile.last) return;
-  const int head = static_cast<int>(blockIdx.y), lane = static_cast<int>(lane_id()), warp = static_cast<int>(threadIdx.x) / kWarp;
-  const bf16* q = in.q + std::int64_t{head} * D;
-  const bf16* k = in.k + std::int64_t{head / in.group} * D;
-  const bf16* v = in.v + std::int64_t{head / in.group} * D;
-  bf16* queries = static_cast<bf16*>(block_shared());
-  bf16* keys = queries + rows * D;
-  bf16* values = keys + kKeys * D;
-
-  const int end = lesser(row + rows, tile.last);
-  const int warp_row = warp * 16 * F, query = row + warp_row + lane / 4;  // this thread's first row
-  float o[F][D / 8][4] = {}, most[F][2], sum[F][2] = {};
-  for (int f = 0; f < F; ++f) most[f][0] = most[f][1] = -infinity();
-
-  int key = first_key_block(row, tile.first, in.window, kKeys);
-  load_tile<D, rows>(queries, q, in.q_stride, row, tile.last);
-  load_tile<D, kKeys>(keys, k, in.k_stride, key, tile.last);
-  copy_async_commit();
-  for (; key < end; key += kKeys) {
-    copy_async_wait<0>();
-    __syncthreads();  // the keys are there, and nobody reads the last step's values
-    load_tile<D, kKeys>(values, v, in.v_stride, key, tile.last);
-    copy_async_commit();
-
-    float s[F][kKeys / 8][4] = {};
-#pragma unroll
-    for (int step = 0; step < D / 16; ++step) {
-      std::uint32_t a[F][4];
-#pragma unroll
-      for (int f = 0; f < F; ++f) load_a<D>(a[f], queries, warp_row + 16 * f, step);
-#pragma unroll
-      for (int n = 0; n < kKeys / 16; ++n) {
-        std::uint32_t b[4];
-        load_b_rows<D>(b, keys, 16 * n, step);
-#pragma unroll
-        for (int f = 0; f < F; ++f) multiply_two(s[f][2 * n], s[f][2 * n + 1], a[f], b);
-      }
-    }
-    const bool masked = key + kKeys > row + 1 || (in.window > 0 && end - key > in.window);
-    finish_scores(s, in, query, key + 2 * (lane % 4), masked);
-
-    std::uint32_t p[F][kKeys / 16][4];
-#pragma unroll
-    for (int f = 0; f < F; ++f)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {  // rows g and g + 8
-        float top = most[f][half];
-#pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n) top = fmaxf(top, fmaxf(s[f][n][2 * half], s[f][n][2 * half + 1]));
-        top = fmaxf(top, shuffle_xor(top, 1));
-        top = fmaxf(top, shuffle_xor(top, 2));
-        const float base = top == -infinity() ? 0.0f : top;  // a row that has seen no key yet
-        const float shrink = exp2_fast(most[f][half] - base);
-        most[f][half] = top;
-        float added = 0;
-#pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            s[f][n][i] = exp2_fast(s[f][n][i] - base);
-            added += s[f][n][i];
-          }
-        sum[f][half] = sum[f][half] * shrink + added;  // of this thread's columns; the four threads of a row meet at the end
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
-          o[f][n][2 * half] *= shrink;
-          o[f][n][2 * half + 1] *= shrink;
-        }
-      }
-#pragma unroll
-    for (int f = 0; f < F; ++f)
-#pragma unroll
-      for (int n = 0; n < kKeys / 16; ++n) to_a(p[f][n], s[f][2 * n], s[f][2 * n + 1]);
-
-    copy_async_wait<0>();
-    __syncthreads();  // the values are there, and nobody reads this step's keys
-    if (key + kKeys < end) load_tile<D, kKeys>(keys, k, in.k_stride, key + kKeys, tile.last);
-    copy_async_commit();
-#pragma unroll
-    for (int step = 0; step < kKeys / 16; ++step)
-#pragma unroll
-      for (int n = 0; n < D / 16; ++n) {
-        std::uint32_t b[4];
-        load_b_columns<D>(b, values, 16 * step, n);
-#pragma unroll
-        for (int f = 0; f < F; ++f) multiply_two(o[f][2 * n], o[f][2 * n + 1], p[f][step], b);
-      }
-  }
-
-#pragma unroll
-  for (int f = 0; f < F; ++f) {
-    float inverse[2];
-    for (int half = 0; half < 2; ++half) {
-      float total = sum[f][half];
-      total += shuffle_xor(total, 1);
-      total += shuffle_xor(total, 2);
-      inverse[half] = 1.0f / total;
-      const int token = query + 16 * f + 8 * half;
-      if (in.lse != nullptr && lane % 4 == 0 && token < tile.last)
-        in.lse[std::int64_t{head} * in.tokens + token] = most[f][half] / kLog2e + logf(total);
-    }
-    store_rows<D>(o[f], inverse, queries, warp_row + 16 * f, in.out + std::int64_t{head} * D, in.out_stride, row, tile.last);
-  }
+  const std::int64_t head = blockIdx.y, kv_head = static_cast<int>(blockIdx.y) / in.group;
+  const bf16* k = in.k + kv_head * D;
+  const bf16* v = in.v + kv_head * D;
+  const ForwardTile part{in.q + head * D, in.out + head * D, in.lse == nullptr ? nullptr : in.lse + head * in.tokens, in.q_stride, in.out_stride, row, tile.first, tile.last};
+  forward<D>(in.scores, part, [&](bf16* to, int key) { load_tile<D, kKeys>(to, k, in.k_stride, key, tile.last); },
+             [&](bf16* to, int key) { load_tile<D, kKeys>(to, v, in.v_stride, key, tile.last); });
 }
 
 }  // namespace
@@ -169,7 +42,7 @@ void attention_forward(const AttentionShape& shape, View<const bf16> q, View<con
   require(out.rows == q.rows && out.cols == q.cols, "attention: out is ", out.rows, " x ", out.cols, ", q is ", q.rows, " x ", q.cols);
   if (tiles.count == 0) return;
   const ForwardArguments in{q.data,   k.data,   v.data,     out.data, lse, q.stride, k.stride, v.stride, out.stride, q.rows, tiles.tiles,
-                            static_cast<int>(shape.heads / shape.kv_heads), static_cast<int>(shape.window), shape.scale, shape.softcap};
+                            static_cast<int>(shape.heads / shape.kv_heads), {static_cast<int>(shape.window), shape.scale, shape.softcap}};
   for_head_dim(shape.head_dim, [&]<int D>(HeadDim<D>) {
     using Kernel = Forward<D>;
     launch(stream, dim3(blocks(tiles.count), static_cast<unsigned>(shape.heads), kAttentionTile / Kernel::kRows), dim3(kThreads),

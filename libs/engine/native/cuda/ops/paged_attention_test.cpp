@@ -1,7 +1,7 @@
 #include "cuda/ops/paged_attention.h"
 
 #include <algorithm>
-#include <utility>
+#include <cmath>
 
 #include "cuda/ops/op_test.h"
 #include "ops/attention_decode.h"
@@ -143,6 +143,37 @@ TEST("a long context is divided into at most 32 parts and joined again") {
   const DeviceMemory workspace = zeroed(paged_attention_workspace(shape, 2, 4700));
   paged_attention_decode(shape, device_q.view(), numbers.view(pages), pages.view(), out.view(), 4700, workspace.data(), stream());
   CHECK_ERROR(relative_error(out.read(), expected), 2 * kRounding, "4,700 tokens");
+}
+
+TEST("attention of prompts in chunks over pages is the CPU's, and that of the whole prompt") {
+  for (const AttentionShape& shape : kShapes) {
+    const std::vector<std::int64_t> lengths{200, 75, 1};
+    Pages pages(shape, lengths);
+    pages.fill(lengths);
+    // All of the first but what its first two tiles hold, the end of the second, all of the third; a row that is in none between them.
+    const std::vector<PagedChunk> chunks{{0, 72, 0, 128}, {72, 20, 1, 55}, {93, 1, 2, 0}};
+    const std::int64_t n = 94, width = shape.heads * shape.head_dim;
+    std::vector<KvRow> of;
+    for (const PagedChunk& c : chunks)
+      for (std::int32_t i = 0; i < c.rows; ++i) of.push_back({c.sequence, c.position + i});
+    of.insert(of.begin() + 92, {2, 0});
+    const auto q = random_bf16(n * width, 1, 2.0f);
+    std::vector<float> expected(q.size());
+    attention_decode(cpu_bf16(), shape, pages.host(), pages.sequences(), of, rows(q, n, width), rows(expected, n, width));
+    auto tiles = paged_tiles(chunks);
+    CHECK_EQ(tiles.size(), 3u);
+    tiles.push_back({0, 0, 0, 0});
+    const DeviceBuffer<PagedChunk> device_tiles(tiles);
+    const DeviceRows device_q(q, n, width, 8), out(n, width, 8);
+    paged_attention_prefill(shape, device_q.view(), device_tiles.data(), device_tiles.size(), pages.tables(), pages.stride(), pages.view(), out.view(), stream());
+    auto got = out.read();
+    for (std::int64_t c = 92 * width; c < 93 * width; ++c) {
+      CHECK(std::isnan(got[static_cast<std::size_t>(c)]));
+      got[static_cast<std::size_t>(c)] = expected[static_cast<std::size_t>(c)];
+    }
+    CHECK_ERROR(relative_error(got, expected), 2 * kRounding, "head_dim ", shape.head_dim);
+  }
+  CHECK_EQ(paged_tiles(std::vector<PagedChunk>{{0, 300, 0, 10}}).size(), 3u);
 }
 
 TEST("queries stay, keys and values go to their slots, as qkv_post has them") {
