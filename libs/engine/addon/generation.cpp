@@ -9,6 +9,7 @@
 #include "convert.h"
 #include "model_handle.h"
 #include "step_mailbox.h"
+#include "train/backend.h"
 
 namespace engine::addon {
 namespace {
@@ -157,15 +158,22 @@ class StepBuffer final : public StepMailbox::Letter, public std::enable_shared_f
 
 const std::shared_ptr<Generator>& ModelHandle::generator_of(Napi::Env env, const std::shared_ptr<ModelHandle>& self) {
   if (!self->generator_) {
-    self->mailbox_ = std::make_shared<StepMailbox>(Context::of(env).queue());
-    GeneratorOptions options;
-    options.on_step = [mailbox = self->mailbox_] { mailbox->send(); };
-    self->generator_ = std::make_shared<Generator>(self->object(), options);
-    Context::of(env).at_shut_down(self, [weak = std::weak_ptr<ModelHandle>(self)] {
-      if (const auto handle = weak.lock()) handle->generator_.reset();
-    });
+    const auto mailbox = std::make_shared<StepMailbox>(Context::of(env).queue());
+    GenerationSettings settings;
+    settings.on_step = [mailbox] { mailbox->send(); };
+    self->set_generator(env, self, create_generator(self->object(), self->device_, settings), mailbox);
   }
   return self->generator_;
+}
+
+void ModelHandle::set_generator(Napi::Env env, const std::shared_ptr<ModelHandle>& self, std::shared_ptr<Generator> generator, std::shared_ptr<StepMailbox> mailbox) {
+  require(!self->closed(), "the model was closed while its generator was made");
+  require(!self->generator_, "the model has a generator already");
+  self->mailbox_ = std::move(mailbox);
+  self->generator_ = std::move(generator);
+  Context::of(env).at_shut_down(self, [weak = std::weak_ptr<ModelHandle>(self)] {
+    if (const auto handle = weak.lock()) handle->generator_.reset();
+  });
 }
 
 std::shared_ptr<const void> ModelHandle::take() {
@@ -199,6 +207,30 @@ Napi::Value create_constraint(const Napi::CallbackInfo& info) {
   const auto vocabulary = handle_of<const TokenTrie>(info[0], "vocabulary");
   std::shared_ptr<const Constraint> constraint = std::make_shared<Constraint>(vocabulary->object(), read_automaton(info[1]));
   return wrap_handle(env, std::make_shared<TypedHandle<const Constraint>>("constraint", Context::of(env).threads(), std::move(constraint)));
+}
+
+Napi::Value open_generator(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto model = model_of(info[0]);
+  const auto options = read_object(info[1], "options");
+  const auto mailbox = std::make_shared<StepMailbox>(Context::of(env).queue());
+  GenerationSettings settings;
+  settings.max_running = read_integer(options.Get("maxRunning"), "maxRunning", 1, 4096);
+  settings.memory_budget = read_integer(options.Get("memoryBudget"), "memoryBudget", 0, std::int64_t{1} << 50);
+  if (const Napi::Value same = options.Get("sameForAnyBatch"); !is_absent(same))
+    settings.order = read_boolean(same, "sameForAnyBatch") ? SumOrder::same_for_any_rows : SumOrder::fastest;
+  settings.on_step = [mailbox] { mailbox->send(); };
+  return promise_of(
+      env, on_own_thread(env),
+      [object = model->object(), device = model->device(), settings] { return std::shared_ptr<Generator>(create_generator(object, device, settings)); },
+      [model, mailbox](Napi::Env on, std::shared_ptr<Generator>& generator) -> Napi::Value {
+        model->set_generator(on, model, generator, mailbox);
+        auto object = Napi::Object::New(on);
+        object.Set("device", to_js(on, generator->device()));
+        object.Set("memory", to_js(on, generator->memory_table()));
+        object.Set("totalBlocks", to_js(on, generator->load().total_blocks));
+        return object;
+      });
 }
 
 Napi::Value generate(const Napi::CallbackInfo& info) {

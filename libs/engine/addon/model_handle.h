@@ -14,10 +14,12 @@ class ModelHandle : public TypedHandle<Model> {
   ModelHandle(std::string what, const std::shared_ptr<Threads>& threads, std::shared_ptr<Model> object, const DeviceChoice& device)
       : TypedHandle<Model>(std::move(what), threads, std::move(object)), device_(device) {}
 
-  const DeviceChoice& device() const noexcept { return device_; }  // where its trainers run
+  const DeviceChoice& device() const noexcept { return device_; }  // where its trainers and its generator run
 
   // Made on first use: a cache for a model that only trains would be waste.
   static const std::shared_ptr<Generator>& generator_of(Napi::Env env, const std::shared_ptr<ModelHandle>& self);
+  // One that was made beforehand. Throws invalid when there is one, or the model is closed.
+  static void set_generator(Napi::Env env, const std::shared_ptr<ModelHandle>& self, std::shared_ptr<Generator> generator, std::shared_ptr<StepMailbox> mailbox);
   const std::shared_ptr<StepMailbox>& mailbox() const noexcept { return mailbox_; }        // made with the generator
   const std::shared_ptr<Generator>& generator() const noexcept { return generator_; }  // null before the first use
 

@@ -1,7 +1,7 @@
 import { adapterHandle, rememberAdapter } from './adapter-handles.ts';
 import { call, cancelled } from './call.ts';
 import { EngineError } from './errors.ts';
-import { generate, scoreContinuation } from './generation.ts';
+import { generate, openGenerator, scoreContinuation } from './generation.ts';
 import { type ModelHandle, type NativeTrainerOptions, native, type TrainerHandle } from './native.ts';
 import type {
   Adapter,
@@ -39,6 +39,7 @@ export async function loadModel(o: LoadOptions): Promise<Model> {
     logits: ({ tokens, adapter, signal }) =>
       call(signal, (cancel) => native.logits(handle, tokens, adapterHandle(adapter), cancel)),
     createTrainer: (options) => createTrainer(handle, options),
+    openGenerator: (options) => openGenerator(handle, options),
     generate: (options) => generate(handle, options),
     scoreContinuation: (options) => scoreContinuation(handle, options),
     generationLoad: () => native.generationLoad(handle) ?? undefined,

@@ -1,9 +1,17 @@
 import { adapterHandle } from './adapter-handles.ts';
-import { cancelled } from './call.ts';
+import { call, cancelled } from './call.ts';
 import { constraintHandle } from './constraint.ts';
 import { EngineError, toEngineError } from './errors.ts';
 import { type ModelHandle, type NativeStep, native } from './native.ts';
-import type { ContinuationScore, GenerateOptions, GenerateStep, Sampling, ScoreContinuationOptions } from './types.ts';
+import type {
+  ContinuationScore,
+  GenerateOptions,
+  GenerateStep,
+  GeneratorInfo,
+  GeneratorOptions,
+  Sampling,
+  ScoreContinuationOptions,
+} from './types.ts';
 
 /** Tokens that may wait for their reader; a reader that stays behind further loses the rest of its answer. */
 const maxWaitingSteps = 16_384;
@@ -18,6 +26,15 @@ const stepOf = ({ tokenId, logprob, cachedTokens, topLogprobs, finish }: NativeS
   ...(topLogprobs.length > 0 && { topLogprobs }),
   ...(finish !== null && { finish }),
 });
+
+export const openGenerator = (model: ModelHandle, o: GeneratorOptions = {}): Promise<GeneratorInfo> =>
+  call(undefined, () =>
+    native.openGenerator(model, {
+      maxRunning: o.maxRunning ?? 64,
+      memoryBudget: o.memoryBudget === undefined || o.memoryBudget === 'auto' ? 0 : o.memoryBudget,
+      sameForAnyBatch: o.sameForAnyBatch ?? null,
+    }),
+  );
 
 /** Starts with the first `next`; leaving the loop early, an abort and an error all stop the engine's work on the request. */
 export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGenerator<GenerateStep, void, void> {

@@ -8,6 +8,7 @@ import type {
   EngineDevice,
   ExportedGguf,
   GenerationLoad,
+  GeneratorInfo,
   MicroBatch,
   ModelInfo,
   NewTensor,
@@ -165,6 +166,10 @@ export type Native = {
     vocabulary: VocabularyHandle,
     automaton: Omit<ByteAutomaton, 'stack'> & { stack: NonNullable<ByteAutomaton['stack']> | null },
   ): ConstraintHandle;
+  openGenerator(
+    model: ModelHandle,
+    options: { maxRunning: number; memoryBudget: number; sameForAnyBatch: boolean | null },
+  ): Promise<GeneratorInfo>;
   generate(
     model: ModelHandle,
     tokens: Uint32Array,

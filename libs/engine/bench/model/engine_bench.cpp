@@ -3,6 +3,9 @@
 //                [--compute bf16|f32] [--threads N]
 //   engine-bench train [--shape 7b] [--work tutorial|fixed|batch|long] [--memory-budget 7GiB|auto] [--data-parallel N] [--steps 12]
 //                on GPUs, whose library lies beside this program or is named by MEDMESH_ENGINE_CUDA_LIBRARY (train_bench.h has the workloads)
+//   engine-bench serve [--shape 7b] [--device auto|cpu|cuda[:N]] [--batch 1,8,32,64] [--context 512] [--prefill 2048|0] [--new-tokens 64] [--adapters N]
+//                [--rank 16] [--memory-budget 24GiB|auto] [--crossover N] [--graphs on|off] [--phases on|off] [--copies on|off] [--order fastest|same]
+//                generation at several batch sizes; on a GPU over random weights that never touch a file
 //   quantize  bf16 folder → NF4 folder                                step     a QLoRA step (rank 16, all linears, 8-bit AdamW, checkpointing)
 //   prefill   prompt → first token, through the generator             decode   time between tokens of one sequence, after that prompt
 // The weights are written under --dir once (1.5b: 3.1 + 1.2 GB; default: medmesh-bench-SHAPE in the temporary folder) and kept for the next
@@ -28,8 +31,9 @@
 #include "infer/generator.h"
 #include "infer/host_kv_memory.h"
 #include "model/bench_model.h"
-#include "model/train_bench.h"
 #include "model/model.h"
+#include "model/serve_bench.h"
+#include "model/train_bench.h"
 #include "support/bench.h"
 #include "train/trainer.h"
 
@@ -44,6 +48,7 @@ struct Options {
   int threads = bench::thread_count();
   Compute compute = Compute::bf16;
   bench::TrainBench train;
+  bench::ServeBench serve;
 };
 
 std::int64_t parse_count(const std::string& flag, const std::string& word) {
@@ -58,35 +63,71 @@ std::int64_t parse_count(const std::string& flag, const std::string& word) {
   return value;
 }
 
+bool parse_switch(const std::string& flag, const std::string& word) {
+  require(word == "on" || word == "off", flag, " is '", word, "'; use on or off");
+  return word == "on";
+}
+
+std::vector<std::int64_t> parse_counts(const std::string& flag, const std::string& words) {
+  std::vector<std::int64_t> counts;
+  for (std::size_t first = 0; first <= words.size();) {
+    const std::size_t comma = std::min(words.find(',', first), words.size());
+    counts.push_back(parse_count(flag, words.substr(first, comma - first)));
+    first = comma + 1;
+  }
+  return counts;
+}
+
+// What only `serve` takes. False for another flag.
+bool parse_serve(bench::ServeBench& serve, const std::string& flag, const std::string& value) {
+  if (flag == "--device") serve.device = parse_device(value);
+  else if (flag == "--batch") serve.batches = parse_counts(flag, value);
+  else if (flag == "--context") serve.context = parse_count(flag, value);
+  else if (flag == "--prefill") serve.prefill = value == "0" ? 0 : parse_count(flag, value);
+  else if (flag == "--adapters") serve.adapters = value == "0" ? 0 : parse_count(flag, value);
+  else if (flag == "--rank") serve.rank = parse_count(flag, value);
+  else if (flag == "--crossover") serve.crossover = parse_count(flag, value);
+  else if (flag == "--graphs") serve.graphs = parse_switch(flag, value);
+  else if (flag == "--phases") serve.phases = parse_switch(flag, value);
+  else if (flag == "--copies") serve.keep_decoded = parse_switch(flag, value);
+  else if (flag == "--order") {
+    require(value == "fastest" || value == "same", flag, " is '", value, "'; use fastest or same");
+    serve.order = value == "same" ? SumOrder::same_for_any_rows : SumOrder::fastest;
+  } else return false;
+  return true;
+}
+
 Options parse(const std::vector<std::string>& words) {
   Options options;
   for (std::size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];
     if (!word.starts_with("--")) {
-      require(word == "all" || word == "quantize" || word == "step" || word == "prefill" || word == "decode" || word == "train",
-              "no measurement '", word, "'; use all, quantize, step, prefill, decode or train");
+      require(word == "all" || word == "quantize" || word == "step" || word == "prefill" || word == "decode" || word == "train" || word == "serve",
+              "no measurement '", word, "'; use all, quantize, step, prefill, decode, train or serve");
       options.measure = word;
       continue;
     }
     require(i + 1 < words.size(), word, " needs a value");
     const std::string& value = words[++i];
-    if (word == "--shape") options.shape = options.train.shape = value;
+    if (word == "--shape") options.shape = options.train.shape = options.serve.shape = value;
     else if (word == "--work") options.train.work = value;
-    else if (word == "--memory-budget") options.train.memory_budget = bench::parse_memory(value);
+    else if (word == "--memory-budget") options.train.memory_budget = options.serve.memory_budget = bench::parse_memory(value);
     else if (word == "--data-parallel") options.train.data_parallel = static_cast<int>(parse_count(word, value));
     else if (word == "--steps") options.train.steps = parse_count(word, value);
     else if (word == "--dir") options.dir = value;
     else if (word == "--tokens") options.tokens = parse_count(word, value);
-    else if (word == "--new-tokens") options.new_tokens = parse_count(word, value);
+    else if (word == "--new-tokens") options.new_tokens = options.serve.new_tokens = parse_count(word, value);
     else if (word == "--repeat") options.repeat = parse_count(word, value);
-    else if (word == "--threads") options.threads = static_cast<int>(parse_count(word, value));
+    else if (word == "--threads") options.threads = options.serve.threads = static_cast<int>(parse_count(word, value));
     else if (word == "--compute") {
       require(value == "bf16" || value == "f32", "--compute is '", value, "'; use bf16 or f32");
       options.compute = value == "bf16" ? Compute::bf16 : Compute::f32;
-    } else fail(Code::invalid, "no option '", word, "'");
+    } else if (!parse_serve(options.serve, word, value)) fail(Code::invalid, "no option '", word, "'");
   }
   bench::shape_config(options.shape);
+  if (options.measure == "serve") bench::shape_config(options.serve.shape);
   if (options.dir.empty()) options.dir = std::filesystem::temp_directory_path() / ("medmesh-bench-" + options.shape);
+  options.serve.dir = options.dir;
   return options;
 }
 
@@ -286,6 +327,7 @@ int main(int count, char** arguments) {
   try {
     const Options options = parse(words);
     if (options.measure == "train") bench::run_train_bench(options.train);
+    else if (options.measure == "serve") bench::run_serve_bench(options.serve);
     else if (options.measure == "quantize") measure_quantize(options);
     else if (options.measure == "step") measure_step(options);
     else if (options.measure == "prefill") measure_prefill(options);

@@ -87,6 +87,7 @@ class Generator {
   void cancel(RequestId id);
   GeneratorLoad load() const;
   std::string device() const { return runner_->device(); }
+  std::string memory_table() const { return runner_->memory_table(); }
 
  private:
   struct Sequence {

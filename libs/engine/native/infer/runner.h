@@ -59,6 +59,25 @@ struct StepOutput {
   std::span<const ChosenToken> chosen;  // of the others; a log-probability that is not finite tells of broken logits
 };
 
+// Where a device's time went, in milliseconds, since the runner was made. Zeros where it is not measured.
+struct StepTimes {
+  double products = 0;   // of the blocks, with norms and activations
+  double attention = 0;  // with rotations and writing keys and values
+  double sampling = 0;   // the head and choosing tokens
+};
+
+struct RunnerOptions {
+  std::int64_t max_rows = 0;       // of a step
+  std::int64_t max_sequences = 0;  // of a step
+  std::int64_t memory_budget = 0;  // bytes of device memory, weights included; 0: what is free, less some for others
+  std::int64_t kv_bytes = 0;       // of it, for keys and values; 0: what nothing else needs
+  SumOrder order = SumOrder::fastest;
+  bool graphs = true;              // steps of one token for each sequence are captured once and replayed
+  bool timed = false;              // measure StepTimes; nothing is captured then
+  bool keep_decoded = true;        // NF4 products are also kept as bf16 where memory allows
+  std::int64_t crossover = 0;      // rows up to which NF4 weights are decoded while they are read; 0: the device's own
+};
+
 class Runner {
  public:
   virtual ~Runner() = default;
@@ -74,6 +93,9 @@ class Runner {
   virtual void check_adapter(const LoraAdapter& adapter) const = 0;
   // Whether it chooses tokens itself under these settings.
   virtual bool chooses(const Sampling& sampling) const noexcept = 0;
+  virtual StepTimes times() const { return {}; }
+  // What it took of its device's memory, for people: a line for each part.
+  virtual std::string memory_table() const { return ""; }
   // Held while a step is computed and its tokens are chosen: others that share the processors wait. Null when nobody does.
   virtual std::unique_ptr<Model::Turn> turn() = 0;
 

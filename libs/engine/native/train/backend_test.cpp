@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "core/test.h"
+#include "infer/generation_case.h"
 #include "model/golden_case.h"
 #include "train/trainer.h"
 
@@ -71,4 +72,26 @@ TEST("the emulated back end is found by its path, lists its device and trains as
   CHECK_EQ(on_device.trainable_tokens, on_cpu.trainable_tokens);
   CHECK(device->plan()->device_bytes > 0);
   CHECK_THROWS(invalid, loaded.backend->create_trainer({model, model->spec(), model->weights()}, std::array{7}, options));  // thrown in one library, caught in another
+}
+
+TEST("the emulated back end generates what the CPU does") {
+  const LoadedBackend loaded = load_backend(ENGINE_EMULATED_BACKEND);
+  if (loaded.backend == nullptr) throw Error(Code::internal, loaded.reason);
+  const std::shared_ptr<Model> model = tiny_model(Compute::bf16);
+  const TrainingBase base{model, model->spec(), model->weights()};
+  const RunnerOptions options{.max_rows = 32, .max_sequences = 2, .memory_budget = std::int64_t{256} << 20};
+  Generator device(loaded.backend->create_runner(base, 0, options), {.max_running = 2, .prefill_tokens = 16}), cpu(model, {});
+  CHECK(device.device().starts_with("cuda:0 ("));
+  CHECK(device.memory_table().find("keys and values") != std::string::npos);
+  const Outcome there = start(device, {3, 5, 7, 11}, greedy(4)).get(), here = start(cpu, {3, 5, 7, 11}, greedy(4)).get();
+  CHECK(there.ids() == here.ids());
+  CHECK_THROWS(invalid, loaded.backend->create_runner(base, 7, options));
+  CHECK_THROWS(oom, loaded.backend->create_runner(base, 0, {.max_rows = 32, .max_sequences = 2, .memory_budget = 1000}));
+}
+
+TEST("a generator for a GPU that is not there is refused by name, and automatic choice falls back to the CPU") {
+  const std::shared_ptr<Model> model = tiny_model(Compute::bf16);
+  CHECK_THROWS(unsupported, create_generator(model, parse_device("cuda:63"), {}));
+  CHECK(create_generator(model, parse_device("cpu"), {})->device().starts_with("cpu ("));
+  CHECK(create_generator(tiny_model(Compute::f32), parse_device("auto"), {})->device().starts_with("cpu ("));
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "cuda/infer/cuda_runner.h"
 #include "cuda/runtime/memory.h"
 #include "cuda/runtime/stream.h"
 #include "cuda/train/cuda_trainer.h"
@@ -36,6 +37,11 @@ class CudaBackend final : public Backend {
       require(std::count(devices.begin(), devices.end(), devices[i]) == 1, "cuda:", devices[i], " is named twice");
     }
     return std::make_unique<CudaTrainer>(base, devices, options);
+  }
+
+  std::unique_ptr<Runner> create_runner(const TrainingBase& base, int device, const RunnerOptions& options) const override {
+    require(device >= 0 && device < device_count(), "there is no cuda:", device, "; this machine has ", device_count(), " CUDA devices");
+    return std::make_unique<CudaRunner>(base, device, options);
   }
 };
 

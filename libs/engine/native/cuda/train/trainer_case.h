@@ -9,6 +9,7 @@
 #include "core/staged_output.h"
 #include "core/test.h"
 #include "cuda/train/cuda_trainer.h"
+#include "infer/generation_case.h"
 #include "model/golden_case.h"
 #include "train/trainer.h"
 
@@ -30,11 +31,7 @@ struct PackedRows {
   MicroBatch view() const { return {ids, mask, offsets}; }
 };
 
-inline GoldenCase family(const std::string& name) {
-  for (GoldenCase& c : engine::test::family_goldens())
-    if (c.name == name) return std::move(c);
-  throw Error(Code::internal, "no golden " + name);
-}
+using engine::test::family;
 
 // Two micro-batches: one row, and two packed ones.
 inline std::vector<PackedRows> two_micros(const GoldenCase& c) {

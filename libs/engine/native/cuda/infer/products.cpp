@@ -1,0 +1,140 @@
+#include "cuda/infer/products.h"
+
+#include <algorithm>
+
+#include "cuda/ops/glu.h"
+#include "cuda/ops/logits.h"
+#include "cuda/ops/nf4.h"
+#include "cuda/ops/rmsnorm.h"
+
+namespace engine::cuda {
+namespace {
+
+constexpr std::int64_t kGemvDepth = 64;  // K of products that read NF4 weights comes in multiples of this
+
+}  // namespace
+
+void decode_group(const DeviceWeights& weights, const Geometry& geometry, std::int64_t layer, Group group, bf16* to, cudaStream_t stream) {
+  const GroupShape& shape = geometry[group];
+  const View<bf16> all{to, shape.outputs, shape.inputs};
+  for (const GroupPart& part : shape.parts)
+    nf4_dequantize(weights.layers[static_cast<std::size_t>(layer)].nf4[static_cast<std::size_t>(part.projection)], all.row_range(part.first_output, part.outputs), stream);
+}
+
+Products::Products(const ModelSpec& spec, const Geometry& geometry, const DeviceWeights& weights, const DecodedWeights& decoded, const AdapterCache& table,
+                   const ProductBuffers& buffers, const Options& options)
+    : spec_(spec), geometry_(geometry), weights_(weights), decoded_(decoded), table_(table), buffers_(buffers), options_(options),
+      gemm_(options.order == SumOrder::same_for_any_rows ? GemmLibrary::none : GemmLibrary::automatic) {}
+
+bool Products::reads_nf4(std::int64_t layer, Group group, std::int64_t rows) const noexcept {
+  if (weights_.layers[static_cast<std::size_t>(layer)].stored[static_cast<std::size_t>(group)] != nullptr || geometry_[group].inputs % kGemvDepth != 0) return false;
+  return options_.order == SumOrder::same_for_any_rows || rows <= options_.crossover;
+}
+
+View<bf16> Products::normalize(View<bf16> x, const RmsNorm& norm) const {
+  const View<bf16> normed{buffers_.normed, x.rows, x.cols};
+  rmsnorm_forward(norm, x, {}, normed, nullptr, stream_);
+  return normed;
+}
+
+RowAdapters Products::row_adapters(std::int64_t layer, Group group, const std::int32_t* of) const {
+  return {table_.entries(layer, group), of, static_cast<std::int64_t>(geometry_[group].parts.size()), adapters_.ranks};
+}
+
+GemvWeights Products::gemv_weights(std::int64_t layer, Group group) const {
+  GemvWeights weights;
+  const std::vector<GroupPart>& parts = geometry_[group].parts;
+  for (std::size_t p = 0; p < parts.size(); ++p) weights[p] = weights_.layers[static_cast<std::size_t>(layer)].nf4[static_cast<std::size_t>(parts[p].projection)];
+  return weights;
+}
+
+// Of rows `first` … of a step: shrinks them for their adapters.
+GemvExtras Products::gemv_extras(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, std::int64_t first) const {
+  GemvExtras extras;
+  extras.norm = norm;
+  extras.bias = weights_.layers[static_cast<std::size_t>(layer)].bias[static_cast<std::size_t>(group)];
+  extras.workspace = buffers_.gemv_workspace;
+  if (adapters_.ranks == 0) return extras;
+  extras.adapters = row_adapters(layer, group, adapters_.all + first);
+  const View<bf16> low{buffers_.low, x.rows, extras.adapters.parts * adapters_.ranks};
+  lora_rows_shrink(x, norm, extras.adapters, low, stream_);
+  extras.low = low;
+  return extras;
+}
+
+View<const bf16> Products::decoded(std::int64_t layer, Group group) const {
+  const GroupShape& shape = geometry_[group];
+  const auto l = static_cast<std::size_t>(layer), g = static_cast<std::size_t>(group);
+  if (weights_.layers[l].stored[g] != nullptr) return {weights_.layers[l].stored[g], shape.outputs, shape.inputs};
+  if (!decoded_.empty()) return {decoded_[l][g], shape.outputs, shape.inputs};
+  decode_group(weights_, geometry_, layer, group, buffers_.scratch, stream_);
+  return {buffers_.scratch, shape.outputs, shape.inputs};
+}
+
+void Products::add_adapters(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y) {
+  if (adapters_.ranks == 0) return;
+  const bool alike = options_.order == SumOrder::same_for_any_rows;
+  if (alike || adapters_.any_other) {
+    const GroupShape& shape = geometry_[group];
+    const RowAdapters rows = row_adapters(layer, group, alike ? adapters_.all : adapters_.others);
+    const View<bf16> low{buffers_.low, x.rows, rows.parts * adapters_.ranks};
+    LoraColumns columns{};
+    for (std::size_t p = 0; p < shape.parts.size(); ++p) columns.first_output[p] = shape.parts[p].first_output;
+    columns.first_output[shape.parts.size()] = shape.outputs;
+    lora_rows_shrink(x, {}, rows, low, stream_);                                                         // [R, parts · ranks]
+    lora_rows_expand(low, rows, columns, y, stream_);                                                    // [R, outputs]
+  }
+  if (alike) return;
+  for (const AdapterSegment& segment : adapters_.segments) {
+    const AdapterGroup& at = segment.adapter->group(layer, group);
+    if (at.a.rows == 0) continue;
+    const View<bf16> low{buffers_.low, segment.count, at.a.rows};
+    gemm_(GemmForm::nt, x.row_range(segment.first, segment.count), at.a, low, stream_);                  // [n, slots]
+    for (const AdapterGroup::Part& part : at.parts)
+      gemm_(GemmForm::nt, low.columns(part.first_slot, part.b.cols), part.b, y.row_range(segment.first, segment.count).columns(part.first_output, part.b.rows),
+            stream_, 1.0f, 1.0f);                                                                        // [n, outputs]
+  }
+}
+
+void Products::multiply(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y, Onto onto) {
+  gemm_(GemmForm::nt, x, decoded(layer, group), y, stream_, 1.0f, onto == Onto::y ? 1.0f : 0.0f,
+        weights_.layers[static_cast<std::size_t>(layer)].bias[static_cast<std::size_t>(group)]);         // [R, outputs]
+  add_adapters(layer, group, x, y);
+}
+
+void Products::operator()(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, View<bf16> y, Onto onto) {
+  const bool reads = reads_nf4(layer, group, x.rows), early = norm.weight != nullptr && (!reads || x.rows > kGemvNormRows || options_.order == SumOrder::same_for_any_rows);
+  if (early) x = normalize(x, norm);
+  if (!reads) return multiply(layer, group, x, y, onto);
+  for (std::int64_t first = 0; first < x.rows; first += kGemvRows) {
+    const std::int64_t count = std::min(kGemvRows, x.rows - first);
+    const View<bf16> rows = x.row_range(first, count), out = y.row_range(first, count);
+    GemvExtras extras = gemv_extras(layer, group, rows, early ? RmsNorm{} : norm, first);
+    if (onto == Onto::y) extras.residual = out;
+    nf4_gemv(rows, gemv_weights(layer, group), out, extras, stream_);                                    // [n, outputs]
+  }
+}
+
+void Products::gated(std::int64_t layer, View<bf16> x, const RmsNorm& norm, View<bf16> y) {
+  const bool reads = reads_nf4(layer, Group::gate_up, x.rows), early = !reads || x.rows > kGemvNormRows || options_.order == SumOrder::same_for_any_rows;
+  if (early) x = normalize(x, norm);
+  if (!reads) {
+    const View<bf16> both{buffers_.gate_up, x.rows, geometry_[Group::gate_up].outputs};
+    multiply(layer, Group::gate_up, x, both, Onto::nothing);
+    return glu_forward(spec_.activation, both, y, stream_);                                              // [R, ffn]
+  }
+  for (std::int64_t first = 0; first < x.rows; first += kGemvRows) {
+    const std::int64_t count = std::min(kGemvRows, x.rows - first);
+    const View<bf16> rows = x.row_range(first, count);
+    nf4_gemv_gated(spec_.activation, rows, gemv_weights(layer, Group::gate_up), y.row_range(first, count),
+                   gemv_extras(layer, Group::gate_up, rows, early ? RmsNorm{} : norm, first), stream_);  // [n, ffn]
+  }
+}
+
+void Products::head(View<bf16> x, const RmsNorm& norm, View<float> logits, cudaStream_t stream) {
+  stream_ = stream;
+  gemm_(GemmForm::nt, normalize(x, norm), {weights_.head, logits.cols, x.cols}, logits, stream);         // [R, vocab]
+  softcap_logits(logits, spec_.logit_softcap, stream);
+}
+
+}  // namespace engine::cuda
