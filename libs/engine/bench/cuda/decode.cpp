@@ -11,10 +11,12 @@
 #include "core/code_tables.h"
 #include "core/error.h"
 #include "core/rng.h"
+#include "cuda/ops/head_gemv.h"
 #include "cuda/ops/lora_rows.h"
 #include "cuda/ops/nf4_gemv.h"
 #include "cuda/ops/paged_attention.h"
 #include "cuda/ops/rmsnorm.h"
+#include "cuda/ops/sample.h"
 #include "cuda/runtime/device_buffer.h"
 #include "ops/dynamic8.h"
 #include "ops/nf4.h"
@@ -56,7 +58,7 @@ void fill_bf16(std::vector<std::uint32_t>& words) {
 
 struct Bench {
   Stream stream;
-  double bandwidth = 1;
+  double bandwidth = 1, last = 0;  // last: seconds of the row before, 0 when it was left out
   std::string only;
 
   Bench() {
@@ -86,6 +88,7 @@ struct Bench {
 
   // `launch(i)` is the i-th of `count` alike.
   void row(const std::string& what, std::int64_t count, double bytes, double flops, const std::function<void(std::int64_t)>& launch) {
+    last = 0;
     if (!only.empty() && what.find(only) == std::string::npos) return;
     const double time = seconds([&] {
                           for (std::int64_t i = 0; i < count; ++i) launch(i);
@@ -94,6 +97,7 @@ struct Bench {
     std::printf("  %-34s %9.2f us %8.1f GB/s %8.2f TFLOP/s   floor %8.2f us  %5.1f %%\n", what.c_str(), time * 1e6, bytes * 1e-9 / time, flops * 1e-12 / time, floor * 1e6,
                 100 * floor / time);
     std::fflush(stdout);
+    last = time;
   }
 };
 
@@ -141,82 +145,195 @@ struct Weights {
 
 constexpr double kNf4Bytes = 0.5 + 1.0 / 64 + 4.0 / 64 / 256;
 
-struct Buffers {
-  DeviceMemory x, qkv, attended, gated, low, workspace;
-  DeviceBuffer<float> norm;
+// One row of each of `rows` sequences of `context` tokens, and what a step needs beside the weights.
+struct Step {
+  const Model& m;
+  const Weights& w;
+  std::int64_t rows;
+  cudaStream_t stream;
+  AttentionShape attention;
+  std::int64_t layer_elements;
+  DeviceMemory x, normed, qkv, attended, gated, workspace, cache, attention_workspace, head, logits, sample_workspace;
+  DeviceBuffer<float> norm, bias, cos, sin;
+  DeviceBuffer<std::int32_t> tables, sequences, positions;
+  DeviceBuffer<SampleSettings> settings;
+  DeviceBuffer<std::uint32_t> tokens;
+  DeviceBuffer<float> logprobs;
+  // Adapters of rank kRank on everything, one for each row: as many different ones as `adapters` says.
+  DeviceMemory adapter_values, low;
   DeviceBuffer<LoraEntry> entries;
-  DeviceMemory adapter_values;
+  DeviceBuffer<std::int32_t> adapter;
+  bool adapted = false;
+  std::int64_t pages_each;
 
-  Buffers(const Model& m, std::int64_t rows, const Stream& stream)
-      : x(random_memory(2 * rows * m.hidden, stream, fill_bf16)), qkv(2 * rows * m.qkv()), attended(random_memory(2 * rows * m.heads * m.head_dim, stream, fill_bf16)),
-        gated(random_memory(2 * rows * m.ffn, stream, fill_bf16)), low(2 * rows * 3 * kRank), workspace(std::max<std::int64_t>(nf4_gemv_workspace(rows), 16)),
-        norm(std::vector<float>(static_cast<std::size_t>(m.hidden), 1.0f)) {
+  Step(const Model& model, const Weights& weights, std::int64_t count, std::int64_t context, std::int64_t adapters, const SampleSettings& setting, const Stream& on)
+      : m(model), w(weights), rows(count), stream(on), attention{.heads = m.heads, .kv_heads = m.kv_heads, .head_dim = m.head_dim, .scale = 0.088f},
+        layer_elements(rows * ((context + kPageTokens - 1) / kPageTokens) * 2 * kPageTokens * m.kv_heads * m.head_dim),
+        x(random_memory(2 * rows * m.hidden, on, fill_bf16)), normed(random_memory(2 * rows * m.hidden, on, fill_bf16)), qkv(random_memory(2 * rows * m.qkv(), on, fill_bf16)),
+        attended(random_memory(2 * rows * m.heads * m.head_dim, on, fill_bf16)), gated(random_memory(2 * rows * m.ffn, on, fill_bf16)),
+        workspace(std::max<std::int64_t>(nf4_gemv_workspace(rows), 16)), cache(random_memory(2 * m.layers * layer_elements, on, fill_bf16)),
+        attention_workspace(paged_attention_workspace(attention, rows, context)), head(random_memory(2 * m.vocab * m.hidden, on, fill_bf16)), logits(4 * rows * m.vocab),
+        sample_workspace(engine::cuda::sample_workspace(rows, m.vocab)), norm(std::vector<float>(static_cast<std::size_t>(m.hidden), 1.0f)),
+        bias(std::vector<float>(static_cast<std::size_t>(m.qkv()), 0.1f)), cos(std::vector<float>(static_cast<std::size_t>(context * m.head_dim / 2), 0.8f)),
+        sin(std::vector<float>(static_cast<std::size_t>(context * m.head_dim / 2), 0.6f)),
+        settings(std::vector<SampleSettings>(static_cast<std::size_t>(rows), setting)), tokens(rows), logprobs(rows), low(2 * rows * 3 * kRank),
+        pages_each((context + kPageTokens - 1) / kPageTokens) {
     fill_bytes(workspace.data(), 0, workspace.bytes(), stream);
+    fill_bytes(attention_workspace.data(), 0, attention_workspace.bytes(), stream);
+    std::vector<std::int32_t> table(static_cast<std::size_t>(rows * pages_each)), of, at, own;
+    for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i * 7919 % table.size());  // a permutation unless 7919 divides them
+    for (std::int64_t r = 0; r < rows; ++r) {
+      of.push_back(static_cast<std::int32_t>(r));
+      at.push_back(static_cast<std::int32_t>(context - 1));
+      own.push_back(static_cast<std::int32_t>(adapters > 0 ? r % adapters : -1));
+    }
+    tables = DeviceBuffer<std::int32_t>(table);
+    sequences = DeviceBuffer<std::int32_t>(of);
+    positions = DeviceBuffer<std::int32_t>(at);
+    adapter = DeviceBuffer<std::int32_t>(own);
+    adapted = adapters > 0;
+    if (!adapted) return;
+    // Entries [layer][group: qkv, o, gate_up, down][adapter][part], values one after another.
+    const std::int64_t each = kRank * (3 * m.hidden + m.qkv() + 2 * m.hidden + 2 * (m.hidden + m.ffn) + m.hidden + m.ffn + 2 * m.hidden);
+    adapter_values = random_memory(2 * adapters * m.layers * each, on, fill_bf16);
+    std::vector<LoraEntry> list;
+    bf16* next = adapter_values.as<bf16>();
+    const auto add = [&](std::int64_t n, std::int64_t k) {
+      list.push_back({next, next + kRank * k, static_cast<std::int32_t>(kRank), 0.1f});
+      next += kRank * (n + k);
+    };
+    for (std::int64_t layer = 0; layer < m.layers; ++layer) {
+      const std::int64_t kv = m.kv_heads * m.head_dim, q = m.heads * m.head_dim;
+      for (std::int64_t a = 0; a < adapters; ++a) {
+        add(q, m.hidden);
+        add(kv, m.hidden);
+        add(kv, m.hidden);
+      }
+      for (std::int64_t a = 0; a < adapters; ++a) add(m.hidden, q);
+      for (std::int64_t a = 0; a < adapters; ++a) {
+        add(m.ffn, m.hidden);
+        add(m.ffn, m.hidden);
+      }
+      for (std::int64_t a = 0; a < adapters; ++a) add(m.hidden, m.ffn);
+    }
+    entries = DeviceBuffer<LoraEntry>(list);
+    count_of_adapters_ = adapters;
+  }
+
+  View<bf16> view(const DeviceMemory& memory, std::int64_t cols) const { return {memory.as<bf16>(), rows, cols}; }
+  const Weights::Layer& layer(std::int64_t i) const { return w.layers[static_cast<std::size_t>(i % m.layers)]; }
+  bool folds() const { return rows <= kGemvNormRows; }
+  RmsNorm norm_of() const { return {norm.data(), 1e-6f, 0.0f}; }
+  // What a product of a group's input adds, its shrink given to the stream first.
+  GemvExtras extras(std::int64_t i, int group, View<const bf16> in, bool normalized) const {
+    GemvExtras e{.norm = normalized && folds() ? norm_of() : RmsNorm{}, .workspace = workspace.data()};
+    if (!adapted) return e;
+    constexpr std::int64_t parts[] = {3, 1, 2, 1}, before[] = {0, 3, 4, 6};
+    e.adapters = {entries.data() + count_of_adapters_ * (7 * (i % m.layers) + before[group]), adapter.data(), parts[group], kRank};
+    e.low = View<const bf16>(low.as<bf16>(), rows, parts[group] * kRank);
+    lora_rows_shrink(in, e.norm, e.adapters, View<bf16>(low.as<bf16>(), rows, parts[group] * kRank), stream);
+    return e;
+  }
+  View<const bf16> input() const {  // of qkv, gate_up and the head
+    if (folds()) return view(x, m.hidden);
+    rmsnorm_forward(norm_of(), view(x, m.hidden), {}, view(normed, m.hidden), nullptr, stream);
+    return view(normed, m.hidden);
+  }
+
+  void run_qkv(std::int64_t i, View<const bf16> in) const { nf4_gemv(in, {layer(i).q, layer(i).k, layer(i).v}, view(qkv, m.qkv()), extras(i, 0, in, true), stream); }
+  void run_place(std::int64_t i) const {
+    QkvPost post;
+    post.bias = bias.data();
+    post.cos = cos.data();
+    post.sin = sin.data();
+    post.rotary_dim = m.head_dim;
+    qkv_post_paged({m.heads, m.kv_heads, m.head_dim}, post, view(qkv, m.qkv()), paged(), pages(i), stream);
+  }
+  void run_attention(std::int64_t i, std::int64_t context) const {
+    paged_attention_decode(attention, view(qkv, m.qkv()).columns(0, m.heads * m.head_dim), paged(), pages(i), view(attended, m.heads * m.head_dim), context,
+                           attention_workspace.data(), stream);
+  }
+  void run_o(std::int64_t i) const { onto_sum(i, 1, layer(i).o, view(attended, m.heads * m.head_dim)); }
+  void run_gate_up(std::int64_t i, View<const bf16> in) const {
+    nf4_gemv_gated(Activation::silu, in, {layer(i).gate, layer(i).up}, view(gated, m.ffn), extras(i, 2, in, true), stream);
+  }
+  void run_down(std::int64_t i) const { onto_sum(i, 3, layer(i).down, view(gated, m.ffn)); }
+  void run_head() const {
+    rmsnorm_forward(norm_of(), view(x, m.hidden), {}, view(normed, m.hidden), nullptr, stream);
+    head_gemv(view(normed, m.hidden), View<const bf16>(head.as<bf16>(), m.vocab, m.hidden), 0, View<float>(logits.as<float>(), rows, m.vocab), stream);
+  }
+  void run_sample() const {
+    sample(View<const float>(logits.as<float>(), rows, m.vocab), settings.data(), positions.data(), tokens.data(), logprobs.data(), sample_workspace.data(), stream);
+  }
+  void run(std::int64_t context) const {
+    for (std::int64_t i = 0; i < m.layers; ++i) {
+      run_qkv(i, input());
+      run_place(i);
+      run_attention(i, context);
+      run_o(i);
+      run_gate_up(i, input());
+      run_down(i);
+    }
+    run_head();
+    run_sample();
+  }
+
+ private:
+  std::int64_t count_of_adapters_ = 0;
+  PagedRows paged() const { return {sequences.data(), positions.data(), tables.data(), pages_each}; }
+  KvPages pages(std::int64_t i) const { return {cache.as<bf16>() + i % m.layers * layer_elements, m.kv_heads, m.head_dim}; }
+  void onto_sum(std::int64_t i, int group, const Matrix& weight, View<const bf16> in) const {
+    GemvExtras e = extras(i, group, in, false);
+    e.residual = view(x, m.hidden);
+    nf4_gemv(in, {weight}, view(x, m.hidden), e, stream);
   }
 };
 
-void products(Bench& bench, const Model& m, const Weights& w, std::int64_t rows) {
-  const Buffers b(m, rows, bench.stream);
-  const RmsNorm norm{rows <= kGemvNormRows ? b.norm.data() : nullptr, 1e-6f, 0.0f};
-  const View<const bf16> x(b.x.as<bf16>(), rows, m.hidden), attended(b.attended.as<bf16>(), rows, m.heads * m.head_dim), gated(b.gated.as<bf16>(), rows, m.ffn);
-  const View<bf16> qkv(b.qkv.as<bf16>(), rows, m.qkv()), sum(b.x.as<bf16>(), rows, m.hidden), out(b.gated.as<bf16>(), rows, m.ffn);
-  const auto layer = [&](std::int64_t i) -> const Weights::Layer& { return w.layers[static_cast<std::size_t>(i % m.layers)]; };
-  const auto run_qkv = [&](std::int64_t i) { nf4_gemv(x, {layer(i).q, layer(i).k, layer(i).v}, qkv, {.norm = norm, .workspace = b.workspace.data()}, bench.stream); };
-  const auto run_o = [&](std::int64_t i) { nf4_gemv(attended, {layer(i).o}, sum, {.residual = sum, .workspace = b.workspace.data()}, bench.stream); };
-  const auto run_gate_up = [&](std::int64_t i) {
-    nf4_gemv_gated(Activation::silu, x, {layer(i).gate, layer(i).up}, out, {.norm = norm, .workspace = b.workspace.data()}, bench.stream);
-  };
-  const auto run_down = [&](std::int64_t i) { nf4_gemv(gated, {layer(i).down}, sum, {.residual = sum, .workspace = b.workspace.data()}, bench.stream); };
-  const auto row = [&](const char* name, std::int64_t n, std::int64_t k, const std::function<void(std::int64_t)>& run) {
-    const auto values = static_cast<double>(n * k);
-    bench.row(std::string("nf4_gemv ") + name + " rows " + std::to_string(rows), 2 * m.layers, kNf4Bytes * values, 2 * values * static_cast<double>(rows), run);
-  };
-  row("qkv", m.qkv(), m.hidden, run_qkv);
-  row("o", m.hidden, m.heads * m.head_dim, run_o);
-  row("gate_up", 2 * m.ffn, m.hidden, run_gate_up);
-  row("down", m.hidden, m.ffn, run_down);
-  const auto values = static_cast<double>(m.qkv() * m.hidden + m.hidden * m.heads * m.head_dim + 3 * m.ffn * m.hidden);
-  bench.row("nf4_gemv layer rows " + std::to_string(rows), m.layers, kNf4Bytes * values, 2 * values * static_cast<double>(rows), [&](std::int64_t i) {
-    run_qkv(i);
-    run_o(i);
-    run_gate_up(i);
-    run_down(i);
-  });
-}
-
-// Sequences of `context` tokens each, one row of each, over a cache of all layers.
-void attention(Bench& bench, const Model& m, std::int64_t rows, std::int64_t context) {
-  const AttentionShape shape{.heads = m.heads, .kv_heads = m.kv_heads, .head_dim = m.head_dim, .scale = 0.088f};
-  const std::int64_t pages_each = (context + kPageTokens - 1) / kPageTokens, pages = rows * pages_each;
-  const std::int64_t layer_elements = pages * 2 * kPageTokens * m.kv_heads * m.head_dim;
-  const DeviceMemory cache = random_memory(2 * m.layers * layer_elements, bench.stream, fill_bf16), qkv = random_memory(2 * rows * m.qkv(), bench.stream, fill_bf16);
-  const DeviceMemory out(2 * rows * m.heads * m.head_dim), workspace(paged_attention_workspace(shape, rows, context));
-  fill_bytes(workspace.data(), 0, workspace.bytes(), bench.stream);
-  std::vector<std::int32_t> tables(static_cast<std::size_t>(pages)), sequences, positions;
-  for (std::size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<std::int32_t>(i * 7919 % tables.size());  // a permutation unless 7919 divides them
-  for (std::int64_t r = 0; r < rows; ++r) {
-    sequences.push_back(static_cast<std::int32_t>(r));
-    positions.push_back(static_cast<std::int32_t>(context - 1));
-  }
-  const DeviceBuffer<std::int32_t> device_tables(tables), device_sequences(sequences), device_positions(positions);
-  const PagedRows paged{device_sequences.data(), device_positions.data(), device_tables.data(), pages_each};
-  const DeviceBuffer<float> cos(std::vector<float>(static_cast<std::size_t>(context * m.head_dim / 2), 0.8f)), sin(std::vector<float>(static_cast<std::size_t>(context * m.head_dim / 2), 0.6f));
-  const DeviceBuffer<float> bias(std::vector<float>(static_cast<std::size_t>(m.qkv()), 0.1f));
-  QkvPost post;
-  post.bias = bias.data();
-  post.cos = cos.data();
-  post.sin = sin.data();
-  post.rotary_dim = m.head_dim;
-  const View<bf16> all(qkv.as<bf16>(), rows, m.qkv());
-  const auto layer = [&](std::int64_t i) { return KvPages{cache.as<bf16>() + i % m.layers * layer_elements, m.kv_heads, m.head_dim}; };
+void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, std::int64_t context) {
   const std::string count = " rows " + std::to_string(rows);
-  bench.row("qkv_post_paged" + count, 2 * m.layers, 4.0 * static_cast<double>(rows * m.qkv()), 0,
-            [&](std::int64_t i) { qkv_post_paged({m.heads, m.kv_heads, m.head_dim}, post, all, paged, layer(i), bench.stream); });
-  bench.row("paged_attention_decode" + count, 2 * m.layers, 4.0 * static_cast<double>(rows * context * m.kv_heads * m.head_dim),
-            4.0 * static_cast<double>(rows * context * m.heads * m.head_dim), [&](std::int64_t i) {
-              paged_attention_decode(shape, all.columns(0, m.heads * m.head_dim), paged, layer(i), View<bf16>(out.as<bf16>(), rows, m.heads * m.head_dim), context,
-                                     workspace.data(), bench.stream);
-            });
+  const auto b = static_cast<double>(rows);
+  const Step step(m, w, rows, context, 0, {7, 0, 1, 0, 0}, bench.stream);
+  const View<const bf16> in = step.view(rows <= kGemvNormRows ? step.x : step.normed, m.hidden);
+  const auto product = [&](const char* name, std::int64_t n, std::int64_t k, const std::function<void(std::int64_t)>& run) {
+    const auto values = static_cast<double>(n * k);
+    bench.row(std::string("nf4_gemv ") + name + count, 2 * m.layers, kNf4Bytes * values, 2 * values * b, run);
+  };
+  product("qkv", m.qkv(), m.hidden, [&](std::int64_t i) { step.run_qkv(i, in); });
+  product("o", m.hidden, m.heads * m.head_dim, [&](std::int64_t i) { step.run_o(i); });
+  product("gate_up", 2 * m.ffn, m.hidden, [&](std::int64_t i) { step.run_gate_up(i, in); });
+  product("down", m.hidden, m.ffn, [&](std::int64_t i) { step.run_down(i); });
+  const auto values = static_cast<double>(m.qkv() * m.hidden + m.hidden * m.heads * m.head_dim + 3 * m.ffn * m.hidden);
+  bench.row("nf4_gemv all of a layer" + count, m.layers, kNf4Bytes * values, 2 * values * b, [&](std::int64_t i) {
+    step.run_qkv(i, in);
+    step.run_o(i);
+    step.run_gate_up(i, in);
+    step.run_down(i);
+  });
+  const double cached = 4.0 * static_cast<double>(rows * context * m.kv_heads * m.head_dim);
+  bench.row("qkv_post_paged" + count, 2 * m.layers, 4.0 * static_cast<double>(rows * m.qkv()), 0, [&](std::int64_t i) { step.run_place(i); });
+  bench.row("paged_attention_decode" + count, 2 * m.layers, cached, 4.0 * static_cast<double>(rows * context * m.heads * m.head_dim),
+            [&](std::int64_t i) { step.run_attention(i, context); });
+  const double head = 2.0 * static_cast<double>(m.vocab * m.hidden);
+  bench.row("head_gemv" + count, 4, head, head * b, [&](std::int64_t) { step.run_head(); });
+  bench.row("sample greedy" + count, 8, 4.0 * static_cast<double>(rows * m.vocab), 0, [&](std::int64_t) { step.run_sample(); });
+
+  const double step_bytes = static_cast<double>(m.layers) * (kNf4Bytes * values + cached) + head;
+  const double step_flops = 2 * b * (static_cast<double>(m.layers) * values + static_cast<double>(m.vocab * m.hidden));
+  const auto whole = [&](const std::string& what, const Step& of) {
+    bench.row(what + count, 1, step_bytes, step_flops, [&](std::int64_t) { of.run(context); });
+    if (bench.last > 0) std::printf("    %.0f tokens/s\n", b / bench.last);
+  };
+  whole("step greedy", step);
+  const Step sampled(m, w, rows, context, 0, {7, 0.7, 0.95, 0, 40}, bench.stream);
+  bench.row("sample top-k, top-p" + count, 8, 8.0 * static_cast<double>(rows * m.vocab), 0, [&](std::int64_t) { sampled.run_sample(); });
+  whole("step sampled", sampled);
+  for (const std::int64_t adapters : {1, 8}) {
+    if (adapters > rows) continue;
+    const Step adapted(m, w, rows, context, adapters, {7, 0, 1, 0, 0}, bench.stream);
+    bench.row("lora_rows_shrink gate_up" + count + " adapters " + std::to_string(adapters), 2 * m.layers, 4.0 * static_cast<double>(adapters * kRank * m.hidden), 0,
+              [&](std::int64_t i) { adapted.extras(i, 2, in, true); });
+    whole("step with adapters " + std::to_string(adapters), adapted);
+  }
 }
 
 }  // namespace
@@ -249,8 +366,7 @@ int main(int argc, char** argv) {
       const Weights weights(m, bench.stream);
       for (const std::int64_t rows : row_counts) {
         std::printf("%s, %lld rows, context %lld\n", m.name, static_cast<long long>(rows), static_cast<long long>(context));
-        products(bench, m, weights, rows);
-        attention(bench, m, rows, context);
+        figures(bench, m, weights, rows, context);
       }
     }
   } catch (const Error& error) {
