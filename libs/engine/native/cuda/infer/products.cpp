@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/ops/glu.h"
+#include "cuda/ops/head_gemv.h"
 #include "cuda/ops/logits.h"
 #include "cuda/ops/nf4.h"
 #include "cuda/ops/rmsnorm.h"
@@ -133,8 +134,16 @@ void Products::gated(std::int64_t layer, View<bf16> x, const RmsNorm& norm, View
 
 void Products::head(View<bf16> x, const RmsNorm& norm, View<float> logits, cudaStream_t stream) {
   stream_ = stream;
-  gemm_(GemmForm::nt, normalize(x, norm), {weights_.head, logits.cols, x.cols}, logits, stream);         // [R, vocab]
-  softcap_logits(logits, spec_.logit_softcap, stream);
+  x = normalize(x, norm);
+  const View<const bf16> head{weights_.head, logits.cols, x.cols};
+  if (x.rows > kHeadRows && options_.order != SumOrder::same_for_any_rows) {
+    gemm_(GemmForm::nt, x, head, logits, stream);                                                        // [R, vocab]
+    return softcap_logits(logits, spec_.logit_softcap, stream);
+  }
+  for (std::int64_t first = 0; first < x.rows; first += kHeadRows) {
+    const std::int64_t count = std::min(kHeadRows, x.rows - first);
+    head_gemv(x.row_range(first, count), head, spec_.logit_softcap, logits.row_range(first, count), stream);
+  }
 }
 
 }  // namespace engine::cuda
