@@ -19,6 +19,17 @@ constexpr int kUnit = 2 * kBlock;
 constexpr int kStages = 4;  // units under way, in the table's free half: 1 KB for each warp
 static_assert(8 * kWarps * kStages == 256);
 
+// A walk along the units: number `k` of K, of a group of outputs.
+struct Walk {
+  int group, k;
+  ENGINE_DEVICE Walk(int unit, int depth) : group(unit / depth), k(unit % depth) {}
+  ENGINE_DEVICE void step(int depth) {
+    if (++k < depth) return;
+    k = 0;
+    ++group;
+  }
+};
+
 // kColumns · 8 rows of x.
 template <int kColumns>
 struct Layout {
@@ -53,27 +64,27 @@ __global__ void __launch_bounds__(kThreads, 1) multiply(Products p, int groups) 
   unsigned char* slot_of_lane = ring + lane / 4 * 256 + lane % 4 * 32;
   ScaleParts scales[kStages] = {};
   RowScales of[kStages] = {};
-  int ahead = first, group_ahead = -1;
+  Walk ahead(first, depth);
+  int left = last - first, group_ahead = -1;  // units that are still to be brought
   const std::uint8_t* codes_ahead = nullptr;
   RowScales row_ahead{};
   const auto bring = [&](int stage, ScaleParts& scale, RowScales& row) {
-    if (ahead < last) {
-      const int group = ahead / depth;
-      if (group != group_ahead) {
-        group_ahead = group;
-        const TileRow at = tile_row<kGated>(p, kTiles * group + 2 * part + lane / kTile, lane % kTile);  // one that is not there: the first
+    if (left-- > 0) {
+      if (ahead.group != group_ahead) {
+        group_ahead = ahead.group;
+        const TileRow at = tile_row<kGated>(p, kTiles * ahead.group + 2 * part + lane / kTile, lane % kTile);  // one that is not there: the first
         const DeviceNf4& w = p.weight[at.part < 0 ? 0 : at.part];
         codes_ahead = w.codes + std::int64_t{at.row} * (p.x.cols / 2);
         row_ahead = row_scales(w, at.part < 0 ? 0 : at.part, at.row * blocks);
       }
-      const int wanted = 2 * (ahead - group * depth) + half, block = wanted < blocks ? wanted : blocks - 1;  // beyond the last: any, times zeros of x
+      const int wanted = 2 * ahead.k + half, block = wanted < blocks ? wanted : blocks - 1;  // beyond the last: any, times zeros of x
       copy_async16(slot_of_lane + 2048 * stage, codes_ahead + (kBlock / 2) * block);
       copy_async16(slot_of_lane + 2048 * stage + 16, codes_ahead + (kBlock / 2) * block + 16);
       scale = load_scale(row_ahead, block);
       row = row_ahead;
     }
     copy_async_commit();
-    ++ahead;
+    ahead.step(depth);
   };
 #pragma unroll
   for (int s = 0; s < kStages; ++s) bring(s, scales[s], of[s]);
@@ -83,13 +94,14 @@ __global__ void __launch_bounds__(kThreads, 1) multiply(Products p, int groups) 
 
   // x: piece i of a unit is 8 values of row i / 16. Chunks of odd rows are swapped in pairs: neighbouring rows lie in different banks.
   uint4 pieces[L::kPieces] = {};
-  const auto load_x = [&](int unit) {
-    const int k = unit % depth * kUnit;
+  const int row_of_thread = thread / 16, column_of_thread = thread % 16 * 8;
+  const bf16* x_of_thread = p.x.row(row_of_thread) + column_of_thread;
+  const auto load_x = [&](int unit_of_k) {
+    const int k = unit_of_k * kUnit;
+    const bool inside = k + column_of_thread < static_cast<int>(p.x.cols);
 #pragma unroll
-    for (int i = 0; i < L::kPieces; ++i) {
-      const int piece = thread + i * kThreads, row = piece / 16, column = k + piece % 16 * 8;
-      pieces[i] = row < p.x.rows && column < p.x.cols ? load16(p.x.row(row) + column) : uint4{};
-    }
+    for (int i = 0; i < L::kPieces; ++i)
+      pieces[i] = inside && row_of_thread + i * (kThreads / 16) < static_cast<int>(p.x.rows) ? load16(x_of_thread + i * (kThreads / 16) * p.x.stride + k) : uint4{};
   };
   const auto store_x = [&](int buffer) {
 #pragma unroll
@@ -101,10 +113,9 @@ __global__ void __launch_bounds__(kThreads, 1) multiply(Products p, int groups) 
       store16(x + buffer * L::kXBytes + row * 2 * kUnit + 16 * (chunk ^ (row & 1)), to_operand(values));
     }
   };
-  if (first < last) {
-    load_x(first);
-    store_x(0);
-  }
+  Walk at(first, depth);
+  load_x(at.k);
+  store_x(0);
   __syncthreads();
 
   const std::uint32_t lane4 = 4u * static_cast<unsigned>(lane);
@@ -116,8 +127,10 @@ __global__ void __launch_bounds__(kThreads, 1) multiply(Products p, int groups) 
   int begun = first;  // of the group at hand
 #pragma unroll 1
   for (int unit = first; unit < last; ++unit) {
-    const int stage = (unit - first) % kStages, buffer = (unit - first) % 2;
-    if (unit + 1 < last) load_x(unit + 1);
+    const int stage = (unit - first) & (kStages - 1), buffer = (unit - first) & 1;
+    const int group = at.group;
+    at.step(depth);  // to the next
+    if (unit + 1 < last) load_x(at.k);
     copy_async_wait<kStages - 1>();
     sync_warp();
     uint2 codes[4];
@@ -164,8 +177,7 @@ __global__ void __launch_bounds__(kThreads, 1) multiply(Products p, int groups) 
     if (unit + 1 < last) store_x(1 - buffer);
     __syncthreads();
 
-    const int group = unit / depth;
-    if (unit + 1 < last && (unit + 1) / depth == group) continue;
+    if (unit + 1 < last && at.group == group) continue;
 
     // The end of this block's part of the group: the two halves of K are joined.
     float* mine = sums + part * 2 * kColumns * 4 * kWarp + lane;
@@ -225,8 +237,8 @@ __global__ void __launch_bounds__(kThreads, 1) multiply(Products p, int groups) 
       };
       constexpr int kEach = kGated ? kOutputs / 2 : kOutputs;
       for (int i = thread; i < kEach * L::kRows; i += kThreads) {
-        const int row = i / kEach, at = i % kEach;
-        const int tile = kGated ? at / 8 : at / kTile, r = kGated ? at % 8 : at % kTile;
+        const int row = i / kEach, column = i % kEach;
+        const int tile = kGated ? column / 8 : column / kTile, r = kGated ? column % 8 : column % kTile;
         finish<kGated>(p, kTiles * group + tile, r, row, sum_of(tile * kTile + r, row), kGated ? sum_of(tile * kTile + r + 8, row) : 0.0f);
       }
     }
