@@ -98,11 +98,11 @@ struct Decoding {
 };
 
 // Runs a batch; looks at the time in which every sequence decodes.
-Decoding decode(Subject& subject, Generator& generator, const ServeBench& bench, std::int64_t batch, const std::vector<std::shared_ptr<const LoraAdapter>>& adapters) {
+Decoding decode(Subject& subject, Generator& generator, const ServeBench& bench, std::int64_t batch, bool gpu, const std::vector<std::shared_ptr<const LoraAdapter>>& adapters) {
   std::mt19937 random(3407);
   const std::int64_t context = bench.context;
   // Prompts are read one after another while others decode already: so many tokens more are made before all run.
-  const std::int64_t before = batch * context / kPrefillTokens + batch * 4;
+  const std::int64_t before = batch * context / (gpu ? kPrefillTokens : GeneratorOptions{}.prefill_tokens_beside) + 8;
   std::mutex mutex;
   std::vector<std::vector<Clock::time_point>> times(static_cast<std::size_t>(batch));
   std::latch done(batch);
@@ -183,7 +183,7 @@ void run_serve_bench(const ServeBench& bench) {
   options.max_running = most;
   options.order = bench.order;
   if (gpu) options.prefill_tokens = options.prefill_tokens_beside = kPrefillTokens;
-  if (!gpu) options.kv_bytes = (most * (bench.context + bench.new_tokens + 5 * most + 32) / HostKvMemory::kBlockTokens + most + 1) * HostKvMemory::block_bytes(spec, Compute::bf16);
+  if (!gpu) options.kv_bytes = (most * (bench.context + bench.new_tokens + most * bench.context / 64 + 64) / HostKvMemory::kBlockTokens + most + 1) * HostKvMemory::block_bytes(spec, Compute::bf16);
   const auto adapters = random_adapters(spec, bench.adapters, bench.rank);
 
   const auto loading = Clock::now();
@@ -202,8 +202,8 @@ void run_serve_bench(const ServeBench& bench) {
   }
   std::vector<Json> lines;
   for (const std::int64_t batch : bench.batches) {
-    decode(*subject, *generator, bench, batch, {});  // captures, chooses algorithms
-    const Decoding base = decode(*subject, *generator, bench, batch, {});
+    decode(*subject, *generator, bench, batch, gpu, {});  // captures, chooses algorithms
+    const Decoding base = decode(*subject, *generator, bench, batch, gpu, {});
     Json line = common;
     line.update({{"bench", "decode"}, {"batch", batch}, {"context", bench.context}, {"tok_s", base.tokens_per_second}, {"steps", base.steps},
                  {"tpot_ms", {{"mean", base.wall_ms / base.steps}, {"p50", percentile(base.intervals, 0.5)}, {"p90", percentile(base.intervals, 0.9)}, {"p99", percentile(base.intervals, 0.99)}}}});
@@ -213,8 +213,8 @@ void run_serve_bench(const ServeBench& bench) {
       line["share_of_floor"] = floor_ms / (base.wall_ms / base.steps);
     }
     if (!adapters.empty()) {
-      decode(*subject, *generator, bench, batch, adapters);
-      const Decoding adapted = decode(*subject, *generator, bench, batch, adapters);
+      decode(*subject, *generator, bench, batch, gpu, adapters);
+      const Decoding adapted = decode(*subject, *generator, bench, batch, gpu, adapters);
       line["adapters"] = std::min(bench.adapters, batch);
       line["rank"] = bench.rank;
       line["tok_s_adapted"] = adapted.tokens_per_second;
@@ -228,11 +228,11 @@ void run_serve_bench(const ServeBench& bench) {
   generator.reset();
   generator = subject->generator(options, true);
   for (const std::int64_t batch : bench.batches) {
-    decode(*subject, *generator, bench, batch, {});
+    decode(*subject, *generator, bench, batch, gpu, {});
     const StepTimes before = subject->times();
     const std::int64_t steps_before = generator->load().steps;
     const auto start = Clock::now();
-    decode(*subject, *generator, bench, batch, {});
+    decode(*subject, *generator, bench, batch, gpu, {});
     const double wall = milliseconds(Clock::now() - start), steps = static_cast<double>(generator->load().steps - steps_before);
     const StepTimes now = subject->times();
     const double products = now.products - before.products, attention = now.attention - before.attention, sampling = now.sampling - before.sampling;

@@ -213,7 +213,7 @@ RunnerInput CudaRunner::write_input(const Step& step, const StepShape& shape, St
       host.settings[i] = {.seed = s.seed, .temperature = s.temperature, .top_p = s.top_p, .min_p = s.min_p, .top_k = s.top_k};
     }
   }
-  copy_to_device(memory_.buffers.input, staging_.data(), host_arena.used(), stream_);
+  staged_bytes_ = host_arena.used();
   DeviceArena device_arena(memory_.buffers.input, memory_.buffers.input_bytes);
   const RunnerInput input = RunnerInput::take(device_arena, sizes);
   adapters.all = input.adapters;
@@ -239,7 +239,24 @@ void CudaRunner::read_marks() {
   marked_ = 0;
 }
 
+void CudaRunner::send_input() { copy_to_device(memory_.buffers.input, staging_.data(), staged_bytes_, stream_); }
+
+void CudaRunner::fetch_results(const StepShape& shape) {
+  const StepBuffers& b = memory_.buffers;
+  if (shape.choices) {
+    copy_to_host(results().tokens, b.tokens, shape.wanted * 4, stream_);
+    copy_to_host(results().logprobs, b.logprobs, shape.wanted * 4, stream_);
+  }
+  if (shape.scores) copy_to_host(results().scores, b.scores, shape.wanted * 4, stream_);
+}
+
+CudaRunner::Results CudaRunner::results() const {
+  auto* first = results_.as<float>();
+  return {results_.as<std::uint32_t>(), first + options_.max_rows, first + 2 * options_.max_rows};
+}
+
 void CudaRunner::compute(const StepShape& shape, const RunnerInput& input, const StepAdapters& adapters) {
+  send_input();
   mark(Phase::products, true);
   decoder_->hidden(shape, input, adapters, [this](Phase phase) { mark(phase); }, stream_);
 }
@@ -248,9 +265,11 @@ void CudaRunner::replay(const StepShape& shape, const RunnerInput& input, const 
   Graph& graph = graphs_[{shape.rows, shape.most_tokens, adapters.ranks}];
   if (graph.empty()) {
     const auto work = [&] {
+      send_input();
       decoder_->hidden(shape, input, adapters, [](Phase) {}, stream_);
       for (std::int64_t first = 0; first < shape.wanted; first += memory_.buffers.wanted_rows)
         decoder_->choose(shape, input, first, std::min(memory_.buffers.wanted_rows, shape.wanted - first), stream_);
+      fetch_results(shape);
     };
     // What a first use prepares (kernels to load, algorithms to choose) may not be captured: it runs once as it is. The same keys and values are written
     // to the same slots again, and the same tokens chosen.
@@ -283,14 +302,7 @@ void CudaRunner::choose_in_pieces(const Step& step, const StepShape& shape, cons
 }
 
 StepOutput CudaRunner::collect(const Step& step) {
-  const StepBuffers& b = memory_.buffers;
-  const auto wanted = static_cast<std::int64_t>(step.wanted.size());
-  auto* tokens = results_.as<std::uint32_t>();
-  auto* logprobs = results_.as<float>() + options_.max_rows;
-  auto* scores = logprobs + options_.max_rows;
-  copy_to_host(tokens, b.tokens, wanted * 4, stream_);
-  copy_to_host(logprobs, b.logprobs, wanted * 4, stream_);
-  copy_to_host(scores, b.scores, wanted * 4, stream_);
+  const auto [tokens, logprobs, scores] = results();
   stream_.synchronize();
   chosen_.clear();
   log_sums_.clear();
@@ -333,6 +345,7 @@ StepOutput CudaRunner::run(const Step& step) {
       compute(shape, input, adapters);
       choose_in_pieces(step, shape, input);
       mark(Phase::sampling);
+      fetch_results(shape);
     }
     const StepOutput output = collect(step);
     read_marks();

@@ -42,6 +42,14 @@ class CudaRunner final : public Runner {
   StepShape shape_of(const Step& step, bool captured) const;
   void plan_tiles(const Step& step, StepShape& shape);
   RunnerInput write_input(const Step& step, const StepShape& shape, StepAdapters& adapters);
+  // The step's input to the device, and its tokens, log-probabilities and scores back: part of a captured step.
+  void send_input();
+  void fetch_results(const StepShape& shape);
+  struct Results {
+    std::uint32_t* tokens;
+    float *logprobs, *scores;
+  };
+  Results results() const;  // in pinned memory
   void compute(const StepShape& shape, const RunnerInput& input, const StepAdapters& adapters);
   void replay(const StepShape& shape, const RunnerInput& input, const StepAdapters& adapters);
   void grow_logits();
@@ -68,6 +76,7 @@ class CudaRunner final : public Runner {
   std::unique_ptr<Products> products_;
   std::unique_ptr<Decoder> decoder_;
   PinnedMemory staging_, results_, host_logits_;
+  std::int64_t staged_bytes_ = 0;
   std::map<Capture, Graph> graphs_;
 
   // Vectors keep their memory from step to step.

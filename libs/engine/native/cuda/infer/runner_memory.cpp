@@ -15,9 +15,9 @@
 namespace engine::cuda {
 namespace {
 
-constexpr std::int64_t kAdapterRoom = std::int64_t{2} << 30;  // of 7B adapters of rank 16 on all products, 25
+constexpr std::int64_t kAdapterRoom = std::int64_t{6} << 30;  // of 7B adapters of rank 16 on all products, about 75
 constexpr std::int64_t kWantedRows = 64;                      // logits at once
-constexpr std::int64_t kAttentionRows = 64;                   // whose parts are joined at once
+constexpr std::int64_t kAttentionRows = 256;                  // whose parts are joined at once, at most
 constexpr std::int64_t kWorkingTokens = 4096;                 // of each sequence: copies of products are kept only beside a cache for as many
 
 bool any_nf4(const BaseFormat& format) {
@@ -74,7 +74,7 @@ RunnerMemory RunnerMemory::take(DeviceArena& arena, const ModelSpec& spec, const
   b.scratch = !choices.decoded && any_nf4(format) ? arena.take<bf16>(geometry.largest_elements()) : nullptr;
   b.gemv_workspace_bytes = nf4_gemv_workspace(kGemvRows);
   b.gemv_workspace = arena.take_bytes(b.gemv_workspace_bytes);
-  b.attention_rows = std::min(rows, std::max(kAttentionRows, options.max_sequences));
+  b.attention_rows = std::min(rows, std::clamp<std::int64_t>(options.max_sequences, kWantedRows, kAttentionRows));
   b.attention_workspace_bytes = attention_workspace(spec, b.attention_rows);
   b.attention_workspace = arena.take_bytes(b.attention_workspace_bytes);
   b.wanted_rows = std::min(rows, std::max(kWantedRows, options.max_sequences));

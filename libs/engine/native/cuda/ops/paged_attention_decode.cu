@@ -244,12 +244,16 @@ std::int64_t lines_of(const AttentionShape& shape) { return shape.kv_heads * cei
 
 std::int64_t parts_of(std::int64_t most_tokens) { return std::max<std::int64_t>(1, std::min<std::int64_t>(kMostParts, ceil_div(most_tokens + kPage, kLeastPart))); }
 
+// Counters of arrivals. They begin the workspace, and there are as many whatever a call's rows, so that no call's sums lie where another counts.
+constexpr std::int64_t kMostArrivals = 16384;
+constexpr std::int64_t kArrivalBytes = kMostArrivals * static_cast<std::int64_t>(sizeof(unsigned));
+
 }  // namespace
 }  // namespace attention
 
 std::int64_t paged_attention_workspace(const AttentionShape& shape, std::int64_t rows, std::int64_t most_tokens) {
   const std::int64_t parts = rows * shape.heads * attention::parts_of(most_tokens);
-  return (4 * rows * attention::lines_of(shape) + 15) / 16 * 16 + 4 * parts * (shape.head_dim + 2);
+  return attention::kArrivalBytes + 4 * parts * (shape.head_dim + 2);
 }
 
 void paged_attention_decode(const AttentionShape& shape, View<const bf16> q, const PagedRows& rows, const KvPages& pages, View<bf16> out,
@@ -259,7 +263,8 @@ void paged_attention_decode(const AttentionShape& shape, View<const bf16> q, con
   require(most_tokens >= 1 && most_tokens < std::int64_t{1} << 30, "attention over ", most_tokens, " tokens");
   if (q.rows == 0) return;
   const std::int64_t group = shape.heads / shape.kv_heads, parts = parts_of(most_tokens);
-  auto* sums = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + (4 * q.rows * lines_of(shape) + 15) / 16 * 16);
+  require(q.rows * lines_of(shape) <= kMostArrivals, q.rows, " rows of ", lines_of(shape), " groups of heads; a call takes ", kMostArrivals, " together");
+  auto* sums = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + kArrivalBytes);
   const DecodeArguments in{.q = q.data, .q_stride = q.stride, .out = out.data, .out_stride = out.stride, .rows = rows, .pages = pages.data,
                            .tokens = static_cast<int>(q.rows), .heads = static_cast<int>(shape.heads), .kv_heads = static_cast<int>(shape.kv_heads),
                            .group = static_cast<int>(group), .blocks_of_heads = static_cast<int>(ceil_div(group, kHeads)), .window = static_cast<int>(shape.window),

@@ -126,6 +126,10 @@ TEST("attention of single tokens over pages is the CPU's, whatever the lengths")
     paged_attention_decode(shape, device_q.view().row_range(4, 1), one.view(pages), pages.view(), alone.view(), 5000, small.data(), stream());
     const auto by_itself = alone.read();
     CHECK(std::equal(by_itself.begin(), by_itself.end(), together.begin() + 4 * width));
+    // Calls of other numbers of rows leave the workspace as they found it.
+    paged_attention_decode(shape, device_q.view().row_range(4, 1), one.view(pages), pages.view(), alone.view(), 300, workspace.data(), stream());
+    paged_attention_decode(shape, device_q.view(), numbers.view(pages), pages.view(), out.view(), 300, workspace.data(), stream());
+    CHECK(std::ranges::equal(out.read(), together));
   }
 }
 
