@@ -1,5 +1,6 @@
-// lora_rows.cu: shrink: one block for a row and eight ranks, a warp each; the row, normalized if asked for, waits in shared memory. Reads 2 B · K for each rank
-// of each row: the adapters' bytes when every row has its own, otherwise mostly from the second-level cache. Expand: a thread for an output of a row.
+// lora_rows.cu: shrink: one block for a row and one rank (of few rows, where latency counts) or eight (so that x is read less often); its threads divide K,
+// in the same order either way. Reads 2 B · K for each rank of each row: the adapters' bytes when every row has its own, otherwise mostly from the
+// second-level cache. Expand: a thread for an output of a row.
 #include "core/error.h"
 #include "cuda/ops/block_reduce.h"
 #include "cuda/ops/lora_rows.h"
@@ -10,52 +11,62 @@ namespace engine::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
+constexpr std::int64_t kFewRows = 8;
 
+// kRanks of low's columns.
+template <int kRanks>
 __global__ void __launch_bounds__(kThreads) shrink(View<const bf16> x, RmsNorm norm, RowAdapters adapters, View<bf16> low) {
   allow_next();
   wait_for_previous();
+  SHARED_ARRAY(float, partial, kRanks * kWarps);
   const std::int64_t row = blockIdx.x;
   const std::int32_t adapter = adapters.adapter[row];
   if (adapter < 0) return;
-  const std::int64_t column = std::int64_t{blockIdx.y} * kWarps, part = column / adapters.ranks, first = column % adapters.ranks;
+  const std::int64_t column = std::int64_t{blockIdx.y} * kRanks, part = column / adapters.ranks, first = column % adapters.ranks;
   const LoraEntry entry = adapters.entries[adapter * adapters.parts + part];
-  if (first >= entry.rank) return;
+  if (first >= entry.rank) return;  // ranks are multiples of 8
 
-  auto* values = static_cast<bf16*>(block_shared());
   const auto units = static_cast<unsigned>(x.cols / 8);
-  float squares = 0;
-  for (unsigned unit = threadIdx.x; unit < units; unit += kThreads) {
-    const uint4 raw = load16(x.row(row) + 8 * unit);
-    store16(values + 8 * unit, raw);
-    float v[8];
-    widen8(raw, v);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) squares = fmaf(v[i], v[i], squares);
-  }
+  const bf16* from = x.row(row);
+  float inverse = 0;
   if (norm.weight != nullptr) {
-    const float inverse = 1.0f / sqrtf(block_sum(squares) / static_cast<float>(x.cols) + norm.eps);
-    for (unsigned unit = threadIdx.x; unit < units; unit += kThreads) {  // its own
+    float squares = 0;
+    for (unsigned unit = threadIdx.x; unit < units; unit += kThreads) {
       float v[8];
-      widen8(load16(values + 8 * unit), v);
+      widen8(load16(from + 8 * unit), v);
 #pragma unroll
-      for (unsigned i = 0; i < 8; ++i) v[i] *= inverse * (norm.weight[8 * unit + i] + norm.offset);
-      store16(values + 8 * unit, pack8(v));
+      for (int i = 0; i < 8; ++i) squares = fmaf(v[i], v[i], squares);
+    }
+    inverse = 1.0f / sqrtf(block_sum(squares) / static_cast<float>(x.cols) + norm.eps);
+  }
+  const bf16* a = entry.a + first * x.cols;
+  float sums[kRanks] = {};
+#pragma unroll 2
+  for (unsigned unit = threadIdx.x; unit < units; unit += kThreads) {
+    float v[8];
+    widen8(load16(from + 8 * unit), v);
+    if (norm.weight != nullptr) {
+#pragma unroll
+      for (unsigned i = 0; i < 8; ++i) v[i] = widen(narrow(v[i] * (inverse * (norm.weight[8 * unit + i] + norm.offset))));
+    }
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      float u[8];
+      widen8(load16_once(a + r * x.cols + 8 * unit), u);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sums[r] = fmaf(u[i], v[i], sums[r]);
     }
   }
-  __syncthreads();
-  const unsigned warp = threadIdx.x / kWarp;  // ranks come in eights, as many as there are warps
-  const bf16* a = entry.a + (first + warp) * x.cols;
-  float sum = 0;
-#pragma unroll 4
-  for (unsigned unit = lane_id(); unit < units; unit += kWarp) {
-    float u[8], v[8];
-    widen8(load16_once(a + 8 * unit), u);
-    widen8(load16(values + 8 * unit), v);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum = fmaf(u[i], v[i], sum);
+  for (int r = 0; r < kRanks; ++r) {
+    const float sum = warp_sum(sums[r]);
+    if (lane_id() == 0) partial[r * kWarps + static_cast<int>(threadIdx.x) / kWarp] = sum;
   }
-  sum = warp_sum(sum);
-  if (lane_id() == 0) low.row(row)[column + warp] = narrow(entry.scale * sum);
+  __syncthreads();
+  if (threadIdx.x >= kRanks) return;
+  float sum = 0;
+  for (unsigned w = 0; w < kWarps; ++w) sum += partial[threadIdx.x * kWarps + w];
+  low.row(row)[column + threadIdx.x] = narrow(entry.scale * sum);
 }
 
 __global__ void __launch_bounds__(kThreads) expand(View<const bf16> low, RowAdapters adapters, LoraColumns columns, View<bf16> y) {
@@ -91,7 +102,8 @@ void check(const RowAdapters& adapters, View<const bf16> low) {
 void lora_rows_shrink(View<const bf16> x, const RmsNorm& norm, const RowAdapters& adapters, View<bf16> low, cudaStream_t stream) {
   check(adapters, low);
   require(low.rows == x.rows && x.cols % 8 == 0, "x is ", x.rows, "x", x.cols, ", low has ", low.rows, " rows");
-  launch_chained(stream, dim3(blocks(x.rows), blocks(adapters.parts * adapters.ranks / kWarps)), kThreads, 2 * x.cols, shrink, x, norm, adapters, low);
+  const std::int64_t columns = adapters.parts * adapters.ranks, each = x.rows <= kFewRows ? 1 : 8;
+  launch_chained(stream, dim3(blocks(x.rows), blocks(columns / each)), kThreads, 0, each == 1 ? shrink<1> : shrink<8>, x, norm, adapters, low);
 }
 
 void lora_rows_expand(View<const bf16> low, const RowAdapters& adapters, const LoraColumns& columns, View<bf16> y, cudaStream_t stream) {

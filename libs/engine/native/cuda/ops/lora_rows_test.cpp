@@ -7,7 +7,7 @@ namespace {
 
 using namespace test;
 
-TEST("rows with adapters of different ranks get what each adapter adds") {
+TEST("rows with adapters of different ranks get what each adapter adds, whatever the other rows have") {
   const std::int64_t k = 328, ranks = 24, outputs = 300 + 8 + 40;
   for (const std::int64_t rows_count : {1, 5, 70}) {
     const AdapterCase adapters(rows_count, k, {300, 8, 40}, ranks);
@@ -19,7 +19,14 @@ TEST("rows with adapters of different ranks get what each adapter adds") {
     lora_rows_expand(low.view(), adapters.view(), adapters.columns(), out.view(), stream());
     const auto after = out.read();
     CHECK_ERROR(relative_error(after, y), kRounding, rows_count, " rows");
-    if (rows_count > 1) CHECK(std::equal(after.begin(), after.begin() + outputs, before.begin()));  // the first has none
+    if (rows_count == 1) continue;
+    CHECK(std::equal(after.begin(), after.begin() + outputs, before.begin()));  // the first has none
+    const DeviceRows alone(random_bf16(rows_count * outputs, 2), rows_count, outputs);
+    const RowAdapters all = adapters.view(), second{all.entries, all.adapter + 2, all.parts, all.ranks};
+    lora_rows_shrink(device_x.view().row_range(2, 1), {}, second, low.view().row_range(0, 1), stream());
+    lora_rows_expand(low.view().row_range(0, 1), second, adapters.columns(), alone.view().row_range(2, 1), stream());
+    const auto by_itself = alone.read();
+    CHECK(std::equal(by_itself.begin() + 2 * outputs, by_itself.begin() + 3 * outputs, after.begin() + 2 * outputs));
   }
 }
 
