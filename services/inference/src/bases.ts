@@ -8,6 +8,7 @@ import { keyOf } from '@medmesh/records';
 import { withSpan } from '@medmesh/telemetry';
 import { loadTokenizer, type TextTokenizer } from '@medmesh/text';
 import type { InferenceConfig } from './config.ts';
+import { tellDeviceLost } from './device-lost.ts';
 import { findByDigest } from './find-by-digest.ts';
 import { createResidentSet, type Lease } from './resident.ts';
 
@@ -16,6 +17,7 @@ export type Base = {
   record: modelProto.Model;
   model: Model;
   tokenizer: TextTokenizer;
+  /** Where it answers, in one line. */
   device: string;
   release: () => void;
 };
@@ -26,7 +28,8 @@ export type BaseDeps = {
   cache: Cache;
   log: Logger;
   config: InferenceConfig;
-  device: string;
+  /** A base's device is beyond use in this process. May be told more than once. */
+  onDeviceLost: () => void;
   signal: AbortSignal;
 };
 
@@ -59,7 +62,34 @@ export function quantizationName(quantization: modelProto.Quantization): string 
 const quantizesOnLoad = (record: modelProto.Model, trainedOn: string | undefined): boolean =>
   trainedOn === 'nf4' && record.quantization === modelProto.Quantization.NONE;
 
+/** Sequences at once: a request may have several, one for each of its choices or of the continuations to be scored. */
+const leastSequences = 64;
+
 const keyOfForm = (record: modelProto.Model, nf4: boolean): string => (nf4 ? `${record.digest}+nf4` : record.digest);
+
+/** The model on its device, ready to generate there. */
+async function openModel(dir: string, nf4: boolean, { config, log, onDeviceLost }: BaseDeps) {
+  const model = await loadModel({
+    modelDir: dir,
+    quantize: nf4 ? 'nf4' : 'none',
+    threads: config.ENGINE_THREADS,
+    device: config.ENGINE_DEVICE || 'auto',
+  });
+  try {
+    const { device, memory } = await model.openGenerator({
+      maxRunning: Math.max(leastSequences, config.MAX_RUNNING_REQUESTS),
+      memoryBudget: config.ENGINE_MEMORY_BUDGET,
+      ...(config.ENGINE_SAME_FOR_ANY_BATCH !== 'auto' && {
+        sameForAnyBatch: config.ENGINE_SAME_FOR_ANY_BATCH === 'on',
+      }),
+    });
+    if (memory !== '') log.info({ device, memory: memory.split('\n') }, 'memory of the device');
+    return { model: tellDeviceLost(model, onDeviceLost), device };
+  } catch (error) {
+    await model.close();
+    throw error;
+  }
+}
 
 export function createBases(deps: BaseDeps): Bases {
   const resident = createResidentSet<Base>({
@@ -82,14 +112,12 @@ export function createBases(deps: BaseDeps): Bases {
             reason: 'ARTIFACT_CORRUPT',
           });
         }
-        const model = await loadModel({
-          modelDir: dir,
-          quantize: nf4 ? 'nf4' : 'none',
-          ...(deps.config.ENGINE_THREADS > 0 ? { threads: deps.config.ENGINE_THREADS } : {}),
-          ...(deps.config.ENGINE_DEVICE !== '' ? { device: deps.config.ENGINE_DEVICE } : {}),
-        });
-        deps.log.info({ base: record.name, digest: record.digest, nf4, bytes: model.residentBytes }, 'base loaded');
-        return { value: { record, model, tokenizer, device: deps.device, release }, bytes: model.residentBytes };
+        const { model, device } = await openModel(dir, nf4, deps);
+        deps.log.info(
+          { base: record.name, digest: record.digest, nf4, bytes: model.residentBytes, device },
+          'base loaded',
+        );
+        return { value: { record, model, tokenizer, device, release }, bytes: model.residentBytes };
       } catch (error) {
         release();
         throw error;

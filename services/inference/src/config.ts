@@ -1,4 +1,4 @@
-import { commonConfig } from '@medmesh/config';
+import { commonConfig, engineConfig } from '@medmesh/config';
 import { z } from 'zod';
 
 export const configSchema = z.object({
@@ -55,14 +55,13 @@ export const configSchema = z.object({
     .positive()
     .default(0.01)
     .describe('largest mean |Δ log p| between the trainer’s probes and this server before an adapter is refused'),
-  ENGINE_THREADS: z.coerce
-    .number()
-    .int()
-    .min(0)
-    .max(1024)
-    .default(0)
-    .describe('threads of the engine; 0: as many as the CPU quota'),
-  ENGINE_DEVICE: z.string().default('').describe('`cpu`, `cuda`, `cuda:1`; empty: the best there is'),
+  ...engineConfig,
+  ENGINE_SAME_FOR_ANY_BATCH: z
+    .enum(['auto', 'on', 'off'])
+    .default('auto')
+    .describe(
+      'whether an answer has the same bits whatever is answered beside it; `auto`: on a CPU yes, on a GPU, which it slows down, no',
+    ),
 });
 
 export type InferenceConfig = z.infer<typeof configSchema>;

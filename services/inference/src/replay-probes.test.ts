@@ -55,8 +55,11 @@ afterAll(async () => {
 const replay = (adapter: Adapter, list = probes) =>
   replayProbes(model, adapter, list, threshold, 'projects/p/adapters/a', never);
 
-test('the adapter that was trained passes, without a difference', async () => {
-  expect(await replay(trained)).toEqual({ tokenCount: tokens.length - 1, meanDifference: 0, maxDifference: 0 });
+test('the adapter that was trained passes, with no more difference than another order of sums makes', async () => {
+  const parity = await replay(trained);
+  expect(parity.tokenCount).toBe(tokens.length - 1);
+  expect(parity.maxDifference).toBeLessThan(1e-3);
+  expect(parity.meanDifference).toBeLessThanOrEqual(parity.maxDifference);
 });
 
 test('another adapter under the same name is refused, and told by how much it differs', async () => {

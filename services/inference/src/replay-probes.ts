@@ -20,9 +20,15 @@ export async function replayProbes(
   let maxDifference = 0;
   let tokenCount = 0;
   for (const probe of probes) {
-    const scores = await model.score({ tokens: Uint32Array.from(probe.tokens), adapter, signal });
+    // Through the generator, so that it is judged where it will answer.
+    const { logprobs } = await model.scoreContinuation({
+      prompt: Uint32Array.from(probe.tokens.slice(0, 1)),
+      continuation: Uint32Array.from(probe.tokens.slice(1)),
+      adapter,
+      signal,
+    });
     for (const [i, expected] of probe.logprobs.entries()) {
-      const difference = Math.abs((scores[i] ?? Number.NaN) - expected);
+      const difference = Math.abs((logprobs[i] ?? Number.NaN) - expected);
       if (Number.isNaN(difference))
         throw new Failure('failed_precondition', `${name} gives no finite score for a parity probe`, {
           reason: 'PARITY_MISMATCH',

@@ -1,5 +1,4 @@
 import { openCatalog } from '@medmesh/catalog';
-import { listDevices } from '@medmesh/engine';
 import { invalidField } from '@medmesh/errors';
 import { inference } from '@medmesh/proto';
 import { bind, callerTenant, type ServiceBinding } from '@medmesh/rpc';
@@ -53,17 +52,26 @@ const adminService = (deps: admin.AdminDeps): ServiceBinding =>
     },
   });
 
+/** Tells whoever started the process to start another: what failed is the device in this one, not what was asked. */
+const deviceLostExitCode = 75;
+
 /** Preloads the bases asked for and returns the services. */
 export async function startInference(context: ServiceContext<InferenceConfig>): Promise<Started> {
   const { records, store, cache, log, config, metrics, signal } = context;
-  const device = listDevices()[0];
+  const ended = Promise.withResolvers<number>();
+  let lost = false;
   const baseDeps = {
     catalog: await openCatalog(records),
     store,
     cache,
     log,
     config,
-    device: device === undefined ? 'none' : `${device.kind} (${device.isa}, ${device.threads} threads)`,
+    onDeviceLost() {
+      if (lost) return;
+      lost = true;
+      log.error('the device is lost; requests end and the process with them');
+      ended.resolve(deviceLostExitCode);
+    },
     signal,
   };
   const bases = createBases(baseDeps);
@@ -117,9 +125,11 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
         kvBlocks: () => serving.kvBlocks(),
       }),
     ],
+    done: ended.promise,
     stop() {
       admission.close();
       watch.stop();
+      ended.resolve(0);
       return Promise.resolve();
     },
     async close() {

@@ -80,6 +80,14 @@ export function createServingMetrics(
       set(Date.now() / 1000, { max_lora: loaded, running_lora_adapters: running.join(','), waiting_lora_adapters: '' });
     },
   });
+  metrics.gauge({
+    name: 'medmesh_base_device_info',
+    help: '1 for every base in memory, as the labels name its device',
+    labelNames: ['model_name', 'device'],
+    collect(set) {
+      for (const { record, device } of bases.all()) set(1, { model_name: record.name, device });
+    },
+  });
   const generation = counter('generation_tokens', 'tokens generated', labelNames);
   const own = metrics.counter({ name: 'medmesh_generation_tokens_total', help: 'tokens generated' });
   const prompt = counter('prompt_tokens', 'prompt tokens of answered requests', labelNames);
