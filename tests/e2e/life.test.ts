@@ -107,7 +107,7 @@ test.skipIf(shared === null)(
     const loaded = await client.raw.inferenceAdmin.listLoadedAdapters({});
     expect(loaded.adapters).toHaveLength(1);
     expect(loaded.adapters[0]!.parityTokenCount).toBeGreaterThan(100);
-    expect(loaded.adapters[0]!.parityMaxDifference).toBe(0);
+    expect(loaded.adapters[0]!.parityMaxDifference).toBeLessThan(0.01); // summed in another order than the trainer did
 
     expect(job.traceId).toBe(traceId);
     await flushTelemetry();
