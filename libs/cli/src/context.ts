@@ -25,10 +25,16 @@ export type CommandContext = {
   client(): Promise<MedmeshClient>;
 };
 
-/** What the processes of a mesh take over from whoever starts it: where programs are, and how hubs are reached. */
+/** What the processes of a mesh take over from whoever starts it: where programs and libraries are, the device to use, and how hubs are reached. */
 const inheritedNames = [
   'PATH',
   'HOME',
+  'LD_LIBRARY_PATH',
+  'CUDA_VISIBLE_DEVICES',
+  'MEDMESH_CUDA_LIBRARY_PATH',
+  'MEDMESH_ENGINE_CUDA_LIBRARY',
+  'ENGINE_DEVICE',
+  'ENGINE_MEMORY_BUDGET',
   'HUGGING_FACE_URL',
   'HUGGING_FACE_TOKEN',
   'MODELSCOPE_URL',

@@ -30,6 +30,16 @@ export function wholeNumbers(text: string): number[] {
   return words.map(Number);
 }
 
+/** `7GiB`, `512MiB` or `auto`: bytes of memory. */
+export function memorySize(text: string): number | 'auto' {
+  if (text === 'auto') return 'auto';
+  const [, digits, unit] = /^(\d{1,6}(?:\.\d{1,3})?)(GiB|MiB)$/.exec(text) ?? [];
+  const bytes = Math.floor(Number(digits) * 2 ** (unit === 'GiB' ? 30 : 20));
+  if (digits === undefined || bytes === 0)
+    throw new InvalidArgumentError('Give a size such as 24GiB or 512MiB, or auto.');
+  return bytes;
+}
+
 function range(least: number, most: number): string {
   const upper = most < Number.MAX_SAFE_INTEGER;
   if (Number.isFinite(least)) return upper ? ` from ${least} to ${most}` : `, ${least} or more`;

@@ -71,6 +71,14 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
   return devices;
 }
 
+Napi::Value used_device_memory(const Napi::CallbackInfo& info) {
+  const int index = static_cast<int>(read_integer(info[0], "index", 0, 1023));
+  require_cuda_device(index);
+  return promise_of(
+      info.Env(), on_own_thread(info.Env()), [index] { return cuda_backend().backend->used_bytes(index); },
+      [](Napi::Env env, std::int64_t& bytes) { return to_js(env, bytes); });
+}
+
 Napi::Value load_model(const Napi::CallbackInfo& info) {
   const std::string dir = read_path(info[0], "modelDir");
   const std::string quantize = read_string(info[1], "quantize");

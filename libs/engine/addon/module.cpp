@@ -38,6 +38,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add<append_tensor>(env, exports, "appendTensor");
   add<finish_tensors>(env, exports, "finishSafetensors");
 
+  add<used_device_memory>(env, exports, "usedDeviceMemory");
   add<load_model>(env, exports, "loadModel");
   add<load_adapter>(env, exports, "loadAdapter");
   add<score>(env, exports, "score");

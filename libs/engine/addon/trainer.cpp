@@ -134,12 +134,15 @@ Napi::Value create_trainer(const Napi::CallbackInfo& info) {
   const TrainerOptions options = read_options(info[1]);
   return promise_of(
       info.Env(), on_own_thread(info.Env()),
-      [object = model->object(), device = model->device(), options] { return std::shared_ptr<AnyTrainer>(create_trainer(object, device, options)); },
-      [model](Napi::Env env, std::shared_ptr<AnyTrainer>& trainer) -> Napi::Value {
+      [object = model->object(), device = model->device(), options] { return std::make_shared<PlacedTrainer>(create_trainer(object, device, options)); },
+      [model](Napi::Env env, std::shared_ptr<PlacedTrainer>& placed) -> Napi::Value {
         require(!model->closed(), "the model was closed while the trainer was made");
         auto object = Napi::Object::New(env);
-        object.Set("trainableParameterCount", to_js(env, trainer->trainable_parameter_count()));
-        const auto handle = std::make_shared<TrainerHandle>("trainer", Context::of(env).threads(), std::move(trainer));
+        object.Set("trainableParameterCount", to_js(env, placed->trainer->trainable_parameter_count()));
+        object.Set("device", to_js(env, text(device_kind_name(placed->device.kind), ":", placed->device.index)));
+        object.Set("noGpuBecause", to_js(env, placed->no_gpu_because));
+        object.Set("plan", to_js(env, placed->trainer->plan()));
+        const auto handle = std::make_shared<TrainerHandle>("trainer", Context::of(env).threads(), std::shared_ptr<AnyTrainer>(std::move(placed->trainer)));
         model->add_dependent(handle);
         object.Set("handle", wrap_handle(env, handle));
         return object;
@@ -184,6 +187,7 @@ Napi::Value train_step(const Napi::CallbackInfo& info) {
         step.Set("trainableTokens", to_js(env, result.trainable_tokens));
         step.Set("skipped", to_js(env, result.skipped));
         step.Set("durationMs", to_js(env, result.duration_ms));
+        step.Set("flops", to_js(env, result.flops));
         step.Set("peakBytes", to_js(env, result.peak_bytes));
         step.Set("plan", to_js(env, plan));
         return step;

@@ -20,6 +20,13 @@ export const engineVersion: string = native.version;
 /** The devices this build can use. */
 export const listDevices = (): EngineDevice[] => native.listDevices();
 
+/**
+ * Bytes of a GPU's memory in use now, by this and other processes. Waits for no step.
+ * EngineError `unsupported` for a device that is not there.
+ */
+export const usedDeviceMemory = (device: EngineDevice): Promise<number> =>
+  call(undefined, () => native.usedDeviceMemory(device.index));
+
 /** Loads a base from a Hugging Face folder. Its weights stay mapped from the files where they can. */
 export async function loadModel(o: LoadOptions): Promise<Model> {
   const { handle, info, residentBytes } = await call(o.signal, (cancel) =>
@@ -98,17 +105,20 @@ export async function planTraining(o: PlanOptions): Promise<TrainingPlan> {
 
 async function createTrainer(model: ModelHandle, o: TrainerOptions): Promise<Trainer> {
   const options = nativeOptions(o);
-  const { handle, trainableParameterCount } = await call(undefined, () => native.createTrainer(model, options));
-  return trainerOf(handle, trainableParameterCount);
+  const { handle, ...facts } = await call(undefined, () => native.createTrainer(model, options));
+  return trainerOf(handle, facts);
 }
 
-function trainerOf(handle: TrainerHandle, trainableParameterCount: number): Trainer {
+function trainerOf(
+  handle: TrainerHandle,
+  facts: Pick<Trainer, 'trainableParameterCount' | 'device' | 'noGpuBecause' | 'plan'>,
+): Trainer {
   let step = 0;
   return {
     get step() {
       return step;
     },
-    trainableParameterCount,
+    ...facts,
     async trainStep(micro, signal) {
       const result = await call(signal, (cancel) => native.trainStep(handle, micro, cancel));
       step = result.step;

@@ -125,6 +125,7 @@ export type Native = {
   appendTensor(file: FileHandle, name: string, bytes: Uint8Array): Promise<void>;
   finishSafetensors(file: FileHandle): Promise<void>;
 
+  usedDeviceMemory(index: number): Promise<number>;
   loadModel(
     modelDir: string,
     quantize: string,
@@ -190,7 +191,13 @@ export type Native = {
   createTrainer(
     model: ModelHandle,
     options: NativeTrainerOptions,
-  ): Promise<{ handle: TrainerHandle; trainableParameterCount: number }>;
+  ): Promise<{
+    handle: TrainerHandle;
+    trainableParameterCount: number;
+    device: string;
+    noGpuBecause: string;
+    plan: TrainingPlan | null;
+  }>;
   planTraining(
     modelDir: string,
     quantize: string,

@@ -232,7 +232,6 @@ export type TrainerOptions = {
   microBatchTokens?: number;
 };
 
-/** How a GPU's memory is spent, decided before any of it is taken. `deviceBytes` is exact. */
 /** What a run on a CPU will take, before anything is loaded. */
 export type PlanOptions = {
   modelDir: string;
@@ -243,6 +242,7 @@ export type PlanOptions = {
   tokens: number;
 };
 
+/** How a run's memory is spent, decided before any of it is taken. `deviceBytes` is exact. */
 export type TrainingPlan = {
   budgetBytes: number;
   deviceBytes: number;
@@ -296,6 +296,8 @@ export type StepResult = {
   /** The gradient was not finite: the weights are as before. */
   skipped: boolean;
   durationMs: number;
+  /** Floating-point operations that the step could not do without: its products forward and for gradients, and attention. Nothing computed twice counts. */
+  flops: number;
   peakBytes: number;
   /** Of the longest micro-batch so far. */
   plan: TrainingPlan | null;
@@ -305,6 +307,12 @@ export type StepResult = {
 export interface Trainer {
   readonly step: number;
   readonly trainableParameterCount: number;
+  /** Where it runs: `cpu:0`, `cuda:1`. */
+  readonly device: string;
+  /** Device `auto` on a machine with a GPU: what that GPU does not train, so that the CPU does. Else empty. */
+  readonly noGpuBecause: string;
+  /** Null where memory is planned with the first step. */
+  readonly plan: TrainingPlan | null;
   /** The loss is normalised over all trainable tokens of all micro-batches; an abort leaves the state as it was. */
   trainStep(micro: MicroBatch[], signal?: AbortSignal): Promise<StepResult>;
   evaluate(micro: MicroBatch[], signal?: AbortSignal): Promise<{ loss: number; trainableTokens: number }>;

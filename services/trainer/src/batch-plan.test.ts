@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { createBatchPlan, packFirstFitDecreasing } from './batch-plan.ts';
+import { createBatchPlan, longestMicroBatch, packFirstFitDecreasing } from './batch-plan.ts';
 
 const settings = { microBatchRows: 1, gradientAccumulation: 2, packedTokens: 0, keepOrder: false };
 const length = (row: number) => 10 + (row % 7);
@@ -55,4 +55,19 @@ test('rows keep their order when asked to', () => {
   );
   expect([plan.step(0), plan.step(1), plan.step(2), plan.step(3)]).toEqual([[[0, 1]], [[2, 3]], [[4]], [[0, 1]]]);
   expect(plan.epochAfter(3)).toBe(1);
+});
+
+test('the longest micro-batch is that of the steps to come, whatever other steps would hold', () => {
+  const lengths = [5, 40, 7, 30, 6, 20];
+  const plan = createBatchPlan(6, (row) => lengths[row] ?? 0, { ...settings, microBatchRows: 2, keepOrder: true }, 1);
+  expect(longestMicroBatch(plan, (row) => lengths[row] ?? 0, 1)).toBe(45);
+  expect(longestMicroBatch(plan, (row) => lengths[row] ?? 0, 0)).toBe(0);
+  const last = createBatchPlan(
+    6,
+    (row) => lengths[row] ?? 0,
+    { ...settings, gradientAccumulation: 1, keepOrder: true },
+    1,
+  );
+  expect(longestMicroBatch(last, (row) => lengths[row] ?? 0, 1)).toBe(5);
+  expect(longestMicroBatch(last, (row) => lengths[row] ?? 0, 6)).toBe(40);
 });

@@ -18,6 +18,18 @@ export type BatchSettings = {
   keepOrder: boolean;
 };
 
+/** Tokens of the longest micro-batch of the first `steps` optimizer steps: what memory must be planned for. */
+export function longestMicroBatch(plan: BatchPlan, rowLength: (row: number) => number, steps: number): number {
+  let longest = 0;
+  for (let step = 0; step < steps; step++)
+    for (const rows of plan.step(step))
+      longest = Math.max(
+        longest,
+        rows.reduce((sum, row) => sum + rowLength(row), 0),
+      );
+  return longest;
+}
+
 /** SplitMix64: a small generator whose stream depends on nothing but its seed. */
 function splitMix64(seed: bigint): () => bigint {
   let state = BigInt.asUintN(64, seed);

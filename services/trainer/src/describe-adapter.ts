@@ -5,6 +5,7 @@ import { engineVersion, type Trainer } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
 import type { lifecycle } from '@medmesh/proto';
 import { withSpan } from '@medmesh/telemetry';
+import { deviceNamed } from './device.ts';
 import type { JobInputs } from './job-inputs.ts';
 import { computeProbes, probeTokens } from './parity-probes.ts';
 
@@ -21,11 +22,12 @@ export async function describeAdapter(
 ): Promise<void> {
   const spec = job.resolvedSpec;
   if (spec === undefined) throw new Failure('internal', 'the job has no resolved spec', { reason: 'RECORD_INVALID' });
+  const device = deviceNamed(trainer.device);
   const probes = await withSpan('trainer.verify_export', {}, async () => {
     const adapter = await inputs.model.loadAdapter(folder);
     try {
       const sequences = await probeTokens(inputs.modelDir, inputs.dataset.template, inputs.model.info.vocabSize);
-      return await computeProbes(inputs.model, adapter, trainer, sequences, inputs.device.kind, signal);
+      return await computeProbes(inputs.model, adapter, trainer, sequences, device.kind, signal);
     } finally {
       await adapter.close();
     }
@@ -42,7 +44,7 @@ export async function describeAdapter(
     seed: spec.seed,
     engine: {
       version: engineVersion,
-      device: `${inputs.device.kind} ${inputs.device.isa}`,
+      device: `${device.kind} ${device.isa}`,
       compute: spec.quantization?.computeDtype === 'f32' ? 'f32' : 'bf16',
     },
     probes,

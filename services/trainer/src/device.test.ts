@@ -1,7 +1,7 @@
 import type { EngineDevice } from '@medmesh/engine';
 import { describe, expect, it } from 'vitest';
 import { configSchema } from './config.ts';
-import { chooseDevice, describeDevice } from './device.ts';
+import { chooseDevice, describeDevice, deviceNamed } from './device.ts';
 
 const cpu: EngineDevice = { kind: 'cpu', index: 0, name: 'a CPU', isa: 'avx512', threads: 2, memoryBytes: 1 };
 const gpu = (index: number): EngineDevice => ({
@@ -29,6 +29,11 @@ describe('the device a trainer uses', () => {
     expect(() => chooseDevice('cuda:1', [cpu, gpu(0)])).toThrow(
       'which this machine does not have; it has cpu:0, cuda:0',
     );
+  });
+
+  it('is found by the name that a trainer gives it', () => {
+    expect(deviceNamed('cuda:1', [cpu, gpu(0), gpu(1)])).toEqual(gpu(1));
+    expect(() => deviceNamed('cuda:2', [cpu, gpu(0)])).toThrow('does not list');
   });
 
   it('is named in one line', () => {

@@ -6,8 +6,7 @@ import { Failure } from '@medmesh/errors';
  * Failure `failed_precondition` DEVICE_MISSING for a GPU that is not there: it is this process that is at fault, not a job.
  */
 export function chooseDevice(name: string, devices: readonly EngineDevice[] = listDevices()): EngineDevice {
-  const [kind, index] =
-    name === '' || name === 'auto' ? [undefined, 0] : [name.split(':')[0], Number(name.split(':')[1] ?? 0)];
+  const [kind, index] = isFreeChoice(name) ? [undefined, 0] : [name.split(':')[0], Number(name.split(':')[1] ?? 0)];
   const found =
     kind === undefined
       ? (devices.find((device) => device.kind === 'cuda') ?? devices.find((device) => device.kind === 'cpu'))
@@ -21,6 +20,16 @@ export function chooseDevice(name: string, devices: readonly EngineDevice[] = li
       reason: 'DEVICE_MISSING',
     },
   );
+}
+
+/** What `ENGINE_DEVICE` leaves to the machine and to what a job asks for. */
+export const isFreeChoice = (name: string): boolean => name === '' || name === 'auto';
+
+/** The device that a trainer names as its own: `cuda:0`. */
+export function deviceNamed(name: string, devices: readonly EngineDevice[] = listDevices()): EngineDevice {
+  const found = devices.find((device) => `${device.kind}:${device.index}` === name);
+  if (found === undefined) throw new Failure('internal', `the engine trains on ${name}, which it does not list`);
+  return found;
 }
 
 /** One line for people: kind, architecture and size. */

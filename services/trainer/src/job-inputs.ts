@@ -1,17 +1,15 @@
 import { type DatasetMetadata, names, parseDatasetMetadata } from '@medmesh/catalog';
-import { type EngineDevice, type LoraOptions, loadModel, type Model } from '@medmesh/engine';
+import { type LoraOptions, loadModel, type Model } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
 import { lifecycle } from '@medmesh/proto';
 import { withSpan } from '@medmesh/telemetry';
 import type { TrainerDeps } from './deps.ts';
-import { chooseDevice } from './device.ts';
+import { chooseDevice, isFreeChoice } from './device.ts';
 import { concatRows, openRows, type RowReader } from './shards.ts';
 
 /** Everything a job reads, opened. */
 export type JobInputs = {
   model: Model;
-  /** Where its trainers run. */
-  device: EngineDevice;
   modelDir: string;
   train: RowReader;
   /** Undefined if there is no validation split. */
@@ -96,9 +94,8 @@ export async function openInputs(
       spec.initialCheckpointDigest === '' ? undefined : (await fetch(spec.initialCheckpointDigest)).dir;
 
     const compute = spec.quantization?.computeDtype === 'f32' ? 'f32' : 'bf16';
-    // GPUs compute in bf16.
-    const isFree = deps.config.ENGINE_DEVICE === '' || deps.config.ENGINE_DEVICE === 'auto';
-    const device = chooseDevice(isFree && compute === 'f32' ? 'cpu' : deps.config.ENGINE_DEVICE);
+    // A free choice is the engine's: it knows what a GPU trains.
+    const named = isFreeChoice(deps.config.ENGINE_DEVICE) ? undefined : chooseDevice(deps.config.ENGINE_DEVICE);
     const quantize = spec.quantization?.kind === lifecycle.QuantizationSpec_Kind.NF4_DOUBLE_QUANT;
     if (quantize) await setPhase(Phase.QUANTIZE);
     const model = await withSpan('trainer.load_base', {}, () =>
@@ -107,7 +104,7 @@ export async function openInputs(
         quantize: quantize ? 'nf4' : 'none',
         compute,
         ...(deps.config.ENGINE_THREADS > 0 ? { threads: deps.config.ENGINE_THREADS } : {}),
-        device: `${device.kind}:${device.index}`,
+        device: named === undefined ? 'auto' : `${named.kind}:${named.index}`,
       }),
     );
     closers.push(() => model.close());
@@ -115,7 +112,7 @@ export async function openInputs(
       { job: job.name, rows: train.rowCount, base: names.model.parse(spec.baseModel).model },
       'inputs are open',
     );
-    return { model, device, modelDir, train, validation, dataset, initialAdapterDir, initialCheckpointDir, close };
+    return { model, modelDir, train, validation, dataset, initialAdapterDir, initialCheckpointDir, close };
   } catch (error) {
     await close();
     throw error;

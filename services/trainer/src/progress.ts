@@ -1,5 +1,7 @@
-import type { StepResult } from '@medmesh/engine';
+import type { EngineDevice, StepResult } from '@medmesh/engine';
 import { lifecycle } from '@medmesh/proto';
+import { describeDevice } from './device.ts';
+import { bf16Peak } from './device-peak.ts';
 
 /** Steps over which speed is averaged. */
 const window = 20;
@@ -12,13 +14,23 @@ export type ProgressTracker = {
   snapshot(epoch: number): lifecycle.Progress;
 };
 
+/** Where a run's steps are computed. */
+export type TrainingPlace = {
+  device: EngineDevice;
+  /** Bytes of the device's memory in use a moment ago; 0 on a CPU. Never waits. */
+  usedMemory: () => number;
+};
+
 export function createProgress(
   totalSteps: number,
   startStep: number,
   resumed: lifecycle.TrainingCounters | undefined,
+  { device, usedMemory }: TrainingPlace,
 ): ProgressTracker {
+  const peak = bf16Peak(device);
+  const onGpu = device.kind === 'cuda';
   const counters = lifecycle.TrainingCounters.fromPartial(resumed ?? {});
-  const recent: { tokens: number; durationMs: number }[] = [];
+  const recent: { tokens: number; flops: number; durationMs: number }[] = [];
   let step = startStep;
   let last: StepResult | undefined;
   let validationLoss: number | undefined;
@@ -34,7 +46,7 @@ export function createProgress(
       counters.trainableTokenCount += result.trainableTokens;
       counters.trainDurationMs += Math.round(result.durationMs);
       if (result.skipped) counters.skippedStepCount += 1;
-      recent.push({ tokens: result.tokens, durationMs: result.durationMs });
+      recent.push({ tokens: result.tokens, flops: result.flops, durationMs: result.durationMs });
       if (recent.length > window) recent.shift();
     },
     addEvaluation(loss, minDelta) {
@@ -46,6 +58,7 @@ export function createProgress(
     },
     snapshot(epoch) {
       const tokens = recent.reduce((sum, r) => sum + r.tokens, 0);
+      const flops = recent.reduce((sum, r) => sum + r.flops, 0);
       const ms = recent.reduce((sum, r) => sum + r.durationMs, 0);
       const remainingMs = recent.length === 0 ? 0 : (ms / recent.length) * (totalSteps - step);
       return {
@@ -62,6 +75,10 @@ export function createProgress(
         peakMemoryBytes: peakBytes,
         remaining: { seconds: Math.floor(remainingMs / 1000), nanos: Math.round((remainingMs % 1000) * 1e6) },
         skippedStepCount: counters.skippedStepCount,
+        device: describeDevice(device),
+        modelFlopsUtilization: peak === undefined || ms === 0 ? undefined : flops / (peak * (ms / 1000)),
+        plannedMemoryBytes: onGpu ? (last?.plan?.deviceBytes ?? 0) : 0,
+        deviceMemoryBytes: onGpu ? usedMemory() : 0,
       };
     },
   };

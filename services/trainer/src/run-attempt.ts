@@ -1,11 +1,15 @@
+import type { Trainer } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
 import { transition } from '@medmesh/jobs';
 import { lifecycle } from '@medmesh/proto';
 import { keyOf } from '@medmesh/records';
 import { withSpan } from '@medmesh/telemetry';
-import { createBatchPlan } from './batch-plan.ts';
+import { createBatchPlan, longestMicroBatch } from './batch-plan.ts';
 import { commitCheckpoint, newestCheckpoint, pruneCheckpoints } from './checkpoints.ts';
 import type { TrainerDeps } from './deps.ts';
+import { describeDevice, deviceNamed } from './device.ts';
+import { watchDeviceMemory } from './device-memory.ts';
+import { evaluationTokens } from './evaluate.ts';
 import { watchJob } from './job-control.ts';
 import { type JobInputs, loraOptions, openInputs } from './job-inputs.ts';
 import { createProgress } from './progress.ts';
@@ -22,6 +26,10 @@ export type WorkerStatus = {
   totalSteps: number;
   tokensPerSecond: number;
   peakMemoryBytes: number;
+  /** As in the job's progress. */
+  modelFlopsUtilization: number | undefined;
+  plannedMemoryBytes: number;
+  deviceMemoryBytes: number;
 };
 
 /** Every tenth of the run, but neither more often than every 10 steps nor less often than every 500. */
@@ -94,6 +102,10 @@ export async function runAttempt(
     const within = AbortSignal.any([signal, control.cancelled]);
     inputs = await openInputs(deps, claimed, spec, setPhase, within);
     const opened = inputs;
+    const rowLength = (row: number) => opened.train.rowLength(row);
+    const batch = spec.batch ?? lifecycle.BatchSpec.fromPartial({});
+    const plan = createBatchPlan(opened.train.rowCount, rowLength, { ...batch }, spec.seed);
+    const evaluated = opened.validation === undefined ? 0 : evaluationTokens(opened.validation);
     await using trainer = await disposable(
       opened.model.createTrainer({
         method: loraOptions(spec, opened.initialAdapterDir),
@@ -113,12 +125,16 @@ export async function runAttempt(
         gradientCheckpointing: !(spec.batch?.noGradientCheckpointing ?? false),
         neftuneAlpha: spec.batch?.neftuneAlpha ?? 0,
         memoryBudget: claimed.resources?.memoryBudgetBytes || deps.config.ENGINE_MEMORY_BUDGET,
+        microBatchTokens: Math.max(longestMicroBatch(plan, rowLength, totalSteps), evaluated),
       }),
     );
     const counters = await restore(deps, claimed, opened, trainer.value, within);
-    const progress = createProgress(totalSteps, trainer.value.step, counters);
-    const batch = spec.batch ?? lifecycle.BatchSpec.fromPartial({});
-    const plan = createBatchPlan(opened.train.rowCount, (row) => opened.train.rowLength(row), { ...batch }, spec.seed);
+    const device = deviceNamed(trainer.value.device);
+    await announceDevice(deps, name, trainer.value);
+    const progress = createProgress(totalSteps, trainer.value.step, counters, {
+      device,
+      usedMemory: watchDeviceMemory(device),
+    });
     await setPhase(Phase.TRAIN);
 
     let bestCheckpoint = claimed.bestCheckpoint;
@@ -166,6 +182,9 @@ export async function runAttempt(
               totalSteps,
               tokensPerSecond: snapshot.tokensPerSecond,
               peakMemoryBytes: snapshot.peakMemoryBytes,
+              modelFlopsUtilization: snapshot.modelFlopsUtilization,
+              plannedMemoryBytes: snapshot.plannedMemoryBytes,
+              deviceMemoryBytes: snapshot.deviceMemoryBytes,
             });
             const now = deps.now();
             if (now - lastPublishedMs >= deps.config.METRIC_INTERVAL_MS || result.step === totalSteps) {
@@ -225,6 +244,21 @@ export async function runAttempt(
     await inputs?.close();
     await control.close();
   }
+}
+
+/** Says where the job trains and, if that is not the GPU there is, why. */
+async function announceDevice(deps: TrainerDeps, job: string, trainer: Trainer): Promise<void> {
+  const device = describeDevice(deviceNamed(trainer.device));
+  const fell = trainer.noGpuBecause !== '';
+  const message = fell ? `trains on ${device}, not on the GPU: ${trainer.noGpuBecause}` : `trains on ${device}`;
+  const facts = { job, trainableParameters: trainer.trainableParameterCount };
+  if (fell) deps.log.warn(facts, message);
+  else deps.log.info(facts, message);
+  await deps.events.publish(job, {
+    reason: 'DEVICE_CHOSEN',
+    level: fell ? lifecycle.JobEvent_Level.WARNING : lifecycle.JobEvent_Level.INFO,
+    message,
+  });
 }
 
 /** An engine object that is closed with its block. */

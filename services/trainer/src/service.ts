@@ -14,7 +14,16 @@ import { chooseDevice, describeDevice } from './device.ts';
 import type { WorkerStatus } from './run-attempt.ts';
 import { exitCodes, type WorkResult, work } from './worker.ts';
 
-const idle: WorkerStatus = { job: '', step: 0, totalSteps: 0, tokensPerSecond: 0, peakMemoryBytes: 0 };
+const idle: WorkerStatus = {
+  job: '',
+  step: 0,
+  totalSteps: 0,
+  tokensPerSecond: 0,
+  peakMemoryBytes: 0,
+  modelFlopsUtilization: undefined,
+  plannedMemoryBytes: 0,
+  deviceMemoryBytes: 0,
+};
 
 type Shown = { current: WorkerStatus; draining: boolean };
 
@@ -73,10 +82,25 @@ export async function startTrainer(context: ServiceContext<TrainerConfig>): Prom
     name: 'medmesh_train_peak_memory_bytes',
     help: 'highest memory the engine used for the job',
   });
+  const utilization = metrics.gauge({
+    name: 'medmesh_train_model_flops_utilization_ratio',
+    help: 'arithmetic that the last steps could not do without, as a share of the GPU’s bf16 peak by its datasheet; 0 where that is not known',
+  });
+  const planned = metrics.gauge({
+    name: 'medmesh_train_planned_memory_bytes',
+    help: 'memory that the job takes on the GPU by its plan; 0 on a CPU',
+  });
+  const used = metrics.gauge({
+    name: 'medmesh_train_device_memory_bytes',
+    help: 'memory of the GPU in use while the job trains, by this and other processes; 0 on a CPU',
+  });
   const show = (status: WorkerStatus) => {
     shown.current = status;
     speed.set(status.tokensPerSecond);
     memory.set(status.peakMemoryBytes);
+    utilization.set(status.modelFlopsUtilization ?? 0);
+    planned.set(status.plannedMemoryBytes);
+    used.set(status.deviceMemoryBytes);
   };
   const run = async (message: trainer.TrainingWork): Promise<WorkResult> => {
     try {

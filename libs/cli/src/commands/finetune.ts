@@ -113,9 +113,13 @@ async function jobOf(
 const durationSeconds = (d: { seconds: number; nanos: number } | undefined) =>
   d === undefined ? 0 : d.seconds + d.nanos / 1e9;
 
+/** A GPU's use, where its peak is known. */
+const describeUtilization = ({ modelFlopsUtilization: share }: lifecycle.Progress): string =>
+  share === undefined ? '' : ` MFU ${(100 * share).toFixed(1)} %`;
+
 /** One line of a run's numbers. */
 export const describeProgress = (p: lifecycle.Progress): string =>
-  `step ${p.step}/${p.totalSteps} loss ${p.loss.toFixed(4)} lr ${p.learningRate.toExponential(1)} ${p.tokensPerSecond.toFixed(0)} tok/s left ${formatSeconds(durationSeconds(p.remaining))}`;
+  `step ${p.step}/${p.totalSteps} loss ${p.loss.toFixed(4)} lr ${p.learningRate.toExponential(1)} ${p.tokensPerSecond.toFixed(0)} tok/s${describeUtilization(p)} left ${formatSeconds(durationSeconds(p.remaining))}`;
 
 /** Follows a job to its end with a bar; with --json one line an event. Ctrl-C leaves the job running. */
 export async function followJob(
@@ -152,6 +156,10 @@ export function describeResult(job: lifecycle.FineTuningJob): string {
     lines.push(
       `  ${p.step} steps, ${p.tokenCount} tokens (${p.trainableTokenCount} trained on), final loss ${p.loss.toFixed(4)}${p.validationLoss === undefined ? '' : `, validation loss ${p.validationLoss.toFixed(4)}`}`,
     );
+    if (p.plannedMemoryBytes > 0)
+      lines.push(
+        `  on ${p.device}: planned ${formatBytes(p.plannedMemoryBytes)}, ${formatBytes(p.deviceMemoryBytes)} of its memory in use`,
+      );
   }
   if (job.adapter !== '') lines.push(`  adapter ${job.adapter}`);
   if (job.error !== undefined) lines.push(`  ${job.error.message}`);

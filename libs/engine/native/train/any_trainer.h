@@ -73,6 +73,7 @@ struct StepResult {
   std::int64_t tokens = 0, trainable_tokens = 0;
   bool skipped = false;           // the gradient was not finite: weights and optimizer state are as before
   double duration_ms = 0;
+  double flops = 0;               // that it could not do without (train/flops.h)
   std::int64_t peak_bytes = 0;    // weights, parameters, gradients, optimizer state and scratch held so far
   PhaseTimes phases;
 };

@@ -31,10 +31,27 @@ std::filesystem::path own_file() {
 std::filesystem::path library_path() {
   if (const char* named = std::getenv(kLibraryVariable); named != nullptr && *named != '\0') return named;
   std::error_code ignored;
-  return std::filesystem::absolute(own_file(), ignored).parent_path() / kLibraryName;
+  const std::filesystem::path folder = std::filesystem::absolute(own_file(), ignored).parent_path(), beside = folder / kLibraryName;
+  const std::filesystem::path built = folder.parent_path() / "cuda" / kLibraryName;  // of build/release and build/cuda
+  return !std::filesystem::exists(beside, ignored) && std::filesystem::exists(built, ignored) ? built : beside;
 }
 
-std::size_t gpu_count() { return cuda_backend().backend == nullptr ? 0 : cuda_backend().backend->devices().size(); }
+std::size_t gpu_count(const LoadedBackend& cuda) { return cuda.backend == nullptr ? 0 : cuda.backend->devices().size(); }
+
+void require_device(int index, const LoadedBackend& cuda) {
+  const std::size_t count = gpu_count(cuda);
+  if (count == 0) fail(Code::unsupported, "there is no CUDA device: ", cuda.backend == nullptr ? cuda.reason : "the driver shows none");
+  require(Code::unsupported, static_cast<std::size_t>(index) < count, "there is no cuda:", index, "; this machine has ", count, " CUDA device", count == 1 ? "" : "s");
+}
+
+// Throws unsupported, saying what a GPU does not train.
+std::unique_ptr<AnyTrainer> create_on_gpu(const std::shared_ptr<Model>& model, int index, const TrainerOptions& options, const LoadedBackend& cuda) {
+  require(Code::unsupported, options.lora.has_value(), "full-parameter training runs on the CPU only; train an adapter, or use device cpu");
+  require(Code::unsupported, is_plain(*options.lora), "DoRA, whole modules, chosen layers and ranks by module are trained on the CPU only; leave them out, or use device cpu");
+  require(Code::unsupported, model->exec().compute == Compute::bf16, "training on a GPU computes in bf16; load the model with compute bf16, or use device cpu");
+  const std::array chosen{index};
+  return cuda.backend->create_trainer({model, model->spec(), model->weights()}, chosen, options);
+}
 
 }  // namespace
 
@@ -74,23 +91,20 @@ bool is_plain(const LoraConfig& lora) noexcept {
   return !lora.dora && lora.modules_to_save.empty() && lora.layers.empty() && lora.rank_pattern.empty() && lora.alpha_pattern.empty();
 }
 
-void require_cuda_device(int index) {
-  const std::size_t count = gpu_count();
-  if (count == 0) fail(Code::unsupported, "there is no CUDA device: ", cuda_backend().backend == nullptr ? cuda_backend().reason : "the driver shows none");
-  require(Code::unsupported, static_cast<std::size_t>(index) < count, "there is no cuda:", index, "; this machine has ", count, " CUDA device", count == 1 ? "" : "s");
-}
+void require_cuda_device(int index) { require_device(index, cuda_backend()); }
 
-std::unique_ptr<AnyTrainer> create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options) {
-  const bool lora = options.lora.has_value(), bf16 = model->exec().compute == Compute::bf16;
-  const bool plain = lora && is_plain(*options.lora);
-  const bool on_cpu = device.automatic ? gpu_count() == 0 || !plain || !bf16 : device.kind == DeviceKind::cpu;
-  if (on_cpu) return std::make_unique<Trainer>(std::move(model), options);
-  require_cuda_device(device.index);
-  require(Code::unsupported, lora, "full-parameter training runs on the CPU only; train an adapter, or use device cpu");
-  require(Code::unsupported, plain, "DoRA, whole modules, chosen layers and ranks by module are trained on the CPU only; leave them out, or use device cpu");
-  require(Code::unsupported, bf16, "training on a GPU computes in bf16; load the model with compute bf16, or use device cpu");
-  const std::array chosen{device.index};
-  return cuda_backend().backend->create_trainer({model, model->spec(), model->weights()}, chosen, options);
+PlacedTrainer create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options, const LoadedBackend& cuda) {
+  std::string no_gpu_because;
+  if (device.automatic ? gpu_count(cuda) > 0 : device.kind == DeviceKind::cuda) {
+    require_device(device.index, cuda);
+    try {
+      return {create_on_gpu(model, device.index, options, cuda), {false, DeviceKind::cuda, device.index}, ""};
+    } catch (const Error& error) {
+      if (!device.automatic || error.code() != Code::unsupported) throw;
+      no_gpu_because = error.what();
+    }
+  }
+  return {std::make_unique<Trainer>(std::move(model), options), {false, DeviceKind::cpu, 0}, no_gpu_because};
 }
 
 std::unique_ptr<Generator> create_generator(std::shared_ptr<Model> model, const DeviceChoice& device, const GenerationSettings& settings) {
@@ -102,7 +116,7 @@ std::unique_ptr<Generator> create_generator(std::shared_ptr<Model> model, const 
     options.order = settings.order.value_or(SumOrder::same_for_any_rows);
     return std::make_unique<Generator>(model, options);
   };
-  if (device.automatic ? gpu_count() == 0 || !bf16 : device.kind == DeviceKind::cpu) return on_cpu();
+  if (device.automatic ? gpu_count(cuda_backend()) == 0 || !bf16 : device.kind == DeviceKind::cpu) return on_cpu();
   require_cuda_device(device.index);
   require(Code::unsupported, bf16, "a GPU generates in bf16; load the model with compute bf16, or use device cpu");
   RunnerOptions runner;

@@ -1,7 +1,7 @@
 // backend.h: trainers and runners of other devices than the CPU, from a library of their own that is looked for when they are first asked for.
-//   The library lies beside the code that loads it (engine.node, a program), or is named by MEDMESH_ENGINE_CUDA_LIBRARY. It shares C++ types with its
-//   loader, so both must come from the same headers and compiler: the digest of those is compared before anything else is called. Where the library,
-//   the driver or a GPU is missing, there are no such devices; that is never a failure by itself.
+//   The library lies beside the code that loads it (engine.node, a program) or in the folder `cuda` beside that one's, where build:cuda puts it, or is named
+//   by MEDMESH_ENGINE_CUDA_LIBRARY. It shares C++ types with its loader, so both must come from the same headers and compiler: the digest of those is
+//   compared before anything else is called. Where the library, the driver or a GPU is missing, there are no such devices; that is never a failure by itself.
 #pragma once
 
 #include <filesystem>
@@ -32,7 +32,8 @@ class __attribute__((visibility("default"))) Backend {
  public:
   virtual ~Backend() = default;
   virtual std::vector<DeviceInfo> devices() const = 0;
-  // Bytes of the device's memory in use now, by whomever.
+  // Bytes of the device's memory in use now, by whomever; may be asked while a trainer works. NVML tells where it is there; else the driver, which opens
+  // the device for that.
   virtual std::int64_t used_bytes(int device) const = 0;
   // One trainer over one device, or several that share the micro-batches of each step. Throws invalid for options out of range or a device that
   // devices() does not list, unsupported for what this back end does not train, oom when the memory budget is too small: before anything is allocated.
@@ -66,9 +67,16 @@ bool is_plain(const LoraConfig& lora) noexcept;
 // Throws unsupported, saying why, when there is no CUDA device of this number.
 void require_cuda_device(int index);
 
-// The trainer for a model on a device. `automatic` takes the first GPU if it trains what the options say (a plain adapter, in bf16), else the CPU.
-// Throws unsupported when there is no such device, saying why, and what the trainers' constructors throw.
-std::unique_ptr<AnyTrainer> create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options);
+// A trainer and where it runs. `no_gpu_because`: what a GPU of this machine, which a free choice would have taken, does not train; else empty.
+struct PlacedTrainer {
+  std::unique_ptr<AnyTrainer> trainer;
+  DeviceChoice device;
+  std::string no_gpu_because;
+};
+
+// The trainer for a model on a device. `automatic` takes the first GPU if it trains what the options say (a plain adapter, in bf16, of a shape that it
+// computes), else the CPU. Throws unsupported when there is no such device, saying why, and what the trainers' constructors throw.
+PlacedTrainer create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options, const LoadedBackend& cuda = cuda_backend());
 
 // What a caller may say of a generator; the rest is the device's.
 struct GenerationSettings {

@@ -48,9 +48,29 @@ TEST("a GPU that is not there is refused by name, and automatic choice falls bac
   CHECK_THROWS(unsupported, create_trainer(model, parse_device("cuda:63"), lora_options()));
   TrainerOptions full = lora_options();
   full.lora.reset();
-  CHECK(dynamic_cast<Trainer*>(create_trainer(model, parse_device("auto"), full).get()) != nullptr);
-  CHECK(dynamic_cast<Trainer*>(create_trainer(tiny_model(Compute::f32), parse_device("auto"), lora_options()).get()) != nullptr);
-  CHECK(dynamic_cast<Trainer*>(create_trainer(model, parse_device("cpu"), lora_options()).get()) != nullptr);
+  CHECK(dynamic_cast<Trainer*>(create_trainer(model, parse_device("auto"), full).trainer.get()) != nullptr);
+  CHECK(dynamic_cast<Trainer*>(create_trainer(tiny_model(Compute::f32), parse_device("auto"), lora_options()).trainer.get()) != nullptr);
+  CHECK(dynamic_cast<Trainer*>(create_trainer(model, parse_device("cpu"), lora_options()).trainer.get()) != nullptr);
+}
+
+TEST("automatic choice takes a GPU that trains what is asked for; where it does not, the CPU, with the reason, while a GPU asked for by name refuses") {
+  const LoadedBackend gpu = load_backend(ENGINE_EMULATED_BACKEND);
+  const DeviceChoice automatic = parse_device("auto");
+  const PlacedTrainer taken = create_trainer(tiny_model(Compute::bf16), automatic, lora_options(), gpu);
+  CHECK(dynamic_cast<Trainer*>(taken.trainer.get()) == nullptr);
+  CHECK(taken.device.kind == DeviceKind::cuda && taken.device.index == 0 && !taken.device.automatic);
+  CHECK_EQ(taken.no_gpu_because, "");
+
+  const auto narrow = std::make_shared<Model>(std::filesystem::path(ENGINE_REPOSITORY_DIR) / "libs/engine/golden/qwen2_window", LoadOptions{QuantizeOnLoad::none, Compute::bf16, 1});  // heads of 8
+  const PlacedTrainer refused = create_trainer(narrow, automatic, lora_options(), gpu);
+  CHECK(dynamic_cast<Trainer*>(refused.trainer.get()) != nullptr);
+  CHECK(refused.device.kind == DeviceKind::cpu);
+  CHECK(refused.no_gpu_because.find("head_dim") != std::string::npos);
+  CHECK_THROWS(unsupported, create_trainer(narrow, parse_device("cuda"), lora_options(), gpu));
+
+  TrainerOptions dora = lora_options();
+  dora.lora->dora = true;
+  CHECK(create_trainer(tiny_model(Compute::bf16), automatic, dora, gpu).no_gpu_because.find("DoRA") == 0);
 }
 
 TEST("the emulated back end is found by its path, lists its device and trains as the CPU does") {

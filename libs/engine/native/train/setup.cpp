@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/rng.h"
+#include "train/flops.h"
 
 namespace engine {
 
@@ -75,13 +76,14 @@ std::vector<TrainableTensor> trainable_tensors(const std::vector<FullParameters:
   return tensors;
 }
 
-LabelledStep label_step(const ModelSpec& spec, std::span<const MicroBatch> micros) {
+LabelledStep label_step(const ModelSpec& spec, std::span<const MicroBatch> micros, bool all_weights) {
   require(!micros.empty(), "a step needs at least one micro-batch");
   LabelledStep step;
   for (const MicroBatch& micro : micros) {
     step.batches.push_back(label_batch(spec, micro));
     step.tokens += step.batches.back().tokens();
     step.labels += step.batches.back().labels();
+    step.flops += training_flops(spec, step.batches.back(), all_weights);
   }
   require(step.labels > 0, "no token of the ", micros.size(), " micro-batches is to be predicted; check the loss mask and the row lengths");
   return step;

@@ -29,12 +29,13 @@ struct StreamKeys {
 };
 StreamKeys stream_keys(std::uint64_t seed, std::int64_t step, std::size_t micro);
 
-// The micro-batches of a step, checked. Throws invalid for a malformed one, for none at all, and when no token is to be predicted.
+// The micro-batches of a step, checked; `all_weights`: every weight is trained. Throws invalid for a malformed one, for none at all, and when no token is to be predicted.
 struct LabelledStep {
   std::vector<LabelledBatch> batches;
   std::int64_t tokens = 0, labels = 0;
+  double flops = 0;  // train/flops.h
   float weight() const noexcept { return 1.0f / static_cast<float>(labels); }  // of one label in the step's mean loss
 };
-LabelledStep label_step(const ModelSpec& spec, std::span<const MicroBatch> micros);
+LabelledStep label_step(const ModelSpec& spec, std::span<const MicroBatch> micros, bool all_weights = false);
 
 }  // namespace engine

@@ -80,8 +80,9 @@ StepResult Trainer::train_step(std::span<const MicroBatch> micros, const CancelF
   const std::lock_guard lock(busy_);
   const auto start = std::chrono::steady_clock::now();
   StepResult result;
-  const LabelledStep step = label_step(model_->spec(), micros);
+  const LabelledStep step = label_step(model_->spec(), micros, full_ != nullptr);
   result.tokens = step.tokens;
+  result.flops = step.flops;
   result.trainable_tokens = step.labels;
 
   make_room(step);

@@ -30,7 +30,7 @@ export const addModelOptions = (command: Command, adapterHelp: string): Command 
         'operands of matrix products; the rest is fp32 (default: f32 for a model stored in f32, else bf16)',
       ).choices(['f32', 'bf16']),
     )
-    .option('--device <device>', 'auto, cpu, or a device of this machine', 'auto')
+    .option('--device <device>', 'cpu, cuda or cuda:1; auto: the first GPU where it can do this, else the CPU', 'auto')
     .option('--threads <n>', '0: as many as this process may use', wholeNumber(0, 1024), 0);
 
 /** What the model folder holds, judged without loading it. */

@@ -4,7 +4,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import type { LoraOptions, MicroBatch, Model, ModelInfo, StepResult, Trainer } from '@medmesh/engine';
 import { type Command, Option } from 'commander';
 import type { CommandContext } from '../../context.ts';
-import { number, wholeNumber, wholeNumbers } from '../../option-values.ts';
+import { memorySize, number, wholeNumber, wholeNumbers } from '../../option-values.ts';
 import { createProgressBar } from '../../progress.ts';
 import { engineAction, reading } from './engine-action.ts';
 import { refusal } from './input-file.ts';
@@ -31,6 +31,7 @@ type TrainOptions = ModelOptions & {
   target: string[];
   dropout?: number;
   seed: number;
+  memoryBudget: number | 'auto';
 };
 
 /** The batch is computed some rows at a time, about so many tokens: loss and gradient are those of one large batch. */
@@ -101,14 +102,19 @@ async function loraOf(options: TrainOptions, info: ModelInfo, signal: AbortSigna
   return [model, { kind: 'lora', ...shape, dropout, initAdapterDir: options.adapter }];
 }
 
+/** Where it trains and how memory is spent there, for people: nothing for a CPU, unless a GPU was left aside. */
+function describePlace({ device, noGpuBecause, plan }: Trainer): string {
+  if (noGpuBecause !== '') return `trains on ${device}, not on the GPU: ${noGpuBecause}\n`;
+  return device.startsWith('cpu') ? '' : `trains on ${device}\n${plan?.table ?? ''}`;
+}
+
 async function runSteps(
   { out, signal }: CommandContext,
   trainer: Trainer,
   options: TrainOptions,
-  file: SequencesFile,
+  micro: MicroBatch[],
   gradientsPath: string | undefined,
 ): Promise<void> {
-  const micro = microBatches(file);
   // The lines are the progress where they can be seen.
   const bar = createProgressBar('train', out.json || process.stdout.isTTY === true, { onlyOnTerminal: true });
   try {
@@ -135,6 +141,7 @@ async function train(context: CommandContext, options: TrainOptions): Promise<vo
     throw refusal(
       `${options.sequences} leaves no token to be predicted: the first of a sequence has nothing before it, and loss_mask leaves out the rest`,
     );
+  const micro = microBatches(file);
   const [model, lora] = await loraOf(options, info, signal);
   // Everything appears at the end: an interrupted run leaves neither adapter nor gradients.
   const gradients = options.saveGrads === undefined ? undefined : resolve(options.saveGrads);
@@ -151,9 +158,12 @@ async function train(context: CommandContext, options: TrainOptions): Promise<vo
         maxGradNorm: options.clip,
         schedule: { kind: 'constant', warmupSteps: 0, totalSteps: options.steps, learningRate: options.lr },
         seed: options.seed,
+        memoryBudget: options.memoryBudget,
+        microBatchTokens: Math.max(...micro.map(({ inputIds }) => inputIds.length)),
       }),
     );
-    await runSteps(context, trainer, options, file, staged);
+    process.stderr.write(describePlace(trainer));
+    await runSteps(context, trainer, options, micro, staged);
     await trainer.saveAdapter(options.out, { baseModelName: resolve(options.model) });
     if (staged !== undefined && gradients !== undefined) await rename(staged, gradients);
   } finally {
@@ -185,6 +195,12 @@ export function addTrainCommand(group: Command, signal: AbortSignal): void {
     .option('--weight-decay <x>', 'decoupled weight decay', number(0), 0.01)
     .option('--clip <norm>', 'largest gradient norm; 0: no clipping', number(0), 1)
     .option('--dropout <p>', 'LoRA dropout (default: the adapter’s own; 0 for a new one)', number(0, 1))
+    .option(
+      '--memory-budget <size>',
+      'memory that the run may take, weights included, as 24GiB; auto: on a GPU what is free, on a CPU no limit',
+      memorySize,
+      'auto' as const,
+    )
     .option('--seed <n>', 'seed of a new adapter and of dropout', wholeNumber(0), 3407)
     .addOption(own('--rank <r>', 'rank of a new adapter').argParser(wholeNumber(1, 4096)).default(16))
     .addOption(own('--alpha <a>', 'alpha of a new adapter').argParser(number(0)).default(16))

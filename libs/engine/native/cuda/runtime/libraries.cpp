@@ -60,10 +60,21 @@ std::optional<Nccl> open_nccl() noexcept {
   if (!complete) return std::nullopt;
   return table;
 }
+
+std::optional<Nvml> open_nvml() noexcept {
+  void* library = open_library({"libnvidia-ml.so.1"});
+  if (library == nullptr) return std::nullopt;
+  Nvml table{};
+  const bool complete = find(library, "nvmlInit_v2", table.init) && find(library, "nvmlDeviceGetHandleByPciBusId_v2", table.device_by_pci_bus) &&
+                        find(library, "nvmlDeviceGetMemoryInfo_v2", table.memory);
+  if (!complete || table.init() != Nvml::kSuccess) return std::nullopt;
+  return table;
+}
 #else
 // The libraries need a device.
 std::optional<CublasLt> open_cublas_lt() noexcept { return std::nullopt; }
 std::optional<Nccl> open_nccl() noexcept { return std::nullopt; }
+std::optional<Nvml> open_nvml() noexcept { return std::nullopt; }
 #endif
 
 }  // namespace
@@ -75,6 +86,11 @@ const CublasLt* cublas_lt() noexcept {
 
 const Nccl* nccl() noexcept {
   static const std::optional<Nccl> opened = open_nccl();
+  return opened ? &*opened : nullptr;
+}
+
+const Nvml* nvml() noexcept {
+  static const std::optional<Nvml> opened = open_nvml();
   return opened ? &*opened : nullptr;
 }
 

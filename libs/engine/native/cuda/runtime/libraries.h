@@ -84,4 +84,24 @@ struct Nccl {
 // Null when it cannot be opened. Turns NVLink multicast off (NCCL_NVLS_ENABLE=0) unless the environment decides.
 const Nccl* nccl() noexcept;
 
+// ---- NVML (nvml.h)
+
+using NvmlDevice = struct NvmlDeviceOpaque*;
+
+struct Nvml {
+  enum : int { kSuccess = 0 };
+  // `used` does not hold what the driver keeps for itself.
+  struct Memory {
+    unsigned version = static_cast<unsigned>(sizeof(Memory)) | 2u << 24;
+    unsigned long long total = 0, reserved = 0, free = 0, used = 0;
+  };
+
+  int (*init)();
+  int (*device_by_pci_bus)(const char* bus_id, NvmlDevice* device);
+  int (*memory)(NvmlDevice device, Memory* memory);
+};
+
+// Null when it cannot be opened or does not start.
+const Nvml* nvml() noexcept;
+
 }  // namespace engine::cuda

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/runtime/error.h"
+#include "cuda/runtime/libraries.h"
 
 namespace engine::cuda {
 
@@ -70,6 +71,23 @@ DeviceMemoryInfo device_memory_info() {
   std::size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
   return {static_cast<std::int64_t>(free), static_cast<std::int64_t>(total)};
+}
+
+std::int64_t used_memory(int device) {
+#ifndef ENGINE_CUDA_EMULATED
+  char bus_id[32] = {};
+  NvmlDevice of = nullptr;
+  Nvml::Memory memory;
+  if (const Nvml* library = nvml(); library != nullptr && cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, device) == cudaSuccess &&
+                                    library->device_by_pci_bus(bus_id, &of) == Nvml::kSuccess && library->memory(of, &memory) == Nvml::kSuccess)
+    return static_cast<std::int64_t>(memory.used);
+#endif
+  int current = 0;
+  CUDA_CHECK(cudaGetDevice(&current));
+  CUDA_CHECK(cudaSetDevice(device));
+  const DeviceMemoryInfo info = device_memory_info();
+  CUDA_CHECK(cudaSetDevice(current));
+  return info.total_bytes - info.free_bytes;
 }
 
 }  // namespace engine::cuda

@@ -25,9 +25,8 @@ class CudaBackend final : public Backend {
   }
 
   std::int64_t used_bytes(int device) const override {
-    use_device(device);
-    const DeviceMemoryInfo info = device_memory_info();
-    return info.total_bytes - info.free_bytes;
+    require(device >= 0 && device < device_count(), "there is no cuda:", device);
+    return used_memory(device);
   }
 
   std::unique_ptr<AnyTrainer> create_trainer(const TrainingBase& base, std::span<const int> devices, const TrainerOptions& options) const override {

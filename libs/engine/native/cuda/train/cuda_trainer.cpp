@@ -90,6 +90,7 @@ StepResult CudaTrainer::train_step(std::span<const MicroBatch> micros, const Can
     const LabelledStep step = label_step(base_.spec, micros);
     StepResult result;
     result.tokens = step.tokens;
+    result.flops = step.flops;
     result.trainable_tokens = step.labels;
     reserve(step);
 

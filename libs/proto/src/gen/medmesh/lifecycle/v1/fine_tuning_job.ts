@@ -857,6 +857,19 @@ export interface Progress {
     | undefined;
   /** Steps skipped because a gradient was not finite. */
   skippedStepCount: number;
+  /** Where it trains, e.g. `cuda:0 (NVIDIA H200, sm_90)`. */
+  device: string;
+  /**
+   * The arithmetic that the last steps could not do without, as a share of what the GPU does at its maker's bf16 peak in that time. Unset on a CPU,
+   * and for a GPU whose peak is not known.
+   */
+  modelFlopsUtilization?:
+    | number
+    | undefined;
+  /** Memory that the run takes on the GPU by its plan; 0 before the plan and on a CPU. */
+  plannedMemoryBytes: number;
+  /** Memory of the GPU in use a moment ago, by this and other processes; 0 on a CPU. */
+  deviceMemoryBytes: number;
 }
 
 /** What a job is expected to need. */
@@ -4246,6 +4259,10 @@ function createBaseProgress(): Progress {
     peakMemoryBytes: 0,
     remaining: undefined,
     skippedStepCount: 0,
+    device: "",
+    modelFlopsUtilization: undefined,
+    plannedMemoryBytes: 0,
+    deviceMemoryBytes: 0,
   };
 }
 
@@ -4289,6 +4306,18 @@ export const Progress: MessageFns<Progress> = {
     }
     if (message.skippedStepCount !== 0) {
       writer.uint32(104).int64(message.skippedStepCount);
+    }
+    if (message.device !== "") {
+      writer.uint32(114).string(message.device);
+    }
+    if (message.modelFlopsUtilization !== undefined) {
+      writer.uint32(121).double(message.modelFlopsUtilization);
+    }
+    if (message.plannedMemoryBytes !== 0) {
+      writer.uint32(128).int64(message.plannedMemoryBytes);
+    }
+    if (message.deviceMemoryBytes !== 0) {
+      writer.uint32(136).int64(message.deviceMemoryBytes);
     }
     return writer;
   },
@@ -4410,6 +4439,38 @@ export const Progress: MessageFns<Progress> = {
             message.skippedStepCount = longToNumber(reader.int64());
             continue;
           }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.device = reader.string();
+            continue;
+          }
+          case 15: {
+            if (tag !== 121) {
+              break;
+            }
+
+            message.modelFlopsUtilization = reader.double();
+            continue;
+          }
+          case 16: {
+            if (tag !== 128) {
+              break;
+            }
+
+            message.plannedMemoryBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 17: {
+            if (tag !== 136) {
+              break;
+            }
+
+            message.deviceMemoryBytes = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4473,6 +4534,22 @@ export const Progress: MessageFns<Progress> = {
         : isSet(object.skipped_step_count)
         ? globalThis.Number(object.skipped_step_count)
         : 0,
+      device: isSet(object.device) ? globalThis.String(object.device) : "",
+      modelFlopsUtilization: isSet(object.modelFlopsUtilization)
+        ? globalThis.Number(object.modelFlopsUtilization)
+        : isSet(object.model_flops_utilization)
+        ? globalThis.Number(object.model_flops_utilization)
+        : undefined,
+      plannedMemoryBytes: isSet(object.plannedMemoryBytes)
+        ? globalThis.Number(object.plannedMemoryBytes)
+        : isSet(object.planned_memory_bytes)
+        ? globalThis.Number(object.planned_memory_bytes)
+        : 0,
+      deviceMemoryBytes: isSet(object.deviceMemoryBytes)
+        ? globalThis.Number(object.deviceMemoryBytes)
+        : isSet(object.device_memory_bytes)
+        ? globalThis.Number(object.device_memory_bytes)
+        : 0,
     };
   },
 
@@ -4517,6 +4594,18 @@ export const Progress: MessageFns<Progress> = {
     if (message.skippedStepCount !== 0) {
       obj.skippedStepCount = Math.round(message.skippedStepCount);
     }
+    if (message.device !== "") {
+      obj.device = message.device;
+    }
+    if (message.modelFlopsUtilization !== undefined) {
+      obj.modelFlopsUtilization = floatToJson(message.modelFlopsUtilization);
+    }
+    if (message.plannedMemoryBytes !== 0) {
+      obj.plannedMemoryBytes = Math.round(message.plannedMemoryBytes);
+    }
+    if (message.deviceMemoryBytes !== 0) {
+      obj.deviceMemoryBytes = Math.round(message.deviceMemoryBytes);
+    }
     return obj;
   },
 
@@ -4540,6 +4629,10 @@ export const Progress: MessageFns<Progress> = {
       ? Duration.fromPartial(object.remaining)
       : undefined;
     message.skippedStepCount = object.skippedStepCount ?? 0;
+    message.device = object.device ?? "";
+    message.modelFlopsUtilization = object.modelFlopsUtilization ?? undefined;
+    message.plannedMemoryBytes = object.plannedMemoryBytes ?? 0;
+    message.deviceMemoryBytes = object.deviceMemoryBytes ?? 0;
     return message;
   },
 };
