@@ -4,10 +4,7 @@ import { tellDeviceLost } from './device-lost.ts';
 
 const failing = (error: Error) =>
   ({
-    // biome-ignore lint/correctness/useYield: it fails before its first token
-    async *generate() {
-      throw await Promise.resolve(error);
-    },
+    generate: () => ({ [Symbol.asyncIterator]: () => ({ next: () => Promise.reject(error) }) }),
     scoreContinuation: () => Promise.reject(error),
   }) as unknown as Model;
 
