@@ -239,7 +239,8 @@ describe('keys', () => {
       requestId: 'shared-id',
       model: { base: 'projects/default/models/demo-nf4' },
       input: { $case: 'text', value: 'The patient' },
-      sampling: { maxTokens: 2000, ignoreEos: true },
+      // Long enough to be running still: it does not wait for its reader.
+      sampling: { maxTokens: 2000, ignoreEos: true, n: 16, temperature: 1 },
     });
     for await (const _ of events) {
       expect(await ward.raw.inference.cancel({ requestId: 'shared-id' })).toEqual({ found: false });

@@ -55,12 +55,10 @@ describe('the prefix cache', () => {
 
 describe('under load', () => {
   test('a queue full of tokens refuses with a time to come back, and urgent requests go first', async () => {
-    const long = { sampling: { maxTokens: 300, ignoreEos: true } };
-    const stop = new AbortController();
-    const hold = [3, 4].map((seed) =>
-      fixture.client.raw.inference
-        .complete(request(tokens(40, seed), long), { signal: stop.signal })
-        .catch(() => undefined),
+    const long = { sampling: { maxTokens: 300, ignoreEos: true, n: 16, temperature: 1 } };
+    const stops = [new AbortController(), new AbortController()] as const;
+    const hold = stops.map(({ signal }, i) =>
+      fixture.client.raw.inference.complete(request(tokens(40, 3 + i), long), { signal }).catch(() => undefined),
     );
     const load = () => fixture.client.raw.inferenceAdmin.getLoad({});
     await waitFor(async () => (await load()).runningRequestCount === 2);
@@ -79,8 +77,11 @@ describe('under load', () => {
     waiting.push(complete(tokens(20, 7), { sampling: { maxTokens: 1 } }).then(() => order.push('urgent')));
     await waitFor(async () => (await load()).waitingRequestCount === 2);
     expect((await load()).kvCacheUsage).toBeGreaterThan(0);
-    stop.abort();
-    await Promise.all([...hold, ...waiting]);
+    // One place is free, so one waits for the other.
+    stops[0].abort();
+    await Promise.all(waiting);
+    stops[1].abort();
+    await Promise.all(hold);
     expect(order).toEqual(['urgent', 'batch']);
   });
 

@@ -133,6 +133,20 @@ describe('generate', () => {
     expect(ids(await collect(model.generate({ tokens: prompt, sampling: greedy })))).toEqual(reference.greedy);
   });
 
+  it('gives steps together where they may wait for each other, and none later than asked', async () => {
+    const sampling = { ...greedy, maxTokens: 60 };
+    const alone = ids(await collect(model.generate({ tokens: prompt, sampling })));
+    const batches: GenerateStep[][] = [];
+    for await (const batch of model.generateBatches({ tokens: prompt, sampling, gather: { steps: 8, ms: 1_000 } }))
+      batches.push(batch);
+    expect(ids(batches.flat())).toEqual(alone);
+    for (const batch of batches.slice(1, -1)) expect(batch.length).toBeGreaterThanOrEqual(8);
+    const since = performance.now();
+    for await (const batch of model.generateBatches({ tokens: prompt, sampling, gather: { steps: 1_000, ms: 5 } }))
+      expect(batch.length).toBeGreaterThan(0);
+    expect(performance.now() - since).toBeLessThan(5_000);
+  });
+
   it('refuses what can never run, with the reason', async () => {
     const bad = (value: unknown) => value as never;
     const cases: [string, object][] = [

@@ -5,6 +5,7 @@ import { EngineError, toEngineError } from './errors.ts';
 import { type ModelHandle, type NativeStep, native } from './native.ts';
 import type {
   ContinuationScore,
+  Gather,
   GenerateOptions,
   GenerateStep,
   GeneratorInfo,
@@ -36,14 +37,24 @@ export const openGenerator = (model: ModelHandle, o: GeneratorOptions = {}): Pro
     }),
   );
 
-/** Starts with the first `next`; leaving the loop early, an abort and an error all stop the engine's work on the request. */
-export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGenerator<GenerateStep, void, void> {
-  const { signal } = o;
+/**
+ * Steps as they come, several together where `gather` lets them wait for each other. Starts with the first `next`; leaving the loop early, an abort and
+ * an error all stop the engine's work on the request.
+ */
+export async function* generateBatches(
+  model: ModelHandle,
+  o: GenerateOptions & { gather?: Gather | undefined },
+): AsyncGenerator<GenerateStep[], void, void> {
+  const { signal, gather } = o;
   if (signal?.aborted) throw cancelled();
-  const waiting: GenerateStep[] = [];
+  let waiting: GenerateStep[] = [];
   let ended = false;
   let failure: EngineError | undefined;
   let wake = () => {};
+  /** The first step goes at once, and so does what has waited its time. */
+  let isDue = true;
+  let timer: NodeJS.Timeout | undefined;
+  const ready = () => waiting.length > 0 && (isDue || ended || waiting.length >= (gather?.steps ?? 1));
   const onSteps = (steps: NativeStep[], isEnd: boolean, error: Error | null) => {
     for (const step of steps) waiting.push(stepOf(step));
     ended = isEnd;
@@ -52,6 +63,12 @@ export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGe
       failure = new EngineError('cancelled', `the answer is read too slowly: ${waiting.length} tokens wait`);
       native.cancelGeneration(model, request);
     }
+    if (ended || failure || ready()) wake();
+    else timer ??= setTimeout(onTime, gather?.ms ?? 0);
+  };
+  const onTime = () => {
+    timer = undefined;
+    isDue = true;
     wake();
   };
   const request = submit(model, o, onSteps);
@@ -63,9 +80,13 @@ export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGe
   try {
     for (;;) {
       if (signal?.aborted) throw cancelled();
-      const step = waiting.shift();
-      if (step) {
-        yield step;
+      if (ready() || (failure && waiting.length > 0)) {
+        const batch = waiting;
+        waiting = [];
+        isDue = false;
+        clearTimeout(timer);
+        timer = undefined;
+        yield batch;
       } else if (failure) {
         throw failure;
       } else if (ended) {
@@ -77,8 +98,19 @@ export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGe
       }
     }
   } finally {
+    clearTimeout(timer);
     signal?.removeEventListener('abort', onAbort);
     if (!ended) native.cancelGeneration(model, request);
+  }
+}
+
+/** The same, one step after the other. */
+export async function* generate(model: ModelHandle, o: GenerateOptions): AsyncGenerator<GenerateStep, void, void> {
+  for await (const batch of generateBatches(model, o)) {
+    for (const step of batch) {
+      if (o.signal?.aborted) throw cancelled();
+      yield step;
+    }
   }
 }
 

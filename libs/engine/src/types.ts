@@ -108,6 +108,25 @@ export type ExportedGguf = {
   parity: GgufParity;
 };
 
+export type VerifyGgufOptions = {
+  /** What the file was made of. */
+  modelDir: string;
+  adapterDir?: string | undefined;
+  path: string;
+  /** To score by the file's numbers, two tokens or more each. */
+  sequences: Uint32Array[];
+  signal?: AbortSignal | undefined;
+};
+
+export type VerifiedGguf = {
+  /** What was written into the file when it was made; absent when another program made it. */
+  recorded: GgufParity | undefined;
+  /** The same figures, from the file and its source as they are now. */
+  measured: GgufParity;
+  /** log p(tokens[i + 1] | tokens[..i]) of each sequence. */
+  logprobs: Float32Array[];
+};
+
 export type TensorShape = { name: string; dtype: 'u8' | 'u32' | 'u64' | 'i64' | 'f32'; shape: number[] };
 
 export type NewTensor = TensorShape & {
@@ -166,6 +185,8 @@ export interface Model {
   openGenerator(o?: GeneratorOptions): Promise<GeneratorInfo>;
   /** Several may run at once; they share the machine fairly. */
   generate(o: GenerateOptions): AsyncIterable<GenerateStep>;
+  /** The same with several steps at a time, at a fraction of the cost for each. */
+  generateBatches(o: GenerateOptions & { gather?: Gather | undefined }): AsyncIterable<GenerateStep[]>;
   /** Log-probabilities of given tokens, computed beside what is generated: in the same queue and steps, over the same cache. */
   scoreContinuation(o: ScoreContinuationOptions): Promise<ContinuationScore>;
   /** Undefined before the first generation. */
@@ -419,6 +440,9 @@ export type GeneratorInfo = {
   /** Key and value blocks. */
   totalBlocks: number;
 };
+
+/** Steps wait for each other: at most so many, or so long. The first never waits. */
+export type Gather = { steps: number; ms: number };
 
 export type ScoreContinuationOptions = {
   /** At least one token. */

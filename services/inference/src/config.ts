@@ -12,8 +12,8 @@ export const configSchema = z.object({
     .int()
     .min(1)
     .max(1024)
-    .default(8)
-    .describe('requests answered at once; more wait'),
+    .default(64)
+    .describe('requests answered at once; more wait. The engine takes 64 sequences into a step'),
   MAX_WAITING_REQUESTS: z.coerce
     .number()
     .int()

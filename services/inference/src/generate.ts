@@ -58,6 +58,10 @@ async function* answer(
   const count = prepared.started.sampling?.n ?? 1;
   const priority = priorityNames[priorityOf(request)] ?? 'interactive';
   const options = { logprobs, reasoning: request.reasoning, queuedMs, prefixScope, priority };
+  if (count === 1) {
+    yield* generateChoice(prepared, { ...options, choice: 0 }, signal);
+    return;
+  }
   const promptRead = Promise.withResolvers<void>();
   const first = generateChoice(prepared, { ...options, choice: 0, onFirstToken: () => promptRead.resolve() }, signal);
   // The prompt is read once: the other choices begin when the first has read it, or has ended without.
@@ -71,7 +75,7 @@ async function* answer(
   const others = Array.from({ length: count - 1 }, (_, i) =>
     generateChoice(prepared, { ...options, choice: i + 1, after: promptRead.promise }, signal),
   );
-  yield* count === 1 ? leader : mergeStreams([leader, ...others]);
+  yield* mergeStreams([leader, ...others]);
 }
 
 /** Makes an answer. Ending the call, Cancel, and a full queue's deadline all stop it at the next token. */

@@ -364,7 +364,7 @@ describe('an answer that nobody waits for any more', () => {
   });
 
   test('ends when its reader stops reading and too much waits: its blocks and place are free, and the reader is told', async () => {
-    const tight = await world.start({ PRELOAD_BASES: base.name, MAX_UNREAD_BYTES: '65536' });
+    const tight = await world.start({ PRELOAD_BASES: base.name, MAX_UNREAD_BYTES: '1000000' });
     const stream = tight.answers
       .generate({ ...endless(), logprobs: { chosen: true, top: 20 } }, { deadlineMs: 60_000 })
       [Symbol.asyncIterator]();

@@ -39,6 +39,8 @@ export type LoadReport = {
   /** Between tokens after the first, one mean for each request. */
   timePerOutputTokenMs: Spread | undefined;
   latencyMs: Spread | undefined;
+  /** New tokens a second of the engine alone under the same load, where it was asked for. */
+  engineTokensPerSecond?: number;
 };
 
 type Outcome = { first: number; perToken: number | undefined; latency: number; tokens: number; cached: number };
@@ -52,15 +54,20 @@ export function arrivals(count: number, perSecond: number, random: () => number)
   });
 }
 
-/** Runs one load through gRPC, as any client would, and measures what a caller sees. */
-export async function runLoad(client: MedmeshClient, load: Load, signal: AbortSignal): Promise<LoadReport> {
+/** The prompts of a load, the same for the same seed. */
+export function promptsOf(load: Load): number[][] {
   const random = uniforms(load.seed);
   const token = () => Math.floor(random() * load.vocabularySize);
   const shared = Array.from({ length: load.sharedTokens }, token);
-  const prompts = Array.from({ length: load.requests }, () => [
+  return Array.from({ length: load.requests }, () => [
     ...shared,
     ...Array.from({ length: load.promptTokens - load.sharedTokens }, token),
   ]);
+}
+
+/** Runs one load through gRPC, as any client would, and measures what a caller sees. */
+export async function runLoad(client: MedmeshClient, load: Load, signal: AbortSignal): Promise<LoadReport> {
+  const prompts = promptsOf(load);
   const outcomes: Outcome[] = [];
   const failed: Record<string, number> = {};
 
@@ -104,7 +111,7 @@ export async function runLoad(client: MedmeshClient, load: Load, signal: AbortSi
 
   const start = performance.now();
   if (load.arrival.kind === 'rate') {
-    const due = arrivals(load.requests, load.arrival.perSecond, random);
+    const due = arrivals(load.requests, load.arrival.perSecond, uniforms(load.seed + 1));
     await Promise.all(
       due.map(async (at, index) => {
         await sleep(Math.max(0, start + at - performance.now()), undefined, { signal });

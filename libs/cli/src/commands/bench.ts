@@ -1,3 +1,4 @@
+import { resolve } from 'node:path';
 import { Failure } from '@medmesh/errors';
 import type { Command } from 'commander';
 import type { Spread } from '../bench/percentiles.ts';
@@ -19,6 +20,7 @@ type ServeOptions = {
   requests: number;
   seed: number;
   soak?: number;
+  engine?: string;
 };
 
 const ms = (spread: Spread | undefined, share: 'p50' | 'p99') =>
@@ -36,6 +38,9 @@ function describe(reports: readonly LoadReport[]): string {
     `${ms(r.timeToFirstTokenMs, 'p50')} / ${ms(r.timeToFirstTokenMs, 'p99')}`,
     `${ms(r.timePerOutputTokenMs, 'p50')} / ${ms(r.timePerOutputTokenMs, 'p99')}`,
     `${(100 * r.cachedShare).toFixed(0)} %`,
+    r.engineTokensPerSecond === undefined
+      ? '–'
+      : `${r.engineTokensPerSecond.toFixed(1)} (${(r.newTokensPerSecond / r.engineTokensPerSecond).toFixed(2)})`,
   ]);
   const head = [
     'arrival',
@@ -46,6 +51,7 @@ function describe(reports: readonly LoadReport[]): string {
     'TTFT ms p50 / p99',
     'TPOT ms p50 / p99',
     'cached',
+    'engine alone tok/s (share)',
   ];
   return table(head, rows);
 }
@@ -94,6 +100,19 @@ async function serveSoak(context: CommandContext, o: ServeOptions, minutes: numb
     throw new Failure('internal', 'the server did what it must not do; see the lines above', { reason: 'SOAK_FAILED' });
 }
 
+/** The engine in this process, with a base from a folder. Loaded only when it is asked for. */
+async function loadAlone(modelDir: string) {
+  const [{ loadModel }, { runEngineAlone }] = await Promise.all([
+    import('@medmesh/engine'),
+    import('../bench/engine-alone.ts'),
+  ]);
+  const model = await loadModel({ modelDir: resolve(modelDir) });
+  return {
+    run: (load: Load, signal: AbortSignal) => runEngineAlone(model, load, signal),
+    close: () => model.close(),
+  };
+}
+
 async function serve(context: CommandContext, o: ServeOptions): Promise<void> {
   const client = await context.client();
   const base = client.models.name(o.model);
@@ -132,6 +151,7 @@ async function serve(context: CommandContext, o: ServeOptions): Promise<void> {
     o.rate === undefined
       ? o.concurrency.map((count) => ({ kind: 'concurrency', count }))
       : o.rate.map((perSecond) => ({ kind: 'rate', perSecond }));
+  const alone = o.engine === undefined ? undefined : await loadAlone(o.engine);
   const reports: LoadReport[] = [];
   for (const promptTokens of o.promptTokens)
     for (const newTokens of o.newTokens)
@@ -141,9 +161,11 @@ async function serve(context: CommandContext, o: ServeOptions): Promise<void> {
         const seed = o.seed + reports.length;
         const load = { requests, arrival, promptTokens, newTokens, sharedTokens, adapters, base, vocabularySize, seed };
         const report = await runLoad(client, load, context.signal);
+        if (alone !== undefined) report.engineTokensPerSecond = await alone.run(load, context.signal);
         context.out.say(`${describe([report]).split('\n').at(-1) ?? ''}`);
         reports.push(report);
       }
+  await alone?.close();
   context.out.result({ base, loads: reports }, describe(reports));
 }
 
@@ -163,6 +185,10 @@ export function addBenchCommands(program: Command, signal: AbortSignal): void {
     .option('--shared-tokens <n>', 'tokens that all prompts begin with', wholeNumber(0), 0)
     .option('--requests <n>', 'requests of each load', wholeNumber(1, 1_000_000), 32)
     .option('--seed <n>', 'of prompts and times', wholeNumber(0), 1)
+    .option(
+      '--engine <folder>',
+      'also measure the engine alone, in this process, with the base from this folder (with --concurrency)',
+    )
     .option(
       '--soak <minutes>',
       'instead: a random mix with cancels, deadlines, slow readers and adapters that come and go, checked for leaks',
