@@ -2,7 +2,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { demoBaseDir, demoRowsPath } from '@medmesh/demo';
-import { lifecycle, type model } from '@medmesh/proto';
+import { lifecycle, model } from '@medmesh/proto';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type MeshFixture, startMeshFixture } from './mesh-fixture.ts';
 
@@ -111,6 +111,22 @@ test('an export is measured against what was trained', { timeout: 120_000 }, asy
     expect(client.adapters.verifyExport(name, uri)).rejects.toMatchObject(failure);
   await refused('long', 'https://example.org/x', { code: 'invalid_argument' });
   await refused('nobody', uriOf('peft'), { code: 'not_found' });
+
+  const made = [];
+  for (const format of [model.ExportFormat.GGUF_F16, model.ExportFormat.GGUF_Q8_0]) {
+    const request = { name: base.name, adapter: client.adapters.name('long'), format, destinationUri: uriOf('gguf') };
+    made.push((await client.models.export(request)).files[0]!.path);
+  }
+  for (const path of made) {
+    const difference = await client.adapters.verifyExport('long', `${uriOf('gguf')}/${path}`);
+    expect(difference).toBeGreaterThan(0);
+    expect(difference).toBeLessThan(training);
+  }
+  // Two files: which of them?
+  await refused('long', uriOf('gguf'), { code: 'invalid_argument', reason: 'MODEL_FILES_INVALID' });
+  await refused('long', `${uriOf('gguf')}/none.gguf`, { code: 'not_found' });
+  // It says of itself how far it is from what it was made of, which is another adapter.
+  await refused('short', `${uriOf('gguf')}/${made[0]}`, { code: 'data_loss', reason: 'PARITY_MISMATCH' });
   await refused('long', pathToFileURL('/etc').href, { code: 'permission_denied' });
   mkdirSync(join(dir, 'pickled'));
   writeFileSync(join(dir, 'pickled', 'pytorch_model.bin'), 'x');

@@ -6,6 +6,7 @@
 #include "context.h"
 #include "convert.h"
 #include "export/gguf_export.h"
+#include "export/gguf_verify.h"
 #include "formats/merge_adapter.h"
 #include "formats/quantize_model.h"
 #include "formats/safetensors.h"
@@ -157,6 +158,22 @@ Napi::Value merge_adapter_dir(const Napi::CallbackInfo& info) {
       });
 }
 
+namespace {
+
+Napi::Object parity_to_js(Napi::Env env, const GgufParity& parity) {
+  auto object = Napi::Object::New(env);
+  object.Set("weightMean", to_js(env, parity.weight_mean));
+  object.Set("weightMax", to_js(env, parity.weight_max));
+  object.Set("probeTokens", to_js(env, parity.probe_tokens));
+  object.Set("logprobMean", to_js(env, parity.logprob_mean));
+  object.Set("logprobMax", to_js(env, parity.logprob_max));
+  object.Set("klMean", to_js(env, parity.kl_mean));
+  object.Set("top1Agreement", to_js(env, parity.top1_agreement));
+  return object;
+}
+
+}  // namespace
+
 Napi::Value export_gguf_file(const Napi::CallbackInfo& info) {
   const std::string model_dir = read_path(info[0], "modelDir"), out_path = read_path(info[2], "outPath");
   const std::optional<std::string> adapter_dir = is_absent(info[1]) ? std::nullopt : std::optional(read_path(info[1], "adapterDir"));
@@ -178,14 +195,6 @@ Napi::Value export_gguf_file(const Napi::CallbackInfo& info) {
                             .cancel = flag.get()});
       },
       [](Napi::Env env, ExportedGguf& result) -> Napi::Value {
-        auto parity = Napi::Object::New(env);
-        parity.Set("weightMean", to_js(env, result.parity.weight_mean));
-        parity.Set("weightMax", to_js(env, result.parity.weight_max));
-        parity.Set("probeTokens", to_js(env, result.parity.probe_tokens));
-        parity.Set("logprobMean", to_js(env, result.parity.logprob_mean));
-        parity.Set("logprobMax", to_js(env, result.parity.logprob_max));
-        parity.Set("klMean", to_js(env, result.parity.kl_mean));
-        parity.Set("top1Agreement", to_js(env, result.parity.top1_agreement));
         auto object = Napi::Object::New(env);
         object.Set("fileBytes", to_js(env, result.file_bytes));
         object.Set("tensors", to_js(env, result.tensors));
@@ -193,7 +202,32 @@ Napi::Value export_gguf_file(const Napi::CallbackInfo& info) {
         object.Set("tokenizer", to_js(env, result.tokenizer));
         object.Set("contextLength", to_js(env, result.context));
         object.Set("base", to_js(env, result.base));
-        object.Set("parity", parity);
+        object.Set("parity", parity_to_js(env, result.parity));
+        return object;
+      });
+}
+
+Napi::Value verify_gguf_file(const Napi::CallbackInfo& info) {
+  const std::string model_dir = read_path(info[0], "modelDir"), path = read_path(info[2], "path");
+  const std::optional<std::filesystem::path> adapter_dir = is_absent(info[1]) ? std::nullopt : std::optional<std::filesystem::path>(read_path(info[1], "adapterDir"));
+  require(info[3].IsArray(), "sequences is not an array");
+  const auto list = info[3].As<Napi::Array>();
+  std::vector<std::vector<std::uint32_t>> sequences;
+  for (std::uint32_t i = 0; i < list.Length(); ++i) sequences.push_back(read_uint32s(list.Get(i), "a sequence"));
+  const auto flag = cancel_flag(info[4], {});
+  return promise_of(
+      info.Env(), on_own_thread(info.Env()),
+      [=] {
+        OwnExec own;
+        return verify_gguf(own.exec, model_dir, adapter_dir, path, sequences, flag.get());
+      },
+      [](Napi::Env env, VerifiedGguf& result) -> Napi::Value {
+        auto logprobs = Napi::Array::New(env, result.logprobs.size());
+        for (std::size_t i = 0; i < result.logprobs.size(); ++i) logprobs.Set(static_cast<std::uint32_t>(i), adopt_floats(env, std::move(result.logprobs[i])));
+        auto object = Napi::Object::New(env);
+        object.Set("recorded", result.recorded ? parity_to_js(env, *result.recorded).As<Napi::Value>() : env.Null());
+        object.Set("measured", parity_to_js(env, result.measured));
+        object.Set("logprobs", logprobs);
         return object;
       });
 }

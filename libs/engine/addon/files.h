@@ -11,5 +11,6 @@ Napi::Value quantize_model_dir(const Napi::CallbackInfo& info);   // (modelDir, 
 Napi::Value merge_adapter_dir(const Napi::CallbackInfo& info);    // (modelDir, adapterDir, outDir, replace, onProgress | null, cancel | null) -> { weightBytes, base }
 // (modelDir, adapterDir | null, outPath, type, name, replace, onProgress | null, cancel | null) -> { fileBytes, tensors, architecture, tokenizer, contextLength, base, parity }
 Napi::Value export_gguf_file(const Napi::CallbackInfo& info);
+Napi::Value verify_gguf_file(const Napi::CallbackInfo& info);  // (modelDir, adapterDir | null, path, sequences, cancel | null) -> promise of {recorded | null, measured, logprobs}
 
 }  // namespace engine::addon

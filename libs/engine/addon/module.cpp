@@ -32,6 +32,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add<quantize_model_dir>(env, exports, "quantizeModel");
   add<merge_adapter_dir>(env, exports, "mergeAdapter");
   add<export_gguf_file>(env, exports, "exportGguf");
+  add<verify_gguf_file>(env, exports, "verifyGguf");
   add<write_tensors>(env, exports, "writeSafetensors");
   add<read_tensors>(env, exports, "readSafetensors");
   add<open_tensors>(env, exports, "openSafetensors");

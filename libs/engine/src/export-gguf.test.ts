@@ -2,7 +2,8 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { goldenDir, temporaryDir } from '../test/fixtures/golden.ts';
-import { exportGguf } from './files.ts';
+import { loadModel } from './engine.ts';
+import { exportGguf, verifyGguf } from './files.ts';
 import type { GgufType, Progress } from './types.ts';
 
 const demoBase = join(import.meta.dirname, '..', '..', 'demo', 'base');
@@ -65,6 +66,53 @@ describe('exportGguf', () => {
     await expect(exportGguf({ modelDir, outPath: at('x.gguf'), type })).rejects.toMatchObject({
       code: 'invalid',
       message: expect.stringContaining('q4_k_m'),
+    });
+  });
+});
+
+describe('verifyGguf', () => {
+  const sequences = [Uint32Array.of(5, 9, 100, 7, 7, 300), Uint32Array.of(1, 2)];
+
+  it('finds in a file what was written into it, and scores by its numbers', async () => {
+    const model = await loadModel({ modelDir: demoBase, compute: 'f32' });
+    for (const [type, most] of [
+      ['f32', 1e-4],
+      ['q4_k_m', 1.5],
+    ] as const) {
+      const path = at(`${type}.gguf`);
+      const { parity } = await exportGguf({ modelDir: demoBase, outPath: path, type });
+      const { recorded, measured, logprobs } = await verifyGguf({ modelDir: demoBase, path, sequences });
+      expect(recorded).toEqual(parity);
+      expect(measured).toEqual(parity);
+      for (const [i, tokens] of sequences.entries()) {
+        const scores = await model.score({ tokens });
+        expect(logprobs[i]).toHaveLength(tokens.length - 1);
+        for (const [k, logprob] of logprobs[i]!.entries()) expect(Math.abs(logprob - scores[k]!)).toBeLessThan(most);
+      }
+    }
+    await model.close();
+  });
+
+  it('measures a changed file as another one, and refuses a broken one and one of another model', async () => {
+    const path = at('f16.gguf');
+    await exportGguf({ modelDir: demoBase, outPath: path, type: 'f16' });
+    const bytes = readFileSync(path);
+    const changed = Buffer.from(bytes);
+    // The last tensor's numbers, as they would be in another model.
+    for (let i = changed.length - 4096; i < changed.length; i += 2) changed.writeUInt16LE(0x3800, i);
+    writeFileSync(at('changed.gguf'), changed);
+    const { recorded, measured } = await verifyGguf({ modelDir: demoBase, path: at('changed.gguf'), sequences });
+    expect(measured.weightMax).toBeGreaterThan(10 * recorded!.weightMax);
+    writeFileSync(at('cut.gguf'), bytes.subarray(0, bytes.length - 1000));
+    await expect(verifyGguf({ modelDir: demoBase, path: at('cut.gguf'), sequences })).rejects.toMatchObject({
+      code: 'corrupt',
+    });
+    await expect(verifyGguf({ modelDir: goldenDir('gemma2'), path, sequences })).rejects.toMatchObject({
+      code: 'invalid',
+      message: expect.stringContaining('qwen2'),
+    });
+    await expect(verifyGguf({ modelDir: demoBase, path, sequences: [Uint32Array.of(1)] })).rejects.toMatchObject({
+      code: 'invalid',
     });
   });
 });

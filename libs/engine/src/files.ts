@@ -12,6 +12,8 @@ import type {
   SafetensorsWriter,
   StoredTensor,
   TensorShape,
+  VerifiedGguf,
+  VerifyGgufOptions,
 } from './types.ts';
 
 /** A listener whose exception surfaces as any other in a callback, without ending the work it listens to. */
@@ -75,6 +77,14 @@ export const exportGguf = (o: ExportGgufOptions): Promise<ExportedGguf> =>
       cancel,
     ),
   );
+
+/** Reads a GGUF file back: how far it is from what it was made of, now and as it was recorded, and how it scores given sequences. */
+export async function verifyGguf(o: VerifyGgufOptions): Promise<VerifiedGguf> {
+  const { recorded, ...rest } = await call(o.signal, (cancel) =>
+    native.verifyGguf(o.modelDir, o.adapterDir ?? null, o.path, o.sequences, cancel),
+  );
+  return { recorded: recorded ?? undefined, ...rest };
+}
 
 /** Writes a small file atomically. */
 export const writeSafetensors = (

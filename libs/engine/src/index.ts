@@ -9,6 +9,7 @@ export {
   openSafetensors,
   quantizeModel,
   readSafetensors,
+  verifyGguf,
   writeSafetensors,
 } from './files.ts';
 export type * from './types.ts';

@@ -9,6 +9,7 @@ import type {
   ExportedGguf,
   GenerationLoad,
   GeneratorInfo,
+  GgufParity,
   MicroBatch,
   ModelInfo,
   NewTensor,
@@ -119,6 +120,13 @@ export type Native = {
     onProgress: ((progress: Progress) => void) | null,
     cancel: CancelToken | null,
   ): Promise<ExportedGguf>;
+  verifyGguf(
+    modelDir: string,
+    adapterDir: string | null,
+    path: string,
+    sequences: Uint32Array[],
+    cancel: CancelToken | null,
+  ): Promise<{ recorded: GgufParity | null; measured: GgufParity; logprobs: Float32Array[] }>;
   writeSafetensors(path: string, tensors: NewTensor[], metadata: Record<string, string>): Promise<void>;
   readSafetensors(path: string): Promise<{ name: string; dtype: string; shape: number[]; data: Uint8Array }[]>;
   openSafetensors(path: string, tensors: TensorShape[], metadata: Record<string, string>): Promise<FileHandle>;

@@ -56,7 +56,9 @@ export function addAdapterCommands(program: Command, signal: AbortSignal): void 
     );
   group
     .command('verify <adapter> <export>')
-    .description('compare an export (a PEFT folder or a merged model) with what was trained, by the parity probes')
+    .description(
+      'compare an export (a PEFT folder, a merged model, a GGUF file) with what was trained, by the parity probes',
+    )
     .action(
       withContext(signal, async (context, id: string, exported: string, _options: object, _command: Command) => {
         const client = await context.client();

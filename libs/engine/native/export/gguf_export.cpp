@@ -1,11 +1,11 @@
 #include "export/gguf_export.h"
 
 #include <algorithm>
-#include <map>
 
 #include "core/error.h"
 #include "core/staged_output.h"
 #include "core/version.h"
+#include "export/gguf_logits.h"
 #include "formats/gguf_blocks.h"
 #include "formats/gguf_file.h"
 #include "formats/gguf_tokenizer.h"
@@ -18,7 +18,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::int64_t kChunk = std::int64_t{1} << 22;  // weights at a time: 16 MiB as f32
-constexpr std::int64_t kProbeTokens = 48;
 constexpr std::string_view kRopeFactors = "rope_freqs.weight";
 
 // Parity numbers of the file's metadata, in the order they are written.
@@ -51,17 +50,9 @@ class Progress {
   std::int64_t done_ = 0, total_;
 };
 
-// A vector is permuted as [n, 1], though it is one row to whoever reads it.
-std::pair<std::int64_t, std::int64_t> row_view(const GgufTensorPlan& plan, std::int64_t rows) {
-  return plan.source.shape.size() == 1 ? std::pair{plan.source.shape[0], std::int64_t{1}} : std::pair{rows, plan.source.shape.back()};
-}
-
 class Exporter {
  public:
-  Exporter(const Exec& ex, const ModelSpec& spec, const PlainWeights& weights, const GgufPlan& plan, Progress& progress)
-      : ex_(ex), spec_(spec), weights_(weights), plan_(plan), progress_(progress) {
-    for (const GgufTensorPlan& tensor : plan.tensors) by_source_.emplace(tensor.source.name, &tensor);
-  }
+  Exporter(const Exec& ex, const PlainWeights& weights, Progress& progress) : ex_(ex), weights_(weights), progress_(progress) {}
 
   void write(const GgufTensorPlan& tensor, GgufWriter& out, WeightDistance& distance) {
     const PlainWeight& weight = weights_.at(tensor.source.name);
@@ -97,42 +88,16 @@ class Exporter {
     weights_.release(weight);
   }
 
-  std::vector<float> source_logits(std::span<const std::uint32_t> probe, const CancelFlag* cancel) {
-    const ReadRows read = [&](const ParameterSpec& parameter, std::int64_t first, std::int64_t count, float* out) {
-      const PlainWeight& weight = weights_.at(parameter.name);
-      weights_.read_rows(ex_, weight, first, count, out);
-      progress_.add(count * parameter.shape.back());
-    };
-    return streamed_logits(ex_, spec_, read, probe, cancel);
-  }
-
-  std::vector<float> file_logits(const GgufFile& file, std::span<const std::uint32_t> probe, const CancelFlag* cancel) {
-    const ReadRows read = [&](const ParameterSpec& parameter, std::int64_t first, std::int64_t count, float* out) {
-      const GgufTensorPlan& plan = *by_source_.at(parameter.name);
-      const GgufTensor& tensor = file.at(plan.name);
-      const std::int64_t values = count * parameter.shape.back();
-      const GgmlLayout layout = ggml_layout(tensor.type);
-      ggml_dequantize(ex_, tensor.type, tensor.data + first * parameter.shape.back() / layout.values * layout.bytes, values, out);
-      const auto [view_rows, view_cols] = row_view(plan, count);
-      plan.from_file(out, view_rows, view_cols);
-      progress_.add(values);
-    };
-    return streamed_logits(ex_, spec_, read, probe, cancel);
-  }
-
  private:
   const Exec& ex_;
-  const ModelSpec& spec_;
   const PlainWeights& weights_;
-  const GgufPlan& plan_;
   Progress& progress_;
-  std::map<std::string, const GgufTensorPlan*> by_source_;
   std::vector<float> wanted_, stored_;
   std::vector<std::uint8_t> blocks_;
 };
 
 std::vector<std::uint32_t> choose_probe(const GgufExportOptions& options, const ModelSpec& spec, std::int64_t context) {
-  if (options.probe.empty()) return fixed_probe(spec.vocab, std::clamp<std::int64_t>(context, 2, kProbeTokens));
+  if (options.probe.empty()) return export_probe(spec.vocab, context);
   require(options.probe.size() >= 2, "the parity probe has one token; give at least two");
   return options.probe;
 }
@@ -175,7 +140,7 @@ ExportedGguf export_gguf(const Exec& ex, const fs::path& model_dir, const fs::pa
   StagedFile staged(out_path);
   GgufWriter out(staged.path(), std::move(metadata), std::move(tensors));
   Progress progress(options, values);
-  Exporter exporter(ex, spec, weights, plan, progress);
+  Exporter exporter(ex, weights, progress);
   WeightDistance distance;
   if (!plan.rope_factors.empty()) out.append(kRopeFactors, plan.rope_factors.data(), static_cast<std::int64_t>(plan.rope_factors.size() * sizeof(float)));
   for (const GgufTensorPlan& tensor : plan.tensors) exporter.write(tensor, out, distance);
@@ -186,8 +151,9 @@ ExportedGguf export_gguf(const Exec& ex, const fs::path& model_dir, const fs::pa
   {
     const GgufFile file(staged.path());
     const std::vector<std::uint32_t> probe = choose_probe(options, spec, plan.context);
-    const std::vector<float> source = exporter.source_logits(probe, options.cancel);
-    compare_logits(probe, spec.vocab, source, exporter.file_logits(file, probe, options.cancel), result.parity);
+    const OnWeights on_weights = [&progress](std::int64_t values) { progress.add(values); };
+    const std::vector<float> source = source_logits(ex, spec, weights, probe, on_weights, options.cancel);
+    compare_logits(probe, spec.vocab, source, file_logits(ex, spec, plan, file, probe, on_weights, options.cancel), result.parity);
   }
   for (auto& [key, value] : parity_entries(result.parity)) out.set(key, value);
   out.finish();

@@ -53,6 +53,11 @@ std::vector<std::uint32_t> fixed_probe(std::int64_t vocab, std::int64_t count) {
   return ids;
 }
 
+std::vector<std::uint32_t> export_probe(std::int64_t vocab, std::int64_t context) {
+  constexpr std::int64_t kProbeTokens = 48;
+  return fixed_probe(vocab, std::clamp<std::int64_t>(context, 2, kProbeTokens));
+}
+
 void compare_logits(std::span<const std::uint32_t> probe, std::int64_t vocab, const std::vector<float>& source, const std::vector<float>& file,
                     GgufParity& parity) {
   const std::size_t positions = probe.size() - 1;

@@ -38,6 +38,9 @@ class WeightDistance {
 // `count` token ids that depend on the vocabulary's size alone.
 std::vector<std::uint32_t> fixed_probe(std::int64_t vocab, std::int64_t count);
 
+// The probe of an export when nobody gives another: 48 tokens, or what the context holds.
+std::vector<std::uint32_t> export_probe(std::int64_t vocab, std::int64_t context);
+
 // Sets the numbers of the probe. logits [T, vocab] of the same T tokens, T ≥ 2.
 void compare_logits(std::span<const std::uint32_t> probe, std::int64_t vocab, const std::vector<float>& source, const std::vector<float>& file,
                     GgufParity& parity);
