@@ -1,5 +1,7 @@
 // ops.cpp: what each CUDA operation takes at the shapes of a 7 B and a 1.5 B model, beside its floor.
-//   bench_cuda [7b|1.5b] [tokens …] [--only WORD]     a table: time, GB/s or TFLOP/s, share of the floor (default: both models, 640 2048 8192 tokens)
+//   bench_cuda [7b|1.5b] [tokens …] [--only WORD] [--long] [--portable]
+//     a table: time, GB/s or TFLOP/s, share of the floor (default: both models, 640 2048 8192 tokens)
+//     --long: one row of all tokens, not rows of 1024, for attention; --portable: attention without the kernels for warpgroups
 //   bench_cuda check                                   runs cuda_device_test, which lies beside this program: every test of every operation
 // Data are random; the second-level cache is flushed before each run; times are medians of events around single calls, so each includes one launch.
 // Floors are bytes over the copy bandwidth, or operations over the rate of a large product, both measured first.
@@ -18,6 +20,7 @@
 #include "core/rng.h"
 #include "cuda/ops/adamw.h"
 #include "cuda/ops/attention.h"
+#include "cuda/ops/attention_arguments.h"
 #include "cuda/ops/cross_entropy.h"
 #include "cuda/ops/embed.h"
 #include "cuda/ops/gemm.h"
@@ -246,12 +249,14 @@ void activations(Bench& bench, const Model& m, std::int64_t t) {
   post.positions = positions.data();
   bench.row("qkv_post_forward", bytes(4, t * m.qkv()), 0, [&] { qkv_post_forward(shape, post, vqkv, vqkv, nullptr, bench.stream()); });
   bench.row("qkv_post_backward", bytes(4, t * (m.heads + m.kv_heads) * m.head_dim), 0, [&] { qkv_post_backward(shape, post, {}, nullptr, vqkv, bench.stream()); });
+}
 
-  // Sequences of at most 1024 tokens; a causal product is half of a full one.
+// Sequences of at most `longest` tokens; a causal product is half of a full one.
+void rows_of_attention(Bench& bench, const Model& m, std::int64_t t, std::int64_t longest) {
   std::vector<std::int64_t> offsets{0};
   double pairs = 0;
   while (offsets.back() < t) {
-    const std::int64_t length = std::min<std::int64_t>(1024, t - offsets.back());
+    const std::int64_t length = std::min<std::int64_t>(longest, t - offsets.back());
     offsets.push_back(offsets.back() + length);
     pairs += 0.5 * static_cast<double>(length) * static_cast<double>(length + 1);
   }
@@ -259,16 +264,17 @@ void activations(Bench& bench, const Model& m, std::int64_t t) {
   const DeviceBuffer<AttentionTile> tile_table(tile_list);
   const AttentionTiles tiles{tile_table.data(), tile_table.size()};
   const std::int64_t q_size = m.heads * m.head_dim, kv_size = m.kv_heads * m.head_dim;
-  const AttentionShape attention{m.heads, m.kv_heads, m.head_dim, 0.088f};
-  const auto out = Bench::random(t * q_size), dout = Bench::random(t * q_size), dqkv = Bench::random(t * m.qkv());
+  const AttentionShape shape{m.heads, m.kv_heads, m.head_dim, 0.088f};
+  const auto qkv = Bench::random(t * m.qkv()), out = Bench::random(t * q_size), dout = Bench::random(t * q_size), dqkv = Bench::random(t * m.qkv());
   const DeviceBuffer<float> lse = Bench::random_f32(t * m.heads);
-  const View<bf16> q = vqkv.columns(0, q_size), k = vqkv.columns(q_size, kv_size), v = vqkv.columns(q_size + kv_size, kv_size), vo(out.data(), t, q_size),
-                   vdo(dout.data(), t, q_size), vdqkv(dqkv.data(), t, m.qkv());
+  const View<bf16> vqkv(qkv.data(), t, m.qkv()), vo(out.data(), t, q_size), vdo(dout.data(), t, q_size), vdqkv(dqkv.data(), t, m.qkv());
+  const View<bf16> q = vqkv.columns(0, q_size), k = vqkv.columns(q_size, kv_size), v = vqkv.columns(q_size + kv_size, kv_size);
   const double flops = 4.0 * pairs * static_cast<double>(q_size);
-  bench.row("attention_forward", 0, flops, [&] { attention_forward(attention, q, k, v, tiles, vo, lse.data(), bench.stream()); });
-  const DeviceMemory workspace(attention_backward_workspace(attention, t));
-  bench.row("attention_backward", 0, 2.5 * flops, [&] {
-    attention_backward(attention, q, k, v, tiles, vo, lse.data(), vdo, vdqkv.columns(0, q_size), vdqkv.columns(q_size, kv_size), vdqkv.columns(q_size + kv_size, kv_size),
+  const std::string rows = " " + std::to_string(offsets.size() - 1) + " rows";
+  bench.row("attention_forward" + rows, 0, flops, [&] { attention_forward(shape, q, k, v, tiles, vo, lse.data(), bench.stream()); });
+  const DeviceMemory workspace(attention_backward_workspace(shape, t));
+  bench.row("attention_backward" + rows, 0, 2.5 * flops, [&] {
+    attention_backward(shape, q, k, v, tiles, vo, lse.data(), vdo, vdqkv.columns(0, q_size), vdqkv.columns(q_size, kv_size), vdqkv.columns(q_size + kv_size, kv_size),
                        workspace.data(), bench.stream());
   });
 }
@@ -285,11 +291,16 @@ int check(const char* self) {
 int main(int argc, char** argv) {
   std::vector<std::int64_t> tokens;
   std::string model, only;
+  bool long_rows = false;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word == "check") return check(argv[0]);
     if (word == "--only" && i + 1 < argc)
       only = argv[++i];
+    else if (word == "--long")
+      long_rows = true;
+    else if (word == "--portable")
+      attention::use_kernels(attention::Kernels::portable);
     else if (word == "7b" || word == "1.5b")
       model = word;
     else
@@ -306,11 +317,15 @@ int main(int argc, char** argv) {
     for (const Model& m : kModels) {
       if (!model.empty() && model != m.name) continue;
       std::printf("%s, whatever the tokens\n", m.name);
-      weights(bench, m);
+      const bool all = only.find("attention") == std::string::npos;
+      if (all) weights(bench, m);
       for (const std::int64_t t : tokens) {
         std::printf("%s, %lld tokens\n", m.name, static_cast<long long>(t));
-        products(bench, m, t);
-        activations(bench, m, t);
+        if (all) {
+          products(bench, m, t);
+          activations(bench, m, t);
+        }
+        rows_of_attention(bench, m, t, long_rows ? t : 1024);
       }
     }
   } catch (const Error& error) {

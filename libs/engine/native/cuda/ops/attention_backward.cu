@@ -1,7 +1,7 @@
 // attention_backward.cu: dq, dk and dv in three launches. (attention.h; the formulas are those of FlashAttention-2, arXiv:2307.08691, algorithm 2)
-//   With p = exp(s − lse), dp = dout·vᵀ, delta = Σ out·dout (= Σ p·dp) and ds = p·(dp − delta)·scale·cap':
-//     dv = pᵀ·dout      dk = dsᵀ·q      dq = ds·k
-//   1. delta, one warp for each token and head.
+//   With p = exp(s − lse), dp = dout·vᵀ, delta = Σ out·dout (= Σ p·dp) and ds = p·(dp − delta)·cap'·scale:
+//     dv = pᵀ·dout      dk = dsᵀ·q      dq = ds·k      (scale is applied to the finished sums)
+//   1. delta, beside lse in other units.
 //   2. dk and dv: a block owns 64 keys of a key head and goes over the queries that see them, of every head of the group, in order. It computes the
 //      transposed scores, so that pᵀ and dsᵀ are already the left operands of the last two products and never leave the registers.
 //   3. dq: a block owns 64 queries of a head and goes over the keys they see.
@@ -9,6 +9,7 @@
 //   With few tokens there are too few key blocks to fill the device: then each query head of a group has blocks of its own, which write fp32 sums for
 //   its key head, and a fourth launch adds the group's. Which of the two is taken depends on the shape alone.
 #include "cuda/ops/attention.h"
+#include "cuda/ops/attention_arguments.h"
 #include "cuda/ops/attention_launch.h"
 #include "cuda/ops/attention_tile.cuh"
 #include "cuda/runtime/error.h"
@@ -21,54 +22,65 @@ namespace {
 
 inline constexpr int kBlock = 64;  // queries or keys of a block, and of one step
 inline constexpr int kParts = static_cast<int>(kAttentionTile) / kBlock;
-// Below this many key blocks heads are not grouped: about two blocks for each multiprocessor of a large device.
-inline constexpr std::int64_t kEnoughBlocks = 256;
+// With fewer tiles of keys than this heads are not grouped: blocks differ in length, and a large device has 132 multiprocessors to keep busy.
+inline constexpr std::int64_t kEnoughTiles = 192;
 
 bool splits_heads(const AttentionShape& shape, std::int64_t tokens) {
-  return shape.heads > shape.kv_heads && tokens / kBlock * shape.kv_heads < kEnoughBlocks;
+  return shape.heads > shape.kv_heads && tokens / kAttentionTile * shape.kv_heads < kEnoughTiles;
 }
 
-struct BackwardArguments {
-  const bf16 *q, *k, *v, *out, *dout;
-  bf16 *dq, *dk, *dv;
-  const float* lse;    // [heads, tokens]
-  float* delta;        // [heads, tokens]
-  float *part_dk, *part_dv;  // [heads, tokens, head_dim] when heads are split, else null
-  std::int64_t q_stride, k_stride, v_stride, out_stride, dout_stride, dq_stride, dk_stride, dv_stride, tokens;
-  const AttentionTile* tiles;
-  int heads, group, window;
-  float scale, softcap;
-};
-
-// p (in place of s) and ds (in place of dp) of one element; lse in units of log 2.
-ENGINE_DEVICE void gradient_of_score(float& s, float& dp, float lse, float delta, bool seen, const BackwardArguments& in) {
-  float x = s * in.scale, slope = in.scale;
+// p (in place of s) and ds / scale (in place of dp) of a fragment's scores. lse(i) and delta(i) are those of element i's query, lse in units of log 2;
+// seen(n, i) tells whether it sees the key. What is the same for all of them is decided once: tanh and masks are long.
+template <int N, class Lse, class Delta, class Seen>
+ENGINE_DEVICE void gradient_of_scores(float (&s)[N][4], float (&dp)[N][4], const BackwardArguments& in, bool masked, Lse&& lse, Delta&& delta, Seen&& seen) {
+  const auto each = [](auto&& change) {
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) change(n, i);
+  };
+  const float units = score_units(in.scale, in.softcap);
+  const auto probability = [&](float x, int n, int i) { return exp2_fast(fmaf(x, units, -lse(n, i))); };
   if (in.softcap > 0) {
-    const float t = tanhf(x / in.softcap);
-    x = in.softcap * t;
-    slope *= 1.0f - t * t;
+    const float scale = in.scale / in.softcap;
+    each([&](int n, int i) {
+      const float t = tanhf(s[n][i] * scale);
+      s[n][i] = probability(t, n, i);
+      dp[n][i] = (dp[n][i] - delta(n, i)) * (1.0f - t * t);
+    });
+  } else {
+    each([&](int n, int i) {
+      s[n][i] = probability(s[n][i], n, i);
+      dp[n][i] -= delta(n, i);
+    });
   }
-  s = seen ? exp2_fast(x * kLog2e - lse) : 0.0f;
-  dp = s * (dp - delta) * slope;
+  if (masked) each([&](int n, int i) { s[n][i] = seen(n, i) ? s[n][i] : 0.0f; });
+  each([&](int n, int i) { dp[n][i] *= s[n][i]; });
 }
 
 // ---- 1
 
+// Eight values of a head for each lane.
 template <int D>
-__global__ void __launch_bounds__(kThreads) delta_kernel(BackwardArguments in) {
-  const std::int64_t at = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;  // token · heads + head
-  if (at >= in.tokens * in.heads) return;
-  const std::int64_t token = at / in.heads, head = at % in.heads;
-  const int lane = static_cast<int>(lane_id());
-  const bf16* out = in.out + token * in.out_stride + head * D;
-  const bf16* dout = in.dout + token * in.dout_stride + head * D;
+constexpr int kRowLanes = D <= 16 ? 2 : D <= 32 ? 4 : D <= 64 ? 8 : D <= 128 ? 16 : 32;
+
+template <int D>
+__global__ void __launch_bounds__(kThreads) stats_kernel(BackwardArguments in) {
+  constexpr int lanes = kRowLanes<D>;
+  const std::int64_t at = std::int64_t{blockIdx.x} * (kThreads / lanes) + threadIdx.x / lanes;  // token · heads + head
+  const bool inside = at < in.tokens * in.heads;
+  const std::int64_t token = inside ? at / in.heads : 0, head = inside ? at % in.heads : 0;
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
   float sum = 0;
-  for (int i = 2 * lane; i < D; i += 2 * kWarp) {
-    const std::uint32_t a = *reinterpret_cast<const std::uint32_t*>(out + i), b = *reinterpret_cast<const std::uint32_t*>(dout + i);
-    sum += widen_low(a) * widen_low(b) + widen_high(a) * widen_high(b);
+  if (8 * lane < D) {
+    float out[8], dout[8];
+    widen8(load16(in.out + token * in.out_stride + head * D + 8 * lane), out);
+    widen8(load16(in.dout + token * in.dout_stride + head * D + 8 * lane), dout);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum = fmaf(out[i], dout[i], sum);
   }
-  sum = warp_sum(sum);
-  if (lane == 0) in.delta[head * in.tokens + token] = sum;
+  sum = warp_sum(sum, lanes);
+  if (lane == 0 && inside) in.stats[head * in.tokens + token] = float2{in.lse[head * in.tokens + token] * kLog2e, sum};
 }
 
 // ---- 2
@@ -79,13 +91,13 @@ enum class Of : std::uint8_t { both, values, keys };
 template <int D>
 struct KeyBlock {
   static constexpr int kStages = D > 128 ? 1 : 2;  // steps of queries in shared memory
-  static constexpr std::int64_t kSharedBytes = sizeof(bf16) * (2 + 2 * kStages) * kBlock * D + sizeof(float) * 2 * kStages * kBlock;
+  static constexpr std::int64_t kSharedBytes = sizeof(bf16) * (2 + 2 * kStages) * kBlock * D + sizeof(float2) * kStages * kBlock;
 };
 
 template <int D, Of kOf>
 __global__ void __launch_bounds__(kThreads) key_gradient_kernel(BackwardArguments in) {
   constexpr int stages = KeyBlock<D>::kStages;
-  const AttentionTile tile = in.tiles[blockIdx.x];
+  const AttentionTile tile = in.tiles[gridDim.x - 1 - blockIdx.x];  // the first keys of a sequence have most queries
   const int key = tile.row + static_cast<int>(blockIdx.z) % kParts * kBlock;
   if (key >= tile.last) return;
   const bool split = in.part_dk != nullptr;
@@ -97,8 +109,7 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(BackwardArgument
   bf16* values = keys + kBlock * D;
   bf16* queries = values + kBlock * D;              // [stages]
   bf16* douts = queries + stages * kBlock * D;      // [stages]
-  float* lse = reinterpret_cast<float*>(douts + stages * kBlock * D);  // [stages][kBlock], in units of log 2
-  float* delta = lse + stages * kBlock;
+  float2* stats = reinterpret_cast<float2*>(douts + stages * kBlock * D);  // [stages][kBlock]
 
   const int end = in.window > 0 ? lesser(tile.last, key + kBlock + in.window - 1) : tile.last;
   const int steps_of_head = (end - key + kBlock - 1) / kBlock, steps = steps_of_head * heads;
@@ -107,11 +118,10 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(BackwardArgument
     const int query = key + step % steps_of_head * kBlock, stage = step % stages;
     load_tile<D, kBlock>(queries + stage * kBlock * D, in.q + head * D, in.q_stride, query, tile.last);
     load_tile<D, kBlock>(douts + stage * kBlock * D, in.dout + head * D, in.dout_stride, query, tile.last);
-    if (threadIdx.x < kBlock) {
+    if (threadIdx.x < kBlock) {  // zeros where there is no query: its rows are zeros too and add nothing, whatever its probabilities
       const int token = query + static_cast<int>(threadIdx.x);
-      const std::int64_t at = head * in.tokens + token;
-      lse[stage * kBlock + static_cast<int>(threadIdx.x)] = token < tile.last ? in.lse[at] * kLog2e : infinity();  // then p is 0
-      delta[stage * kBlock + static_cast<int>(threadIdx.x)] = token < tile.last ? in.delta[at] : 0.0f;
+      const bool inside = token < tile.last;
+      copy_async8(stats + stage * kBlock + threadIdx.x, in.stats + head * in.tokens + (inside ? token : 0), inside);
     }
     copy_async_commit();
   };
@@ -155,14 +165,11 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(BackwardArgument
       }
     }
     const bool masked = query < key + kBlock || (in.window > 0 && query + kBlock - key > in.window);
-#pragma unroll
-    for (int n = 0; n < kBlock / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = 8 * n + 2 * (lane % 4) + i % 2;
-        gradient_of_score(s[n][i], dp[n][i], lse[stage * kBlock + column], delta[stage * kBlock + column],
-                          !masked || sees(query + column, own_key + i / 2 * 8, in.window), in);
-      }
+    const int column = 2 * (lane % 4);
+    gradient_of_scores(
+        s, dp, in, masked, [&](int n, int i) { return stats[stage * kBlock + 8 * n + column + i % 2].x; },
+        [&](int n, int i) { return stats[stage * kBlock + 8 * n + column + i % 2].y; },
+        [&](int n, int i) { return sees(query + 8 * n + column + i % 2, own_key + i / 2 * 8, in.window); });
 #pragma unroll
     for (int n = 0; n < kBlock / 16; ++n) {
       std::uint32_t p[4], ds[4], b[4];
@@ -185,40 +192,23 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(BackwardArgument
   }
 
   if (split) {
-    const auto store = [&](float* part, const auto& sums) {
+    const auto store = [&](float* part, const auto& sums, float scale) {
       for (int half = 0; half < 2; ++half) {
         const int token = own_key + 8 * half;
         if (token >= tile.last) continue;
         float* row = part + (static_cast<std::int64_t>(blockIdx.y) * in.tokens + token) * D + 2 * (lane % 4);
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n) *reinterpret_cast<float2*>(row + 8 * n) = float2{sums[n][2 * half], sums[n][2 * half + 1]};
+        for (int n = 0; n < D / 8; ++n) *reinterpret_cast<float2*>(row + 8 * n) = float2{sums[n][2 * half] * scale, sums[n][2 * half + 1] * scale};
       }
     };
-    if constexpr (kOf != Of::keys) store(in.part_dv, dv);
-    if constexpr (kOf != Of::values) store(in.part_dk, dk);
+    if constexpr (kOf != Of::keys) store(in.part_dv, dv, 1.0f);
+    if constexpr (kOf != Of::values) store(in.part_dk, dk, in.scale);
   } else {
-    const float one[2] = {1.0f, 1.0f};
+    const float one[2] = {1.0f, 1.0f}, scale[2] = {in.scale, in.scale};
     const std::int64_t columns = std::int64_t{kv_head} * D;
     if constexpr (kOf != Of::keys) store_rows<D>(dv, one, values, warp_key, in.dv + columns, in.dv_stride, key, tile.last);
-    if constexpr (kOf != Of::values) store_rows<D>(dk, one, keys, warp_key, in.dk + columns, in.dk_stride, key, tile.last);
+    if constexpr (kOf != Of::values) store_rows<D>(dk, scale, keys, warp_key, in.dk + columns, in.dk_stride, key, tile.last);
   }
-}
-
-// dk and dv of a key head are the sums of its group's parts, in the order of the heads. One thread for two values.
-template <int D>
-__global__ void __launch_bounds__(kThreads) add_parts_kernel(BackwardArguments in) {
-  const std::int64_t at = 2 * (std::int64_t{blockIdx.x} * kThreads + threadIdx.x), kv_columns = std::int64_t{in.heads / in.group} * D;
-  if (at >= in.tokens * kv_columns) return;
-  const std::int64_t token = at / kv_columns, column = at % kv_columns, head = column / D * in.group, d = column % D;
-  float2 dk{0, 0}, dv{0, 0};
-  for (int h = 0; h < in.group; ++h) {
-    const std::int64_t from = ((head + h) * in.tokens + token) * D + d;
-    const float2 a = *reinterpret_cast<const float2*>(in.part_dk + from), b = *reinterpret_cast<const float2*>(in.part_dv + from);
-    dk = float2{dk.x + a.x, dk.y + a.y};
-    dv = float2{dv.x + b.x, dv.y + b.y};
-  }
-  *reinterpret_cast<std::uint32_t*>(in.dk + token * in.dk_stride + column) = pack(dk.x, dk.y);
-  *reinterpret_cast<std::uint32_t*>(in.dv + token * in.dv_stride + column) = pack(dv.x, dv.y);
 }
 
 // ---- 3
@@ -255,12 +245,11 @@ __global__ void __launch_bounds__(kThreads) query_gradient_kernel(BackwardArgume
   load_step(begin);
 
   const int warp_row = warp * 16, query = row + warp_row + lane / 4;
-  float lse[2], delta[2], dq[D / 8][4] = {};
+  float2 stats[2];
+  float dq[D / 8][4] = {};
   for (int half = 0; half < 2; ++half) {
     const int token = query + 8 * half;
-    const std::int64_t at = std::int64_t{head} * in.tokens + token;
-    lse[half] = token < tile.last ? in.lse[at] * kLog2e : infinity();  // then p is 0
-    delta[half] = token < tile.last ? in.delta[at] : 0.0f;
+    stats[half] = token < tile.last ? in.stats[std::int64_t{head} * in.tokens + token] : float2{infinity(), 0.0f};  // then p is 0
   }
   for (int key = begin; key < end; key += kBlock) {
     if (stages == 2 && key + kBlock < end) {
@@ -292,12 +281,9 @@ __global__ void __launch_bounds__(kThreads) query_gradient_kernel(BackwardArgume
       }
     }
     const bool masked = key + kBlock > row + 1 || (in.window > 0 && end - key > in.window);
-#pragma unroll
-    for (int n = 0; n < kBlock / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        gradient_of_score(s[n][i], dp[n][i], lse[i / 2], delta[i / 2],
-                          !masked || sees(query + i / 2 * 8, key + 8 * n + 2 * (lane % 4) + i % 2, in.window), in);
+    gradient_of_scores(
+        s, dp, in, masked, [&](int, int i) { return stats[i / 2].x; }, [&](int, int i) { return stats[i / 2].y; },
+        [&](int n, int i) { return sees(query + i / 2 * 8, key + 8 * n + 2 * (lane % 4) + i % 2, in.window); });
 #pragma unroll
     for (int n = 0; n < kBlock / 16; ++n) {
       std::uint32_t ds[4], b[4];
@@ -311,24 +297,50 @@ __global__ void __launch_bounds__(kThreads) query_gradient_kernel(BackwardArgume
     __syncthreads();  // nobody reads this stage any more
     if (stages == 1 && key + kBlock < end) load_step(key + kBlock);
   }
-  const float one[2] = {1.0f, 1.0f};
-  store_rows<D>(dq, one, queries, warp_row, in.dq + std::int64_t{head} * D, in.dq_stride, row, tile.last);
+  const float scale[2] = {in.scale, in.scale};
+  store_rows<D>(dq, scale, queries, warp_row, in.dq + std::int64_t{head} * D, in.dq_stride, row, tile.last);
+}
+
+// ---- 4
+
+// dk and dv of a key head are the sums of its group's parts, in the order of the heads. One thread for four values of each.
+template <int D>
+__global__ void __launch_bounds__(kThreads) add_parts_kernel(BackwardArguments in) {
+  const std::int64_t at = 4 * (std::int64_t{blockIdx.x} * kThreads + threadIdx.x), kv_columns = std::int64_t{in.heads / in.group} * D;
+  if (at >= in.tokens * kv_columns) return;
+  const std::int64_t token = at / kv_columns, column = at % kv_columns, head = column / D * in.group, d = column % D;
+  const auto add = [&](const float* part, bf16* to) {
+    float sums[4] = {};
+    for (int h = 0; h < in.group; ++h) {
+      float x[4];
+      load_floats4(part + ((head + h) * in.tokens + token) * D + d, x);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i] += x[i];
+    }
+    *reinterpret_cast<uint2*>(to) = uint2{pack(sums[0], sums[1]), pack(sums[2], sums[3])};
+  };
+  add(in.part_dk, in.dk + token * in.dk_stride + column);
+  add(in.part_dv, in.dv + token * in.dv_stride + column);
 }
 
 template <int D>
-void backward(const BackwardArguments& in, std::int64_t tiles, std::int64_t key_heads, cudaStream_t stream) {
-  launch(stream, dim3(blocks(ceil_div(in.tokens * in.heads, kWarps))), dim3(kThreads), 0, delta_kernel<D>, in);
-  const dim3 key_grid(blocks(tiles), static_cast<unsigned>(in.part_dk != nullptr ? in.heads : key_heads), kParts);
-  if constexpr (D > 128) {
-    launch(stream, key_grid, dim3(kThreads), KeyBlock<D>::kSharedBytes, key_gradient_kernel<D, Of::values>, in);
-    launch(stream, key_grid, dim3(kThreads), KeyBlock<D>::kSharedBytes, key_gradient_kernel<D, Of::keys>, in);
+void backward(const BackwardArguments& in, std::int64_t key_heads, cudaStream_t stream) {
+  const unsigned tiles = static_cast<unsigned>(in.tile_count);
+  launch(stream, dim3(blocks(ceil_div(in.tokens * in.heads * kRowLanes<D>, kThreads))), dim3(kThreads), 0, stats_kernel<D>, in);
+  if (takes_warpgroups(D)) {
+    backward_with_warpgroups(D, in, stream);
   } else {
-    launch(stream, key_grid, dim3(kThreads), KeyBlock<D>::kSharedBytes, key_gradient_kernel<D, Of::both>, in);
+    const dim3 key_grid(tiles, static_cast<unsigned>(in.part_dk != nullptr ? in.heads : key_heads), kParts);
+    if constexpr (D > 128) {
+      launch(stream, key_grid, dim3(kThreads), KeyBlock<D>::kSharedBytes, key_gradient_kernel<D, Of::values>, in);
+      launch(stream, key_grid, dim3(kThreads), KeyBlock<D>::kSharedBytes, key_gradient_kernel<D, Of::keys>, in);
+    } else {
+      launch(stream, key_grid, dim3(kThreads), KeyBlock<D>::kSharedBytes, key_gradient_kernel<D, Of::both>, in);
+    }
+    launch(stream, dim3(tiles, static_cast<unsigned>(in.heads), kParts), dim3(kThreads), QueryBlock<D>::kSharedBytes, query_gradient_kernel<D>, in);
   }
   if (in.part_dk != nullptr)
-    launch(stream, dim3(blocks(ceil_div(in.tokens * key_heads * D / 2, kThreads))), dim3(kThreads), 0, add_parts_kernel<D>, in);
-  launch(stream, dim3(blocks(tiles), static_cast<unsigned>(in.heads), kParts), dim3(kThreads), QueryBlock<D>::kSharedBytes,
-         query_gradient_kernel<D>, in);
+    launch(stream, dim3(blocks(ceil_div(in.tokens * key_heads * D / 4, kThreads))), dim3(kThreads), 0, add_parts_kernel<D>, in);
 }
 
 }  // namespace
@@ -336,7 +348,7 @@ void backward(const BackwardArguments& in, std::int64_t tiles, std::int64_t key_
 
 std::int64_t attention_backward_workspace(const AttentionShape& shape, std::int64_t tokens) {
   const std::int64_t parts = attention::splits_heads(shape, tokens) ? 2 * shape.head_dim : 0;
-  return static_cast<std::int64_t>(sizeof(float)) * shape.heads * tokens * (1 + parts) + kDeviceAlignment;
+  return static_cast<std::int64_t>(sizeof(float)) * shape.heads * tokens * (2 + parts) + kDeviceAlignment;
 }
 
 void attention_backward(const AttentionShape& shape, View<const bf16> q, View<const bf16> k, View<const bf16> v, AttentionTiles tiles,
@@ -349,7 +361,7 @@ void attention_backward(const AttentionShape& shape, View<const bf16> q, View<co
     require(like_q.rows == q.rows && like_q.cols == q.cols, "attention: a matrix like q is ", like_q.rows, " x ", like_q.cols, ", q is ", q.rows, " x ",
             q.cols);
   if (tiles.count == 0) return;
-  float* parts = reinterpret_cast<float*>(static_cast<std::byte*>(workspace) + aligned_bytes(static_cast<std::int64_t>(sizeof(float)) * shape.heads * q.rows));
+  float* parts = reinterpret_cast<float*>(static_cast<std::byte*>(workspace) + aligned_bytes(static_cast<std::int64_t>(sizeof(float2)) * shape.heads * q.rows));
   const bool split = splits_heads(shape, q.rows);
   BackwardArguments in{};
   in.q = q.data;
@@ -361,7 +373,7 @@ void attention_backward(const AttentionShape& shape, View<const bf16> q, View<co
   in.dk = dk.data;
   in.dv = dv.data;
   in.lse = lse;
-  in.delta = static_cast<float*>(workspace);
+  in.stats = static_cast<float2*>(workspace);
   in.part_dk = split ? parts : nullptr;
   in.part_dv = split ? parts + shape.heads * q.rows * shape.head_dim : nullptr;
   in.q_stride = q.stride;
@@ -374,12 +386,13 @@ void attention_backward(const AttentionShape& shape, View<const bf16> q, View<co
   in.dv_stride = dv.stride;
   in.tokens = q.rows;
   in.tiles = tiles.tiles;
+  in.tile_count = static_cast<int>(tiles.count);
   in.heads = static_cast<int>(shape.heads);
   in.group = static_cast<int>(shape.heads / shape.kv_heads);
   in.window = static_cast<int>(shape.window);
   in.scale = shape.scale;
   in.softcap = shape.softcap;
-  for_head_dim(shape.head_dim, [&]<int D>(HeadDim<D>) { backward<D>(in, tiles.count, shape.kv_heads, stream); });
+  for_head_dim(shape.head_dim, [&]<int D>(HeadDim<D>) { backward<D>(in, shape.kv_heads, stream); });
 }
 
 }  // namespace engine::cuda

@@ -1,5 +1,6 @@
 // attention_forward.cu: attention of packed sequences, one block for each tile of queries and head. (attention.h, attention_forward.cuh)
 #include "cuda/ops/attention.h"
+#include "cuda/ops/attention_arguments.h"
 #include "cuda/ops/attention_forward.cuh"
 #include "cuda/ops/attention_launch.h"
 #include "cuda/runtime/error.h"
@@ -8,16 +9,6 @@
 namespace engine::cuda {
 namespace attention {
 namespace {
-
-struct ForwardArguments {
-  const bf16 *q, *k, *v;
-  bf16* out;
-  float* lse;
-  std::int64_t q_stride, k_stride, v_stride, out_stride, tokens;
-  const AttentionTile* tiles;
-  int group;
-  Scores scores;
-};
 
 template <int D>
 __global__ void __launch_bounds__(kThreads) forward_kernel(ForwardArguments in) {
@@ -28,7 +19,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(ForwardArguments in) 
   const bf16* k = in.k + kv_head * D;
   const bf16* v = in.v + kv_head * D;
   const ForwardTile part{in.q + head * D, in.out + head * D, in.lse == nullptr ? nullptr : in.lse + head * in.tokens, in.q_stride, in.out_stride, row, tile.first, tile.last};
-  forward<D>(in.scores, part, [&](bf16* to, int key) { load_tile<D, kKeys>(to, k, in.k_stride, key, tile.last); },
+  forward<D>({in.window, in.scale, in.softcap}, part, [&](bf16* to, int key) { load_tile<D, kKeys>(to, k, in.k_stride, key, tile.last); },
              [&](bf16* to, int key) { load_tile<D, kKeys>(to, v, in.v_stride, key, tile.last); });
 }
 
@@ -42,7 +33,8 @@ void attention_forward(const AttentionShape& shape, View<const bf16> q, View<con
   require(out.rows == q.rows && out.cols == q.cols, "attention: out is ", out.rows, " x ", out.cols, ", q is ", q.rows, " x ", q.cols);
   if (tiles.count == 0) return;
   const ForwardArguments in{q.data,   k.data,   v.data,     out.data, lse, q.stride, k.stride, v.stride, out.stride, q.rows, tiles.tiles,
-                            static_cast<int>(shape.heads / shape.kv_heads), {static_cast<int>(shape.window), shape.scale, shape.softcap}};
+                            static_cast<int>(shape.heads), static_cast<int>(shape.heads / shape.kv_heads), static_cast<int>(shape.window), shape.scale, shape.softcap};
+  if (takes_warpgroups(shape.head_dim)) return forward_with_warpgroups(shape.head_dim, in, tiles.count, stream);
   for_head_dim(shape.head_dim, [&]<int D>(HeadDim<D>) {
     using Kernel = Forward<D>;
     launch(stream, dim3(blocks(tiles.count), static_cast<unsigned>(shape.heads), kAttentionTile / Kernel::kRows), dim3(kThreads),

@@ -32,21 +32,23 @@ struct Forward {
   static constexpr std::int64_t kSharedBytes = sizeof(bf16) * (kRows + 2 * kKeys) * D;
 };
 
-// Scores of the step in units of log 2, soft-capped; −∞ where the query does not see the key.
+// Masked and soft-capped scores of the step: times score_units they are in units of log 2; −∞ where the query does not see the key.
 template <int F>
 ENGINE_DEVICE void finish_scores(float (&s)[F][kKeys / 8][4], const Scores& in, int query, int key, bool masked) {
-  const float scale = in.softcap > 0 ? in.scale / in.softcap : in.scale * kLog2e;
+  const auto each = [&](auto&& change) {
 #pragma unroll
-  for (int f = 0; f < F; ++f)
+    for (int f = 0; f < F; ++f)
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
+      for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float x = s[f][n][i] * scale;
-        if (in.softcap > 0) x = in.softcap * kLog2e * tanhf(x);
-        if (masked && !sees(query + 16 * f + i / 2 * 8, key + 8 * n + i % 2, in.window)) x = -infinity();
-        s[f][n][i] = x;
-      }
+        for (int i = 0; i < 4; ++i) change(s[f][n][i], query + 16 * f + i / 2 * 8, key + 8 * n + i % 2);
+  };
+  if (in.softcap > 0) {  // decided once, not for each score: tanh is long
+    const float scale = in.scale / in.softcap;
+    each([&](float& x, int, int) { x = tanhf(x * scale); });
+  }
+  if (masked)
+    each([&](float& x, int q, int k) { x = sees(q, k, in.window) ? x : -infinity(); });
 }
 
 // load_keys(tile, key) and load_values(tile, key) begin to copy positions key … key + kKeys - 1 into a tile, zeros from tile.last on.
@@ -61,6 +63,7 @@ ENGINE_DEVICE void forward(const Scores& in, const ForwardTile& tile, const Load
   const int end = lesser(row + rows, tile.last);
   const int warp_row = warp * 16 * F, query = row + warp_row + lane / 4;  // this thread's first row
   float o[F][D / 8][4] = {}, most[F][2], sum[F][2] = {};
+  const float units = score_units(in.scale, in.softcap);  // scores are kept without it, and `most` too
   for (int f = 0; f < F; ++f) most[f][0] = most[f][1] = -infinity();
 
   int key = first_key_block(row, tile.first, in.window, kKeys);
@@ -100,15 +103,15 @@ ENGINE_DEVICE void forward(const Scores& in, const ForwardTile& tile, const Load
         for (int n = 0; n < kKeys / 8; ++n) top = fmaxf(top, fmaxf(s[f][n][2 * half], s[f][n][2 * half + 1]));
         top = fmaxf(top, shuffle_xor(top, 1));
         top = fmaxf(top, shuffle_xor(top, 2));
-        const float base = top == -infinity() ? 0.0f : top;  // a row that has seen no key yet
-        const float shrink = exp2_fast(most[f][half] - base);
+        const float base = top == -infinity() ? 0.0f : top * units;  // a row that has seen no key yet
+        const float shrink = exp2_fast(fmaf(most[f][half], units, -base));
         most[f][half] = top;
         float added = 0;
 #pragma unroll
         for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            s[f][n][i] = exp2_fast(s[f][n][i] - base);
+            s[f][n][i] = exp2_fast(fmaf(s[f][n][i], units, -base));
             added += s[f][n][i];
           }
         sum[f][half] = sum[f][half] * shrink + added;  // of this thread's columns; the four threads of a row meet at the end
@@ -147,7 +150,7 @@ ENGINE_DEVICE void forward(const Scores& in, const ForwardTile& tile, const Load
       total += shuffle_xor(total, 2);
       inverse[half] = 1.0f / total;
       const int token = query + 16 * f + 8 * half;
-      if (tile.lse != nullptr && lane % 4 == 0 && token < tile.last) tile.lse[token] = most[f][half] / kLog2e + logf(total);
+      if (tile.lse != nullptr && lane % 4 == 0 && token < tile.last) tile.lse[token] = most[f][half] * (units / kLog2e) + logf(total);
     }
     store_rows<D>(o[f], inverse, queries, warp_row + 16 * f, tile.out, tile.out_stride, row, tile.last);
   }

@@ -1,8 +1,10 @@
 #include "cuda/ops/attention.h"
 
 #include <algorithm>
+#include <functional>
 #include <string>
 
+#include "cuda/ops/attention_arguments.h"
 #include "cuda/ops/op_test.h"
 
 namespace engine::cuda::test {
@@ -22,6 +24,9 @@ std::vector<Case> cases() {
           {{4, 2, 96, 0.1f}, {5, 130}},
           {{6, 2, 128, 0.088f}, {129, 1}},
           {{2, 1, 256, 0.0625f}, {70}},
+          {{2, 1, 128, 0.088f, 100}, {3, 300}},
+          {{2, 1, 64, 0.125f, 130}, {400}},
+          {{2, 1, 128, 0.088f, 0, 3.0f}, {200}},
           {{4, 2, 32, 0.18f, 16}, {7, 100, 24}},
           {{2, 1, 16, 0.2f, 1}, {65}},
           {{4, 1, 64, 0.125f, 0, 5.0f}, {70, 3}},
@@ -95,6 +100,19 @@ Result solve(const Problem& p) {
   return r;
 }
 
+// Runs `work` with the kernels that the device takes by itself and with those that every device has.
+void with_all_kernels(const std::function<void(const std::string&)>& work) {
+  work("");
+  attention::use_kernels(attention::Kernels::portable);
+  try {
+    work(", portable kernels");
+  } catch (...) {
+    attention::use_kernels(attention::Kernels::fitting);
+    throw;
+  }
+  attention::use_kernels(attention::Kernels::fitting);
+}
+
 // ‖a − exact‖ may be this many times what the scalar bf16 definition has.
 void check_accuracy(const std::vector<float>& a, const std::vector<float>& bf16_definition, const std::vector<float>& exact, const std::string& what) {
   // Outputs of the device are rounded to bf16 themselves: half a unit in the last place of each value, 2^-8 of it at most.
@@ -108,43 +126,54 @@ TEST("on the device, attention and its gradients are as exact as a plain bf16 co
   int number = 0;
   for (const Case& c : cases()) {
     const Problem p(c);
-    const Result exact = definition(p, Compute::f32), rounded = definition(p, Compute::bf16), r = solve(p);
-    const std::string which = " of case " + std::to_string(number++);
-    check_accuracy(r.out, rounded.out, exact.out, "out" + which);
-    CHECK_ERROR(relative_error(r.lse, exact.lse), 3e-6, "lse", which);
-    check_accuracy(r.dq, rounded.dq, exact.dq, "dq" + which);
-    check_accuracy(r.dk, rounded.dk, exact.dk, "dk" + which);
-    check_accuracy(r.dv, rounded.dv, exact.dv, "dv" + which);
+    const Result exact = definition(p, Compute::f32), rounded = definition(p, Compute::bf16);
+    const auto check = [&](const std::string& kernels) {
+      const Result r = solve(p);
+      const std::string which = " of case " + std::to_string(number) + kernels;
+      check_accuracy(r.out, rounded.out, exact.out, "out" + which);
+      CHECK_ERROR(relative_error(r.lse, exact.lse), 3e-6, "lse", which);
+      check_accuracy(r.dq, rounded.dq, exact.dq, "dq" + which);
+      check_accuracy(r.dk, rounded.dk, exact.dk, "dk" + which);
+      check_accuracy(r.dv, rounded.dv, exact.dv, "dv" + which);
+    };
+    if (c.shape.head_dim == 64 || c.shape.head_dim == 128)
+      with_all_kernels(check);
+    else
+      check("");
+    ++number;
   }
 }
 
 TEST("on the device, heads that share a block add up to the gradients of their keys") {
-  // 32 key heads in 8 key blocks are enough for a large device, so heads are grouped there and need no memory for parts.
-  const AttentionShape shape{64, 32, 16, 0.25f};
-  CHECK(attention_backward_workspace(shape, 512) < attention_backward_workspace(shape, 511));
-  const Problem p(Case{shape, {64, 64, 64, 64, 64, 128, 60, 4}});
-  const Result r = solve(p), exact = definition(p, Compute::f32), rounded = definition(p, Compute::bf16);
-  check_accuracy(r.dk, rounded.dk, exact.dk, "dk");
-  check_accuracy(r.dv, rounded.dv, exact.dv, "dv");
+  // 192 key heads of one tile are enough for a large device, so heads are grouped there and need no memory for parts.
+  for (const std::int64_t head_dim : {16, 64}) {
+    const AttentionShape shape{384, 192, head_dim, 0.25f};
+    CHECK(attention_backward_workspace(shape, 128) < attention_backward_workspace(shape, 127));
+    const Problem p(Case{shape, {128}});
+    const Result r = solve(p), exact = definition(p, Compute::f32), rounded = definition(p, Compute::bf16);
+    check_accuracy(r.dk, rounded.dk, exact.dk, "dk");
+    check_accuracy(r.dv, rounded.dv, exact.dv, "dv");
+  }
 }
 
 TEST("on the device, a packed sequence has the same bits as alone and runs repeat bit for bit") {
-  const AttentionShape shape{4, 2, 32, 0.18f};
-  const Problem packed(Case{shape, {7, 90, 24}});
-  Problem alone(Case{shape, {90}});
-  const auto cut = [&](const std::vector<float>& from, std::int64_t cols) {
-    return std::vector<float>(from.begin() + 7 * cols, from.begin() + 97 * cols);
-  };
-  alone.q = cut(packed.q, packed.q_cols);
-  alone.k = cut(packed.k, packed.kv_cols);
-  alone.v = cut(packed.v, packed.kv_cols);
-  alone.dout = cut(packed.dout, packed.q_cols);
-  const Result all = solve(packed), again = solve(packed), one = solve(alone);
-  CHECK(again.out == all.out && again.dq == all.dq && again.dk == all.dk && again.dv == all.dv);
-  CHECK(one.out == cut(all.out, packed.q_cols));
-  CHECK(one.dq == cut(all.dq, packed.q_cols));
-  CHECK(one.dk == cut(all.dk, packed.kv_cols));
-  CHECK(one.dv == cut(all.dv, packed.kv_cols));
+  for (const AttentionShape shape : {AttentionShape{4, 2, 32, 0.18f}, AttentionShape{2, 1, 128, 0.09f}}) {
+    const Problem packed(Case{shape, {7, 90, 24}});
+    Problem alone(Case{shape, {90}});
+    const auto cut = [&](const std::vector<float>& from, std::int64_t cols) {
+      return std::vector<float>(from.begin() + 7 * cols, from.begin() + 97 * cols);
+    };
+    alone.q = cut(packed.q, packed.q_cols);
+    alone.k = cut(packed.k, packed.kv_cols);
+    alone.v = cut(packed.v, packed.kv_cols);
+    alone.dout = cut(packed.dout, packed.q_cols);
+    const Result all = solve(packed), again = solve(packed), one = solve(alone);
+    CHECK(again.out == all.out && again.dq == all.dq && again.dk == all.dk && again.dv == all.dv);
+    CHECK(one.out == cut(all.out, packed.q_cols));
+    CHECK(one.dq == cut(all.dq, packed.q_cols));
+    CHECK(one.dk == cut(all.dk, packed.kv_cols));
+    CHECK(one.dv == cut(all.dv, packed.kv_cols));
+  }
 }
 
 TEST("on the device, very large scores neither overflow nor lose the sum") {

@@ -91,6 +91,9 @@ ENGINE_DEVICE void store_rows(const float (&c)[D / 8][4], const float (&scale)[2
 
 ENGINE_DEVICE int lesser(int a, int b) { return a < b ? a : b; }
 
+// What turns a score, q·k or the tanh of its soft cap, into units of log 2.
+ENGINE_DEVICE float score_units(float scale, float softcap) { return (softcap > 0 ? softcap : scale) * kLog2e; }
+
 // Sees key j from query i of the same sequence, window 0 meaning no limit.
 ENGINE_DEVICE bool sees(int query, int key, int window) { return key <= query && (window == 0 || query - key < window); }
 

@@ -1,10 +1,22 @@
 #include <algorithm>
+#include <atomic>
 #include <string>
 
+#include "cuda/ops/attention_arguments.h"
 #include "cuda/ops/attention_launch.h"
+#include "cuda/runtime/stream.h"
 
 namespace engine::cuda {
 namespace attention {
+namespace {
+std::atomic<Kernels> wanted_kernels{Kernels::fitting};
+}
+
+void use_kernels(Kernels kernels) { wanted_kernels = kernels; }
+
+bool takes_warpgroups(std::int64_t head_dim) {
+  return (head_dim == 64 || head_dim == 128) && wanted_kernels == Kernels::fitting && has_warpgroup_products();
+}
 
 void check_shapes(const AttentionShape& shape, View<const bf16> q, View<const bf16> k, View<const bf16> v) {
   require(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, "attention: ", shape.heads, " heads do not share ", shape.kv_heads, " key heads evenly");

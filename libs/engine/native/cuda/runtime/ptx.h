@@ -191,12 +191,12 @@ ENGINE_DEVICE float warp_max(float value, unsigned width = kWarp) {
 
 // ---- memory
 
-// All of a block's dynamic shared memory.
+// All of a block's dynamic shared memory, aligned to 1,024 bytes.
 ENGINE_DEVICE void* block_shared() {
 #ifdef ENGINE_CUDA_EMULATED
   return emulation::dynamic_shared();
 #else
-  extern __shared__ __align__(128) unsigned char engine_dynamic_shared[];
+  extern __shared__ __align__(1024) unsigned char engine_dynamic_shared[];
   return engine_dynamic_shared;
 #endif
 }
@@ -266,6 +266,15 @@ ENGINE_DEVICE void copy_async16(void* shared, const void* global, int valid_byte
 #else
   const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid_bytes) : "memory");
+#endif
+}
+// 8 bytes, aligned to 8; zeros when not `valid`.
+ENGINE_DEVICE void copy_async8(void* shared, const void* global, bool valid = true) {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::copy_later(shared, global, 8, valid ? 8 : 0);
+#else
+  const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(global), "r"(valid ? 8 : 0) : "memory");
 #endif
 }
 // Ends a group of copies.

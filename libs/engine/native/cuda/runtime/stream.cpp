@@ -124,4 +124,15 @@ bool can_chain() {
   return attribute(cudaDevAttrComputeCapabilityMajor, known) >= 9;
 }
 
+bool has_warpgroup_products() {
+#if defined(ENGINE_CUDA_EMULATED)
+  return true;
+#elif defined(ENGINE_CUDA_SM90A)
+  static Known known{};
+  return attribute(cudaDevAttrComputeCapabilityMajor, known) == 9;
+#else
+  return false;
+#endif
+}
+
 }  // namespace engine::cuda

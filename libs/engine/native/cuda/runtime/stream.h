@@ -84,5 +84,7 @@ void use_device(int device);
 int multiprocessors();
 // Whether the current device can begin a kernel before the previous one has ended (compute capability 9.0; launch.h).
 bool can_chain();
+// Whether the current device runs the products of warpgroup.h, and this library has its code for them.
+bool has_warpgroup_products();
 
 }  // namespace engine::cuda

@@ -26,6 +26,7 @@ constexpr std::size_t kMostShared = 227 << 10;  // of a block on compute capabil
 constexpr std::size_t kStaticShared = 48 << 10;
 constexpr std::size_t kGuard = 128;             // poisoned bytes after it, looked at when the block ends
 constexpr int kPoison = 0xff;
+constexpr std::size_t kChunk = 16;
 
 enum class State : std::uint8_t { ready, in_warp, at_barrier, done };
 
@@ -42,6 +43,7 @@ struct Fiber {
   dim3 index;
   std::vector<PendingCopy> copies;
   int committed = 0;  // groups
+  std::vector<std::size_t> unfenced;  // 16-byte chunks of dynamic shared memory that its copies have filled
 };
 
 struct Warp {
@@ -64,6 +66,8 @@ struct Machine {
   std::vector<Warp> warps{kMostThreads / kWarp};
   std::vector<std::byte> shared = std::vector<std::byte>(kMostShared + kStaticShared + 2 * kGuard);
   std::byte* dynamic = nullptr;
+  std::size_t dynamic_bytes = 0;
+  std::vector<bool> unfenced = std::vector<bool>(kMostShared / kChunk);  // chunks that products must not read yet
   std::vector<StaticShared> statics;
   std::size_t static_used = 0;
   unsigned threads = 0, running = 0, at_barrier = 0, finished = 0;
@@ -81,10 +85,6 @@ Order initial_order() {
   return wanted != nullptr && std::string_view(wanted) == "descending" ? Order::descending : Order::ascending;
 }
 Order order = initial_order();
-
-[[noreturn]] void fault(const std::string& what) {
-  fail(Code::internal, "block (", now.block.x, ",", now.block.y, ",", now.block.z, ") thread ", now.thread.x, ": ", what);
-}
 
 void fiber_main() {
   entered_fiber();
@@ -128,6 +128,9 @@ void run_block(std::size_t shared_bytes) {
   m.static_used = 0;
   m.dynamic = reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(m.shared.data()) + kStaticShared + kGuard - 1) / kGuard * kGuard);
   std::memset(m.dynamic, kPoison, shared_bytes + kGuard);
+  m.dynamic_bytes = shared_bytes;
+  m.unfenced.assign(m.unfenced.size(), false);
+  begin_block_products();
   m.at_barrier = m.finished = 0;
   m.failure = nullptr;
   for (unsigned t = 0; t < m.threads; ++t) {
@@ -136,6 +139,7 @@ void run_block(std::size_t shared_bytes) {
     fiber.index = dim3(t % block_size.x, t / block_size.x % block_size.y, t / (block_size.x * block_size.y));
     fiber.copies.clear();
     fiber.committed = 0;
+    fiber.unfenced.clear();
     m.stacks.prepare(t, fiber.context, fiber_main);
   }
   const unsigned warps = m.threads / kWarp;
@@ -157,6 +161,7 @@ void run_block(std::size_t shared_bytes) {
     }
     if (!progress) fault("waits for threads that never come: a barrier or a warp's instruction was left out by some");
   }
+  end_block_products(warps);
   for (unsigned t = 0; t < m.threads; ++t)
     if (!m.stacks.intact(t)) fail(Code::internal, "a kernel's thread used more stack than the emulation gives it");
   for (std::size_t i = 0; i < kGuard; ++i)
@@ -164,6 +169,10 @@ void run_block(std::size_t shared_bytes) {
 }
 
 }  // namespace
+
+[[noreturn]] void fault(const std::string& what) {
+  fail(Code::internal, "block (", now.block.x, ",", now.block.y, ",", now.block.z, ") thread ", now.thread.x, ": ", what);
+}
 
 const std::byte* meet(Together what, const void* mine, std::size_t bytes, Combine combine) {
   Machine& m = machine();
@@ -238,9 +247,36 @@ void wait_copies(int groups_left) {
     if (copy.group >= self.committed - groups_left) break;
     if (copy.valid_bytes > 0) std::memcpy(copy.to, copy.from, copy.valid_bytes);
     std::memset(static_cast<std::byte*>(copy.to) + copy.valid_bytes, 0, copy.bytes - copy.valid_bytes);
+    const std::uintptr_t offset = reinterpret_cast<std::uintptr_t>(copy.to) - reinterpret_cast<std::uintptr_t>(m.dynamic);
+    if (offset < m.dynamic_bytes) {
+      m.unfenced[offset / kChunk] = true;
+      self.unfenced.push_back(offset / kChunk);
+    }
     ++done;
   }
   self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+std::uint64_t shared_address(const void* address) {
+  const Machine& m = machine();
+  const std::uintptr_t offset = reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(m.dynamic);
+  if (offset >= m.dynamic_bytes) fault("a matrix descriptor of an address outside dynamic shared memory");
+  if (offset % kChunk != 0) fault("a matrix descriptor of an address that is not a multiple of 16");
+  return offset;
+}
+
+const void* shared_for_products(std::uint64_t address, std::size_t bytes) {
+  const Machine& m = machine();
+  if (address + bytes > m.dynamic_bytes) fault("a product reads beyond shared memory");
+  if (m.unfenced[address / kChunk]) fault("a product reads a copy that its writer has not fenced");
+  return m.dynamic + address;
+}
+
+void fence_proxy() {
+  Machine& m = machine();
+  std::vector<std::size_t>& chunks = m.fibers[m.running].unfenced;
+  for (const std::size_t chunk : chunks) m.unfenced[chunk] = false;
+  chunks.clear();
 }
 
 cudaError_t launch_grid(cudaStream_t stream, dim3 grid, dim3 block, std::size_t shared_bytes, std::function<void()> body) {

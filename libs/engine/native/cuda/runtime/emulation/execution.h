@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 
 #include "cuda/runtime/emulation/cuda_api.h"
 
@@ -28,7 +29,7 @@ extern unsigned lane_number;   // of the fiber that runs, within its warp
 inline constexpr std::size_t kSlotBytes = 64;
 
 // Instructions that lanes carry out together; two kinds never meet.
-enum class Together : std::uint8_t { sync_warp, shuffle, vote, load_matrix, multiply };
+enum class Together : std::uint8_t { sync_warp, shuffle, vote, load_matrix, multiply, group_multiply, group_fence, group_commit, group_wait };
 
 // Every lane of the warp gives `bytes` ≤ kSlotBytes; when the last has come, `combine` (or nothing) turns the 32 slots into 32 results. Returns the
 // slots, or the results when there is a `combine`; slot i is at i * kSlotBytes. Valid until this lane's next meeting.
@@ -47,6 +48,17 @@ void* static_shared(const void* site, std::size_t bytes);
 void copy_later(void* to, const void* from, std::size_t bytes, std::size_t valid_bytes);
 void commit_copies();
 void wait_copies(int groups_left);
+
+// Products of warpgroups (warpgroup.cpp) read shared memory through another path than threads do. An address counts from the block's dynamic shared memory.
+std::uint64_t shared_address(const void* address);
+// `bytes` that a product reads: a fault outside the block's memory, or when the copy that filled them was not fenced.
+const void* shared_for_products(std::uint64_t address, std::size_t bytes);
+void fence_proxy();
+void begin_block_products();
+void end_block_products(unsigned warps);
+
+// A fault of the thread that runs.
+[[noreturn]] void fault(const std::string& what);
 
 // The grid of one launch, run by the stream that it is given to. `body` is one thread's work.
 cudaError_t launch_grid(cudaStream_t stream, dim3 grid, dim3 block, std::size_t shared_bytes, std::function<void()> body);
