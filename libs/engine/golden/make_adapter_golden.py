@@ -32,6 +32,10 @@ OPTIONS = {
     "rslora": ("mistral", dict(r=16, lora_alpha=8, target_modules=MODULES, use_rslora=True)),
     "layers": ("gemma3", dict(r=4, lora_alpha=8, target_modules=["q_proj", "o_proj", "up_proj"], layers_to_transform=[1])),
     "patterns": ("llama3", dict(r=4, lora_alpha=8, target_modules=MODULES, rank_pattern={"k_proj": 2, "layers.1.mlp.up_proj": 6}, alpha_pattern={"v_proj": 3})),
+    # Several keys name one module: the first counts. PEFT sorts them when it saves, so they are sorted here.
+    "regex_patterns": ("qwen2_window", dict(r=4, lora_alpha=8, target_modules=MODULES,
+                                            rank_pattern={r"^model\.layers\.0\.(self_attn|mlp)\.[gk]\w*_proj": 2, "k_proj": 3, r"layers\.\d+\..*\.(?:q|k)_proj": 6},
+                                            alpha_pattern={r".*[v|o]_proj": 16, "^down_proj": 50, r"mlp\..*": 3})),
     "whole_untied": ("llama3", dict(r=4, lora_alpha=8, target_modules=MODULES, modules_to_save=["embed_tokens", "lm_head"])),
     "whole_tied": ("qwen3", dict(r=4, lora_alpha=8, target_modules=MODULES, modules_to_save=["embed_tokens", "lm_head"])),
     "head_tied": ("gemma", dict(r=4, lora_alpha=8, target_modules=MODULES, modules_to_save=["lm_head"])),

@@ -208,6 +208,23 @@ int available_threads() {
   return std::max(cpus, 1);
 }
 
+std::vector<int> cpus_to_stay_on(int threads) {
+  const char* word = std::getenv("MEDMESH_ENGINE_PIN");
+  const std::string_view choice = word == nullptr ? "" : word;
+  require(choice.empty() || choice == "0" || choice == "1", "MEDMESH_ENGINE_PIN is \"", choice, "\"; use 0 or 1, or leave it unset");
+  cpu_set_t mask;
+  if (choice == "0" || ::sched_getaffinity(0, sizeof mask, &mask) != 0) return {};
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &mask)) cpus.push_back(cpu);
+  const auto count = static_cast<int>(cpus.size());
+  const double quota = cgroup_cpu_quota("/");
+  if (threads > count || (quota > 0 && quota < threads)) return {};
+  if (choice != "1" && (threads != count || count >= ::sysconf(_SC_NPROCESSORS_ONLN))) return {};
+  cpus.resize(static_cast<std::size_t>(threads));
+  return cpus;
+}
+
 std::int64_t available_memory_bytes() {
   const std::int64_t physical = std::int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
   const std::int64_t limit = cgroup_memory_limit("/");

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace engine {
 
@@ -29,6 +30,12 @@ std::string cpu_name();
 // Threads worth starting: the CPUs in this process's affinity mask, lowered to its cgroup's CPU quota (v2 or v1, every ancestor
 // counts), rounded up. At least 1.
 int available_threads();
+
+// The CPUs that a pool's threads are to stay on, one each, worker by worker; empty: wherever the system puts them. A thread that stays keeps its caches,
+// but two that are made to share a CPU wait for each other, so this is for a process with CPUs of its own: its affinity mask was narrowed (a cpuset,
+// taskset) to exactly `threads` CPUs, and no quota is below that. MEDMESH_ENGINE_PIN=0 says never; 1 also with a mask of all CPUs or more than `threads`
+// of them. Throws invalid for another word.
+std::vector<int> cpus_to_stay_on(int threads);
 
 // Physical memory, lowered to the cgroup's limit. Bytes.
 std::int64_t available_memory_bytes();

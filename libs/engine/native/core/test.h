@@ -4,11 +4,13 @@
 #pragma once
 
 #include <cmath>
+#include <concepts>
 #include <filesystem>
 #include <functional>
 #include <optional>
 #include <sstream>
 #include <string>
+#include <utility>
 
 #include "core/error.h"
 
@@ -34,6 +36,25 @@ std::string printed(const T& value) {
   } else {
     return "(value)";
   }
+}
+
+// What std::cmp_equal takes: whole numbers, neither characters nor truth values.
+template <class T>
+concept WholeNumber = std::integral<T> && !std::same_as<T, bool> && !std::same_as<T, char> && !std::same_as<T, wchar_t> && !std::same_as<T, char8_t> &&
+                      !std::same_as<T, char16_t> && !std::same_as<T, char32_t>;
+
+template <class A, class B>
+bool equal(const A& a, const B& b) {
+  if constexpr (WholeNumber<A> && WholeNumber<B>)
+    return std::cmp_equal(a, b);
+  else
+    return a == b;
+}
+
+// A function, so that temporaries in the operands live until they were compared and printed.
+template <class A, class B>
+void check_equal(const char* file, int line, const char* expression, const A& a, const B& b) {
+  if (!equal(a, b)) report_failure(file, line, text(expression, ", but ", printed(a), " != ", printed(b)));
 }
 
 // Directory with real inputs and golden vectors: $MEDMESH_SHARED, else `shared` beside the repository. Skips the test when absent.
@@ -68,14 +89,8 @@ class TempDir {
     if (!(__VA_ARGS__)) ::engine::test::report_failure(__FILE__, __LINE__, "false: " #__VA_ARGS__); \
   } while (false)
 
-#define CHECK_EQ(a, b)                                                                                                       \
-  do {                                                                                                                       \
-    const auto& engine_a = (a);                                                                                              \
-    const auto& engine_b = (b);                                                                                              \
-    if (!(engine_a == engine_b))                                                                                             \
-      ::engine::test::report_failure(__FILE__, __LINE__, ::engine::text(#a " == " #b ", but ", ::engine::test::printed(engine_a), \
-                                                                        " != ", ::engine::test::printed(engine_b)));         \
-  } while (false)
+// Whole numbers are compared by value, whatever their types.
+#define CHECK_EQ(a, b) ::engine::test::check_equal(__FILE__, __LINE__, #a " == " #b, (a), (b))
 
 // |a − b| ≤ tolerance; a NaN fails.
 #define CHECK_CLOSE(a, b, tolerance)                                                                                          \

@@ -1,10 +1,13 @@
 #include "core/thread_pool.h"
 
+#include <sched.h>
+
 #include <chrono>
 #include <new>
 #include <system_error>
 #include <utility>
 
+#include "core/cpu_info.h"
 #include "core/error.h"
 
 #ifdef ENGINE_X86
@@ -21,6 +24,17 @@ constexpr std::size_t kAlignment = 64;
 // Which pool this thread is inside of, and as which worker.
 thread_local const ThreadPool* inside_pool = nullptr;
 thread_local int inside_worker = 0;
+
+// Whether some pool's threads stay on their CPUs: a second one would put its own on the same.
+std::atomic<bool> a_pool_stays{false};
+
+// Where the system refuses, the thread runs anywhere.
+void stay_on(int cpu) {
+  cpu_set_t only;
+  CPU_ZERO(&only);
+  CPU_SET(cpu, &only);
+  ::sched_setaffinity(0, sizeof only, &only);
+}
 
 void relax() {
 #ifdef ENGINE_X86
@@ -64,22 +78,29 @@ void* ThreadPool::Workspace::get(std::size_t wanted) {
 ThreadPool::ThreadPool(int threads) {
   require(threads >= 1 && threads <= 1024, "a pool of ", threads, " threads; use 1 to 1024");
   workspaces_.resize(static_cast<std::size_t>(threads));
+  std::vector<int> cpus;
+  if (threads > 1) cpus = cpus_to_stay_on(threads);
+  stays_ = !cpus.empty() && !a_pool_stays.exchange(true);
   try {
-    for (int worker = 1; worker < threads; ++worker) threads_.emplace_back([this, worker] { worker_loop(worker); });
+    for (int worker = 1; worker < threads; ++worker)
+      threads_.emplace_back([this, worker, cpu = stays_ ? cpus[static_cast<std::size_t>(worker)] : -1] {
+        if (cpu >= 0) stay_on(cpu);
+        worker_loop(worker);
+      });
   } catch (const std::system_error& error) {
-    stopping_.store(true);
-    wake_.fetch_add(1);
-    wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
+    stop();
     fail(Code::oom, "cannot start a pool of ", threads, " threads: ", error.what());
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_.store(true);
   wake_.fetch_add(1);
   wake_.notify_all();
   for (std::thread& thread : threads_) thread.join();
+  if (stays_) a_pool_stays.store(false);
 }
 
 void* ThreadPool::workspace(int worker, std::size_t bytes) { return workspaces_[static_cast<std::size_t>(worker)].get(bytes); }

@@ -1,6 +1,7 @@
 // thread_pool.h: threads that share the parts of one job at a time.
 //   The caller works too, so a pool of 1 has no threads of its own. Parts are handed out in ascending order to whoever is free;
 //   a job must give the same result whoever computes which part (each part owns its outputs), so no result depends on the count.
+//   In a process with CPUs of its own its first pool's threads stay on one each (cpus_to_stay_on), the caller wherever it is left.
 //   Hand-off is cheap: idle threads spin for some tens of microseconds before they sleep, because the next operation of a
 //   forward pass usually follows at once.
 #pragma once
@@ -62,6 +63,7 @@ class ThreadPool {
   void run(std::int64_t parts, Call call, void* context);
   bool take_part(int worker);  // false when none is left
   void worker_loop(int worker);
+  void stop();
 
   // Low half: parts not yet taken; high half: the job's number. One compare-and-swap takes a part of exactly the current job,
   // and the job cannot end before that part does, so the fields below are stable while a part is held.
@@ -82,6 +84,7 @@ class ThreadPool {
   std::vector<Workspace> workspaces_;
   Workspace shared_;
   std::vector<std::thread> threads_;
+  bool stays_ = false;  // this is the pool whose threads stay where they are
 };
 
 }  // namespace engine

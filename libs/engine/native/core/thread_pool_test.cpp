@@ -1,13 +1,58 @@
 #include "core/thread_pool.h"
 
+#include <sched.h>
+#include <stdlib.h>
+
 #include <array>
 #include <atomic>
 #include <chrono>
 #include <cstring>
 
+#include "core/cpu_info.h"
 #include "core/test.h"
 
 namespace engine {
+
+namespace {
+
+// How many CPUs each worker may run on. Every part waits until all are taken, so each worker takes one.
+std::vector<int> cpus_of_workers(ThreadPool& pool) {
+  std::vector<int> cpus(static_cast<std::size_t>(pool.threads()));
+  std::atomic<int> arrived{0};
+  pool.parallel(pool.threads(), [&](std::int64_t, int worker) {
+    cpu_set_t mask;
+    if (::sched_getaffinity(0, sizeof mask, &mask) == 0) cpus[static_cast<std::size_t>(worker)] = CPU_COUNT(&mask);
+    ++arrived;
+    while (arrived.load() < pool.threads()) ::sched_yield();
+  });
+  return cpus;
+}
+
+}  // namespace
+
+TEST("with MEDMESH_ENGINE_PIN=1 the first pool's own threads stay on one CPU each, the caller's and a second pool's where they were") {
+  ::setenv("MEDMESH_ENGINE_PIN", "1", 1);
+  if (cpus_to_stay_on(2).empty()) {
+    ::unsetenv("MEDMESH_ENGINE_PIN");
+    SKIP("fewer than two CPUs for this process");
+  }
+  cpu_set_t mask;
+  ::sched_getaffinity(0, sizeof mask, &mask);
+  const int all = CPU_COUNT(&mask);
+  {
+    ThreadPool first(2), second(2);
+    CHECK(cpus_of_workers(first) == std::vector<int>({all, 1}));
+    CHECK(cpus_of_workers(second) == std::vector<int>({all, all}));
+  }
+  ThreadPool later(2);
+  CHECK(cpus_of_workers(later) == std::vector<int>({all, 1}));
+  CHECK(cpus_to_stay_on(1 << 20).empty());
+  ::setenv("MEDMESH_ENGINE_PIN", "0", 1);
+  CHECK(cpus_to_stay_on(2).empty());
+  ::setenv("MEDMESH_ENGINE_PIN", "yes", 1);
+  CHECK_THROWS(invalid, cpus_to_stay_on(2));
+  ::unsetenv("MEDMESH_ENGINE_PIN");
+}
 
 TEST("every part of a job runs exactly once, whatever the number of threads") {
   for (const int threads : {1, 2, 3, 7}) {

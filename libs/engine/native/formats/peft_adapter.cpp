@@ -1,7 +1,6 @@
 #include "formats/peft_adapter.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <iterator>
 #include <map>
@@ -10,6 +9,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/staged_output.h"
+#include "formats/module_pattern.h"
 
 namespace engine {
 namespace fs = std::filesystem;
@@ -34,15 +34,12 @@ bool is_unset(const Json& config, const char* key) {
   return (found->is_array() || found->is_object() || found->is_string()) && (found->empty() || *found == "");
 }
 
-// Whether a path ends with a pattern, from the start of a component.
-bool names(std::string_view pattern, std::string_view module) {
-  return module.ends_with(pattern) && (module.size() == pattern.size() || module[module.size() - pattern.size() - 1] == '.');
-}
-
-// PEFT reads the keys of rank_pattern and alpha_pattern as regular expressions; plain ends of paths are all that is needed to name modules.
 void check_pattern_key(const std::string& key, const char* field) {
-  const bool plain = !key.empty() && std::ranges::all_of(key, [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.'; });
-  require(Code::unsupported, plain, kConfigName, ": \"", field, "\" has the key \"", key.substr(0, 80), "\"; only module names and ends of paths are supported");
+  try {
+    ModulePattern{key};
+  } catch (const Error& error) {
+    fail(Code::unsupported, kConfigName, ": \"", field, "\" has the key \"", key.substr(0, 80), "\", which cannot be read as a pattern: ", error.message());
+  }
 }
 
 template <class Value, class Read>
@@ -147,13 +144,6 @@ void check_float(const TensorView& tensor) {
   require(Code::unsupported, is_float_weight(tensor.dtype), "\"", tensor.name, "\" has type ", dtype_name(tensor.dtype), "; use f32, bf16 or f16");
 }
 
-// Two patterns for one module: PEFT takes the first in the file's order, which other readers need not.
-void check_one_pattern(const LoraConfig& config, std::string_view module) {
-  const auto named = [&](const auto& entry) { return names(entry.first, module); };
-  require(Code::unsupported, std::ranges::count_if(config.rank_pattern, named) <= 1 && std::ranges::count_if(config.alpha_pattern, named) <= 1, kConfigName, ": ",
-          module, " is named by more than one entry of a pattern");
-}
-
 void check_matrix(const TensorView& tensor, std::size_t rank_axis, std::int64_t rank) {
   require(Code::corrupt, tensor.shape.size() == 2 && tensor.shape[0] > 0 && tensor.shape[1] > 0, "\"", tensor.name, "\" is not a matrix");
   require(Code::corrupt, tensor.shape[rank_axis] == rank, "\"", tensor.name, "\" has rank ", tensor.shape[rank_axis], ", but ", kConfigName, " says ", rank);
@@ -165,9 +155,10 @@ namespace {
 
 double scale_for(double alpha, std::int64_t rank, bool rslora) { return alpha / (rslora ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank)); }
 
+// Of the first entry whose key names the module.
 template <class Value>
 Value value_for(const std::vector<std::pair<std::string, Value>>& pattern, std::string_view module, Value otherwise) {
-  const auto found = std::ranges::find_if(pattern, [&](const auto& entry) { return names(entry.first, module); });
+  const auto found = std::ranges::find_if(pattern, [&](const auto& entry) { return ModulePattern(entry.first).names(module); });
   return found == pattern.end() ? otherwise : found->second;
 }
 
@@ -182,8 +173,8 @@ void check_lora_config(const LoraConfig& config) {
   const auto check_alpha = [](double alpha) { require(std::isfinite(alpha) && alpha > 0, "the LoRA alpha is ", alpha, "; use a positive number"); };
   check_rank(config.rank);
   check_alpha(config.alpha);
-  for (const auto& [module, rank] : config.rank_pattern) check_rank(rank);
-  for (const auto& [module, alpha] : config.alpha_pattern) check_alpha(alpha);
+  for (const auto& [key, rank] : config.rank_pattern) check_rank(rank);
+  for (const auto& [key, alpha] : config.alpha_pattern) check_alpha(alpha);
   require(config.dropout >= 0 && config.dropout < 1, "the LoRA dropout is ", config.dropout, "; use 0 to below 1");
   require(!config.target_modules.empty(), "no target module is named; use some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj");
   std::set<std::string_view> seen;
@@ -270,7 +261,6 @@ PeftAdapter::PeftAdapter(Declared declared, const fs::path& dir) : config_(std::
     require(Code::corrupt, !config_.dora || pair.magnitude != nullptr, kWeightsName, ": ", module, " has no lora_magnitude_vector, though ", kConfigName, " says DoRA");
     require(Code::corrupt, pair.magnitude == nullptr || pair.magnitude->shape[0] == pair.b->shape[0], kWeightsName, ": the magnitude vector of ", module, " has ",
             pair.magnitude == nullptr ? 0 : pair.magnitude->shape[0], " values for ", pair.b->shape[0], " outputs");
-    check_one_pattern(config_, module);
     adapted.insert(last_component(module));
     pairs_.push_back(pair);
   }

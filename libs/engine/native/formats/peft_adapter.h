@@ -28,7 +28,7 @@ struct LoraConfig {
   bool dora = false;
   std::vector<std::string> modules_to_save = {};  // of "embed_tokens" and "lm_head"
   std::vector<std::int64_t> layers = {};          // layers_to_transform: those that are adapted, ascending; empty: all
-  // Modules whose rank or alpha is not the common one: the end of a path, from a component's start ("k_proj", "layers.0.mlp.up_proj").
+  // Modules whose rank or alpha is not the common one, by patterns of their paths (module_pattern.h); the first that names a module counts.
   std::vector<std::pair<std::string, std::int64_t>> rank_pattern = {};
   std::vector<std::pair<std::string, double>> alpha_pattern = {};
 

@@ -84,9 +84,8 @@ TEST("what changes the base or the mathematics is refused as unsupported, by its
       {"bias", [](Json& c) { c["bias"] = "all"; }},
       {"bias", [](Json& c) { c["bias"] = "lora_only"; }},
       {"score", [](Json& c) { c["modules_to_save"] = {"score"}; }},
-      {"rank_pattern", [](Json& c) { c["rank_pattern"] = {{".*q_proj", 4}}; }},
-      {"alpha_pattern", [](Json& c) { c["alpha_pattern"] = {{"^q_proj", 4}}; }},
-      {"more than one entry", [](Json& c) { c["alpha_pattern"] = {{"q_proj", 4}, {"self_attn.q_proj", 3}}; }},
+      {"rank_pattern", [](Json& c) { c["rank_pattern"] = {{"(?=model).*q_proj", 4}}; }},
+      {"alpha_pattern", [](Json& c) { c["alpha_pattern"] = {{"(q_proj", 4}}; }},
       {"layers_pattern", [](Json& c) { c["layers_pattern"] = "h"; }},
       {"fan_in_fan_out", [](Json& c) { c["fan_in_fan_out"] = true; }},
       {"lora_bias", [](Json& c) { c["lora_bias"] = true; }},
@@ -115,6 +114,17 @@ TEST("what changes the base or the mathematics is refused as unsupported, by its
     }
     if (!refused || seen.find(cases[i].first) == std::string::npos) test::report_failure(__FILE__, __LINE__, text(cases[i].first, ": ", seen));
   }
+}
+
+TEST("of the patterns that name a module, the first gives its rank or alpha") {
+  LoraConfig config = small_config();
+  config.rank_pattern = {{R"(layers\.[1-3]\..*)", 8}, {"q_proj", 4}};
+  config.alpha_pattern = {{"^q_proj", 1}, {".*[qk]_proj", 16}, {"q_proj", 1}};
+  CHECK_EQ(config.rank_of("model.layers.2.self_attn.q_proj"), 8);
+  CHECK_EQ(config.rank_of("model.layers.4.self_attn.q_proj"), 4);
+  CHECK_EQ(config.rank_of("model.layers.4.self_attn.v_proj"), 2);
+  CHECK_EQ(config.scale_of("model.layers.4.self_attn.q_proj"), 16.0 / 4);
+  CHECK_EQ(config.scale_of("model.layers.4.self_attn.v_proj"), 4.0 / 2);
 }
 
 TEST("settings that change nothing in a saved adapter are read past") {

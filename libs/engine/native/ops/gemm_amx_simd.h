@@ -12,8 +12,7 @@ namespace {
 namespace amx {
 
 constexpr int kTileRows = 32, kTileCols = 32, kStep = 32;
-constexpr std::int64_t kDepthBlock = 256;  // a panel of b and two of a, the one at hand and the next, share the first-level cache
-constexpr int kAhead = 4;                  // steps of a asked for before they are multiplied
+constexpr std::int64_t kDepthBlock = 2048;  // results are read and written again for every block: few blocks
 constexpr int kHalfBytes = 16 * 64, kStepBytes = 2 * kHalfBytes;
 
 void pack_a(const float* source, std::int64_t stride, std::int64_t depth_stride, int count, std::int64_t depth, bool, void* panel) {
@@ -123,9 +122,25 @@ class Finish {
   int rows_ = 0;
 };
 
+// Brings a column's `ahead` into the second-level cache, an equal share at each of its steps.
+class Ahead {
+ public:
+  explicit Ahead(const TileColumn& column) : at_(static_cast<const std::uint8_t*>(column.ahead)), end_(at_ + column.ahead_bytes) {
+    const std::int64_t steps = (column.rows + kTileRows - 1) / kTileRows * (column.depth / kStep);
+    share_ = steps > 0 ? (column.ahead_bytes / 64 + steps - 1) / steps * 64 : 0;
+  }
+  void step() {
+    for (const std::uint8_t* stop = end_ - at_ < share_ ? end_ : at_ + share_; at_ < stop; at_ += 64) _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+  }
+
+ private:
+  const std::uint8_t *at_, *end_;
+  std::int64_t share_;
+};
+
 // sums[32][32] from as many halves as the tile has rows and columns, with `before` finished on the way. c: where these sums will go.
 template <bool two_rows, bool two_cols>
-void multiply(const TileColumn& column, const std::uint8_t* a, float* c, int rows, float* sums, Finish& before) {
+void multiply(const TileColumn& column, const std::uint8_t* a, float* c, int rows, float* sums, Finish& before, Ahead& ahead) {
   const auto* b = static_cast<const std::uint8_t*>(column.b);
   const int share = static_cast<int>((kTileRows * kStep + column.depth - 1) / column.depth);  // rows of other tiles to deal with at each step
   ENGINE_TILE_ZERO(0);
@@ -133,8 +148,7 @@ void multiply(const TileColumn& column, const std::uint8_t* a, float* c, int row
   if constexpr (two_rows) ENGINE_TILE_ZERO(2);
   if constexpr (two_rows && two_cols) ENGINE_TILE_ZERO(3);
   for (std::int64_t d = 0; d < column.depth; d += kStep) {
-#pragma GCC unroll 32
-    for (int i = 0; i < kStepBytes; i += 64) __builtin_prefetch(a + kAhead * kStepBytes + i);
+    ahead.step();
     ENGINE_TILE_LOAD(6, b, 64);
     ENGINE_TILE_LOAD(4, a, 64);
     ENGINE_TILE_DOT(0, 4, 6);
@@ -166,6 +180,7 @@ void multiply(const TileColumn& column, const std::uint8_t* a, float* c, int row
 void tiles(const TileColumn& column) {
   alignas(64) float sums[2][kTileRows * kTileCols];
   Finish before(column);
+  Ahead ahead(column);
   int turn = 0;
   // Configured and released here, so that no thread keeps tile state the system would have to save at every switch.
   ENGINE_TILE_CONFIGURE(&kTileConfig);
@@ -174,9 +189,9 @@ void tiles(const TileColumn& column) {
   for (std::int64_t left = column.rows; left > 0; left -= kTileRows, a += column.a_stride, c += kTileRows * column.stride, turn ^= 1) {
     const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
     if (rows > 16)
-      column.cols > 16 ? multiply<true, true>(column, a, c, rows, sums[turn], before) : multiply<true, false>(column, a, c, rows, sums[turn], before);
+      column.cols > 16 ? multiply<true, true>(column, a, c, rows, sums[turn], before, ahead) : multiply<true, false>(column, a, c, rows, sums[turn], before, ahead);
     else
-      column.cols > 16 ? multiply<false, true>(column, a, c, rows, sums[turn], before) : multiply<false, false>(column, a, c, rows, sums[turn], before);
+      column.cols > 16 ? multiply<false, true>(column, a, c, rows, sums[turn], before, ahead) : multiply<false, false>(column, a, c, rows, sums[turn], before, ahead);
     before.all();
     before.begin(sums[turn], c, rows);
   }

@@ -1,6 +1,7 @@
 #include "ops/gemm_blocked.h"
 
 #include <algorithm>
+#include <span>
 
 #include "core/code_tables.h"
 #include "ops/decode.h"
@@ -226,6 +227,12 @@ class LeftPanels {
   // From a panel to the next.
   std::int64_t panel_stride(const Sweep& sweep, std::int64_t chain) const { return (place(1, sweep, chain) - place(0, sweep, chain)) * kernel_.element_bytes; }
 
+  // Panels [begin, end) of one chain's pass; empty when there are none.
+  std::span<const std::byte> block(std::int64_t begin, std::int64_t end, const Sweep& sweep, std::int64_t chain) const {
+    if (begin >= end) return {};
+    return {panel(begin, sweep, chain), static_cast<std::size_t>((end - begin) * panel_stride(sweep, chain))};
+  }
+
   std::int64_t count() const { return panels_; }
   std::int64_t grain() const { return kSmallPack / (kernel_.rows * product_.depth + 1) + 1; }
   void pack(std::int64_t begin, std::int64_t end, bool round) const {
@@ -274,7 +281,7 @@ void add_product(const Exec& ex, const GemmKernel& kernel, const Product& produc
                  const float* bias, Rows c, bool accumulate) {
   RightPanels right(ex, kernel, product, part.cols, memory);
   // Row panels [begin, end) over one chain of a sweep: one sum, added to the result by itself.
-  const auto column = [&](const Sweep& sweep, std::int64_t chain, std::int64_t begin, std::int64_t end, std::int64_t col) {
+  const auto column = [&](const Sweep& sweep, std::int64_t chain, std::int64_t begin, std::int64_t end, std::int64_t col, std::span<const std::byte> ahead) {
     const std::int64_t row = begin * kernel.rows, out_col = part.first_col + col;
     const bool first = sweep.at == 0 && chain == 0;
     kernel.tiles({.depth = sweep.chain,
@@ -288,7 +295,9 @@ void add_product(const Exec& ex, const GemmKernel& kernel, const Product& produc
                   .alpha = product.alpha,
                   .bias = first && bias != nullptr ? bias + out_col : nullptr,
                   .accumulate = accumulate || !first,
-                  .prefetch = part.prefetch});
+                  .prefetch = part.prefetch,
+                  .ahead = ahead.data(),
+                  .ahead_bytes = static_cast<std::int64_t>(ahead.size())});
   };
   for (std::int64_t at = 0; at < product.depth;) {
     const Sweep sweep(kernel, product, at);
@@ -299,13 +308,17 @@ void add_product(const Exec& ex, const GemmKernel& kernel, const Product& produc
     for (std::int64_t pass = 0; pass < sweep.chains; pass += sweep.chains_per_pass)
       for (std::int64_t begin = part.first_panel; begin < part.last_panel; begin += block) {
         const std::int64_t end = std::min(begin + block, part.last_panel);
+        // The block of a that comes next lies in another core's cache, or none: each column brings its share of it nearer.
+        const std::span<const std::byte> next = left.block(end, std::min(end + block, part.last_panel), sweep, pass);
         for (std::int64_t col = 0; col < part.cols; col += kernel.cols) {
           if (sweep.chains_of_pass(pass) == 1) {
-            column(sweep, pass, begin, end, col);
+            const auto size = static_cast<std::int64_t>(next.size());
+            const std::int64_t from = size * col / part.cols, to = size * std::min(col + kernel.cols, part.cols) / part.cols;
+            column(sweep, pass, begin, end, col, next.subspan(static_cast<std::size_t>(from), static_cast<std::size_t>(to - from)));
             continue;
           }
           for (std::int64_t i = begin; i < end; ++i)  // a tile of the result stays in the first-level cache for all its chains
-            for (std::int64_t chain = pass; chain < pass + sweep.chains_of_pass(pass); ++chain) column(sweep, chain, i, i + 1, col);
+            for (std::int64_t chain = pass; chain < pass + sweep.chains_of_pass(pass); ++chain) column(sweep, chain, i, i + 1, col, {});
         }
       }
     at = sweep.end();

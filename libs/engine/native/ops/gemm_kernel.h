@@ -26,6 +26,8 @@ struct TileColumn {
   const float* bias;  // or null
   bool accumulate;
   bool prefetch;  // c is not in the caches
+  const void* ahead = nullptr;  // to be brought into the second-level cache meanwhile: panels of a that come next
+  std::int64_t ahead_bytes = 0;
 };
 
 struct GemmKernel {

@@ -14,8 +14,8 @@ namespace {
 struct Size {
   std::int64_t rows, cols, depth;
 };
-// Below, at and above the tile's 16, 32 and 14, the step of 32 depths and the passes of 256 and 512.
-constexpr Size kSizes[] = {{1, 1, 1}, {3, 17, 31}, {14, 32, 32}, {15, 33, 64}, {16, 16, 65}, {17, 65, 96}, {33, 31, 513}, {32, 48, 1024}, {5, 40, 1088}};
+// Below, at and above the tile's 16, 32 and 14, the step of 32 depths and the passes of 512 and 2048.
+constexpr Size kSizes[] = {{1, 1, 1}, {3, 17, 31}, {14, 32, 32}, {15, 33, 64}, {16, 16, 65}, {17, 65, 96}, {33, 31, 513}, {32, 48, 1024}, {5, 40, 1088}, {35, 20, 2080}};
 
 void need_avx512() {
   if (detected_isa() < Isa::avx512) SKIP("packing for these kernels needs AVX-512");

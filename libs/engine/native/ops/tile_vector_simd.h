@@ -14,12 +14,14 @@ constexpr int kFewRows = 16, kChunkSteps = 8;
 
 std::int64_t few_rows_bytes(std::int64_t depth) { return (depth + kStep - 1) / kStep * kHalfBytes; }
 
-// packed[step][16 pairs][16 rows of x][2]
+// packed[step][16 pairs][rows of x][2]: as few bytes as there are rows, so that x stays in the first-level cache.
 void pack_few_rows(ConstRows x, void* packed) {
+  const auto lanes = static_cast<__mmask16>((1u << x.rows) - 1u);
+  auto* out = static_cast<std::uint8_t*>(packed);
   for (std::int64_t d = 0; d < x.cols; d += kStep) {
     __m512i words[16];
     load_pairs_by_depth(x.data + d, x.stride, 1, static_cast<int>(x.rows), x.cols - d, words);
-    for (int p = 0; p < 16; ++p) _mm512_storeu_si512(static_cast<std::uint8_t*>(packed) + d / kStep * kHalfBytes + 64 * p, words[p]);
+    for (int p = 0; p < 16; ++p, out += 4 * x.rows) _mm512_mask_storeu_epi32(out, lanes, words[p]);
   }
 }
 
@@ -91,7 +93,10 @@ void few_rows(const Matrix& w, std::int64_t first, std::int64_t last, const void
   int turn = 0;
   TileChunk chunk(w, first, last, 0);
   if (chunk.any() && !in_place(chunk)) look_up_chunk(w, chunk, looked_up[turn]);
-  ENGINE_TILE_CONFIGURE(&kTileConfig);
+  TileConfig config = kTileConfig;
+  config.row_bytes[0] = config.row_bytes[6] = static_cast<std::uint16_t>(4 * y.rows);  // as many columns as x has rows
+  const std::int64_t x_step = 64 * y.rows;
+  ENGINE_TILE_CONFIGURE(&config);
   while (chunk.any()) {
     const TileChunk next = chunk.next(w, last);
     if (next.any()) {
@@ -104,7 +109,7 @@ void few_rows(const Matrix& w, std::int64_t first, std::int64_t last, const void
     const std::int64_t row_bytes = direct ? 2 * w.cols : 64, step_bytes = direct ? 64 : kHalfBytes;
     for (std::int64_t d = 0; d < chunk.depth; d += kStep, tile += step_bytes) {
       ENGINE_TILE_LOAD(4, tile, row_bytes);
-      ENGINE_TILE_LOAD(6, x + (chunk.at + d) / kStep * kHalfBytes, 64);
+      ENGINE_TILE_LOAD(6, x + (chunk.at + d) / kStep * x_step, 4 * y.rows);
       ENGINE_TILE_DOT(0, 4, 6);
     }
     const std::int64_t end = chunk.at + chunk.depth;

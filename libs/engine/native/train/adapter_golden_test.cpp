@@ -6,6 +6,7 @@
 #include "core/test.h"
 #include "formats/merge_adapter.h"
 #include "model/golden_case.h"
+#include "train/backend.h"
 #include "train/trainer.h"
 
 using namespace engine;
@@ -21,7 +22,7 @@ struct AdapterGolden {
 };
 
 const std::vector<std::string>& option_names() {
-  static const std::vector<std::string> kNames = {"dora", "dora_some", "rslora", "layers", "patterns", "whole_untied", "whole_tied", "head_tied", "embedding_tied", "everything"};
+  static const std::vector<std::string> kNames = {"dora", "dora_some", "rslora", "layers", "patterns", "regex_patterns", "whole_untied", "whole_tied", "head_tied", "embedding_tied", "everything"};
   return kNames;
 }
 
@@ -129,6 +130,28 @@ TEST("losses, gradients, five steps and the adapter after them equal PEFT's, in 
       const double moved = relative_error(read_tensor(after, name), read_tensor(reference, "after5." + name));
       if (!(moved <= 1e-4)) report_failure(__FILE__, __LINE__, text(golden.name, ": ", name, " after 5 steps differs by ", moved));
     }
+  }
+}
+
+TEST("training goes on from an adapter with ranks and alphas by module when the options name only the common ones") {
+  for (const AdapterGolden& golden : adapter_goldens()) {
+    if (!golden.name.ends_with("patterns")) continue;
+    TrainerOptions options = continue_from(golden.adapter), common = options;
+    common.lora->rank_pattern.clear();
+    common.lora->alpha_pattern.clear();
+    const auto losses = [&](const TrainerOptions& wanted) {
+      const auto model = std::make_shared<Model>(golden.base.dir, LoadOptions{.compute = Compute::f32, .threads = 1});
+      const auto trainer = create_trainer(model, {}, wanted).trainer;
+      const Rows4 rows(golden.base.sequences);
+      const std::array micros{rows.view()};
+      trainer->train_step(micros);
+      return trainer->train_step(micros).loss;
+    };
+    CHECK_EQ(losses(common), losses(options));
+    LoraConfig other = *options.lora;
+    other.alpha_pattern = {{"q_proj", 1}};
+    options.lora = other;
+    CHECK_THROWS(invalid, losses(options));
   }
 }
 

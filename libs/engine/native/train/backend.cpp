@@ -7,6 +7,7 @@
 
 #include "core/cpu_info.h"
 #include "core/error.h"
+#include "train/setup.h"
 #include "train/trainer.h"
 
 #ifndef ENGINE_ABI_DIGEST
@@ -93,7 +94,8 @@ bool is_plain(const LoraConfig& lora) noexcept {
 
 void require_cuda_device(int index) { require_device(index, cuda_backend()); }
 
-PlacedTrainer create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options, const LoadedBackend& cuda) {
+PlacedTrainer create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& wanted, const LoadedBackend& cuda) {
+  const TrainerOptions options = with_initial_patterns(wanted);
   std::string no_gpu_because;
   if (device.automatic ? gpu_count(cuda) > 0 : device.kind == DeviceKind::cuda) {
     require_device(device.index, cuda);

@@ -43,10 +43,18 @@ void require_same_shape(const LoraConfig& stored, const LoraConfig& wanted) {
   require(sorted(stored.modules_to_save) == sorted(wanted.modules_to_save), "the initial adapter's modules to save are not the options'");
   require(stored.layers == wanted.layers, "the initial adapter's layers are not the options'");
   require(stored.rank_pattern == wanted.rank_pattern && stored.alpha_pattern == wanted.alpha_pattern,
-          "the initial adapter has ranks or alphas of its own for some modules, which the options do not");
+          "the initial adapter's ranks or alphas of some modules are not the options'");
 }
 
 }  // namespace
+
+TrainerOptions with_initial_patterns(TrainerOptions options) {
+  if (!options.lora || options.initial_adapter_dir.empty() || !options.lora->rank_pattern.empty() || !options.lora->alpha_pattern.empty()) return options;
+  const LoraConfig stored = PeftAdapter(options.initial_adapter_dir).config();
+  options.lora->rank_pattern = stored.rank_pattern;
+  options.lora->alpha_pattern = stored.alpha_pattern;
+  return options;
+}
 
 LoraAdapter initial_adapter(const ModelSpec& spec, const TrainerOptions& options) {
   LoraAdapter adapter(spec, *options.lora);

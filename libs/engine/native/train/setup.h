@@ -14,6 +14,10 @@ namespace engine {
 // Throws invalid for a schedule, clipping norm, noise or budget out of range. The optimizer checks its own options.
 void check_trainer_options(const TrainerOptions& options);
 
+// The options, with the ranks and alphas that the initial adapter has of its own for some modules when they name none: a run continues an adapter as it
+// is. Throws what reading the adapter throws.
+TrainerOptions with_initial_patterns(TrainerOptions options);
+
 // The adapter of options.lora (which must be set): PEFT's initialization from the seed, which start_from() completes with what it takes from the base, or
 // the initial adapter's values, which bind() completes. Throws invalid when that adapter is not of the options' shape, and what reading it throws.
 LoraAdapter initial_adapter(const ModelSpec& spec, const TrainerOptions& options);

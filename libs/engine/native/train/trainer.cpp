@@ -14,7 +14,7 @@
 
 namespace engine {
 
-Trainer::Trainer(std::shared_ptr<Model> model, const TrainerOptions& options) : model_(std::move(model)), options_(options), ropes_(model_->spec().ropes) {
+Trainer::Trainer(std::shared_ptr<Model> model, const TrainerOptions& options) : model_(std::move(model)), options_(with_initial_patterns(options)), ropes_(model_->spec().ropes) {
   check_trainer_options(options_);
   if (options_.micro_batch_tokens > 0)
     plan_ = plan_training(model_->spec(), model_->resident_bytes(), options_, options_.micro_batch_tokens);
