@@ -34,7 +34,7 @@ std::vector<OptionCase> option_cases() {
   add("dora", "llama_bias_linear", [](LoraConfig& c) { c.dora = true; });
   add("dora", "gemma3", [](LoraConfig& c) { c.dora = true; });
   add("whole", "llama3", [](LoraConfig& c) { c.modules_to_save = {"embed_tokens", "lm_head"}; });
-  add("whole", "gemma3", [](LoraConfig& c) { c.modules_to_save = {"embed_tokens", "lm_head"}; });
+  add("whole", "gemma2", [](LoraConfig& c) { c.modules_to_save = {"embed_tokens", "lm_head"}; });
   add("head", "qwen3", [](LoraConfig& c) { c.modules_to_save = {"lm_head"}; });
   add("embedding", "qwen2_yarn", [](LoraConfig& c) { c.modules_to_save = {"embed_tokens"}; });
   add("layers", "qwen2_window", [](LoraConfig& c) { c.layers = {1}; });
@@ -125,7 +125,8 @@ double derivative(Setup& setup, const Packed& packed, std::int64_t offset, const
     std::ranges::copy(original, values);
     return loss;
   };
-  const double h = 0.02 / std::max(1.0, gradient_norm);  // where the loss is steep it is also curved
+  // Where the loss is steep it is also curved; at twice this step the difference itself is off by 1.5e-3 for gemma2's embedding, with its soft caps.
+  const double h = 0.01 / std::max(1.0, gradient_norm);
   return (8 * (loss_at(h) - loss_at(-h)) - (loss_at(2 * h) - loss_at(-2 * h))) / (12 * h);
 }
 
