@@ -4,8 +4,7 @@
 //   q8_0  32 values, 34 B   w = d·q                d | 32 signed bytes
 //   q4_k  256 values, 144 B w = d·s·q − m·t        d | m | 12 bytes: eight 6-bit scales s and minima t, one pair per 32 values | 128 bytes of nibbles
 //   q6_k  256 values, 210 B w = d·s·(q − 32)       128 bytes of low nibbles | 64 bytes of high bit pairs | sixteen i8 scales, one per 16 values | d
-//   q4_0, q5_0 and q8_0 are what the reference quantizers make, byte for byte. q4_k and q6_k search the scale of least weighted square error, by
-//   the reference's weights and steps; the format fixes only how blocks are read, and that is exact.
+//   Blocks are what ggml's reference quantizers (quantize_row_…_ref) make, byte for byte. q4_k and q6_k search the scale of least weighted square error.
 #pragma once
 
 #include <cstdint>

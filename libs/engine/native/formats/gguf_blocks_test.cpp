@@ -121,4 +121,18 @@ TEST("values that fill no whole block are refused") {
   CHECK_THROWS(invalid, f.quantize(GgmlType::q4_k, std::vector<float>(32)));
 }
 
+TEST("super-blocks are byte for byte those of ggml's reference quantizers") {
+  Fixture f;
+  const SafetensorsFile golden(std::filesystem::path(ENGINE_REPOSITORY_DIR) / "libs/engine/golden/gguf/k_quants.safetensors");
+  const TensorView& stored = golden.at("values");
+  std::vector<float> values(static_cast<std::size_t>(stored.elements()));
+  to_f32(stored.dtype, stored.data, stored.elements(), values.data());
+  for (const GgmlType type : {GgmlType::q4_k, GgmlType::q6_k}) {
+    const TensorView& wanted = golden.at(std::string(ggml_name(type)));
+    const std::vector<std::uint8_t> blocks = f.quantize(type, values);
+    CHECK_EQ(blocks.size(), wanted.bytes);
+    CHECK(std::memcmp(blocks.data(), wanted.data, blocks.size()) == 0);
+  }
+}
+
 }  // namespace engine

@@ -33,10 +33,12 @@ int nearest(float value) { return static_cast<int>(round_even(value)); }
 constexpr int kGroup4 = 32, kGroups4 = kSuper / kGroup4, kLevels4 = 15;
 
 struct Affine {
-  float scale = 0, minimum = 0;  // w = scale·q − minimum
+  float scale = 0, minimum = 0;            // w = scale·q − minimum
+  std::array<float, kGroup4> codes = {};  // q
 };
 
-// The scale and minimum of least Σ wᵢ (scale·qᵢ − minimum − xᵢ)², over codes from a handful of trial scales. Importance wᵢ = rms + |xᵢ|.
+// The scale and minimum of least Σ wᵢ (scale·qᵢ − minimum − xᵢ)², over codes from a handful of trial scales. Importance wᵢ = rms + |xᵢ|. The order of
+// every operation is the reference's, and so is that a trial counts its levels from the best minimum so far.
 Affine fit_affine(const float* x) {
   float square = 0, low = 0, high = x[0];
   for (int i = 0; i < kGroup4; ++i) {
@@ -53,36 +55,41 @@ Affine fit_affine(const float* x) {
     w_sum += weight[static_cast<std::size_t>(i)];
     x_sum += weight[static_cast<std::size_t>(i)] * x[i];
   }
-  std::array<float, kGroup4> q;
-  const auto take_codes = [&](float inverse) {
-    for (int i = 0; i < kGroup4; ++i) q[static_cast<std::size_t>(i)] = std::clamp(round_even(inverse * (x[i] - low)), 0.0f, float{kLevels4});
+  const auto codes_at = [&](float inverse, float from) {
+    std::array<float, kGroup4> q;
+    for (int i = 0; i < kGroup4; ++i) q[static_cast<std::size_t>(i)] = std::clamp(round_even(inverse * (x[i] - from)), 0.0f, float{kLevels4});
+    return q;
   };
-  const auto error_of = [&](Affine fit) {
+  const auto error_of = [&](const Affine& fit) {
     float error = 0;
     for (int i = 0; i < kGroup4; ++i) {
-      const float difference = fit.scale * q[static_cast<std::size_t>(i)] - fit.minimum - x[i];
-      error += weight[static_cast<std::size_t>(i)] * difference * difference;
+      const float difference = fit.scale * fit.codes[static_cast<std::size_t>(i)] - fit.minimum - x[i];
+      error += weight[static_cast<std::size_t>(i)] * (difference * difference);
     }
     return error;
   };
 
-  const float range = high - low;
-  take_codes(kLevels4 / range);
-  Affine best{range / kLevels4, -low};
+  const float levels = kLevels4 / (high - low);
+  Affine best{1 / levels, -low, codes_at(levels, low)};
   float least = error_of(best);
   for (int step = 0; step <= 20; ++step) {  // 14.0, 14.1, … 16.0 levels over the range
-    take_codes((kLevels4 - 1.0f + 0.1f * static_cast<float>(step)) / range);
+    const float from = -best.minimum;
+    Affine fit{0, 0, codes_at((-1.0f + 0.1f * static_cast<float>(step) + kLevels4) / (high - from), from)};
     float q_sum = 0, qq_sum = 0, qx_sum = 0;
     for (int i = 0; i < kGroup4; ++i) {
       const auto at = static_cast<std::size_t>(i);
-      q_sum += weight[at] * q[at];
-      qq_sum += weight[at] * q[at] * q[at];
-      qx_sum += weight[at] * q[at] * x[i];
+      q_sum += weight[at] * fit.codes[at];
+      qq_sum += weight[at] * fit.codes[at] * fit.codes[at];
+      qx_sum += weight[at] * fit.codes[at] * x[i];
     }
     const float determinant = w_sum * qq_sum - q_sum * q_sum;
     if (!(determinant > 0)) continue;
-    Affine fit{(w_sum * qx_sum - x_sum * q_sum) / determinant, -(qq_sum * x_sum - q_sum * qx_sum) / determinant};
-    if (fit.minimum < 0) fit = {qx_sum / qq_sum, 0};
+    fit.scale = (w_sum * qx_sum - x_sum * q_sum) / determinant;
+    fit.minimum = -((qq_sum * x_sum - q_sum * qx_sum) / determinant);
+    if (fit.minimum < 0) {
+      fit.minimum = 0;
+      fit.scale = qx_sum / qq_sum;
+    }
     if (!(fit.scale >= 0)) continue;
     if (const float error = error_of(fit); error < least) {
       least = error;
@@ -116,27 +123,41 @@ constexpr int kGroup6 = 16, kGroups6 = kSuper / kGroup6, kHalf6 = 32;
 
 int code6(float scaled) { return static_cast<int>(std::clamp(round_even(scaled), -32.0f, 31.0f)); }
 
-// The scale of least Σ xᵢ² (scale·qᵢ − xᵢ)²; its sign puts the value of the largest magnitude on the side that has one code more.
-float fit_symmetric(const float* x) {
+struct Symmetric {
+  float scale = 0;                      // w = scale·q
+  std::array<int, kGroup6> codes = {};  // q
+};
+
+// The scale of least Σ xᵢ² (scale·qᵢ − xᵢ)²; its sign puts the value of the largest magnitude on the side that has one code more. Nothing at all gives
+// the lowest code, as in the reference.
+Symmetric fit_symmetric(const float* x) {
   float most = 0;
   for (int i = 0; i < kGroup6; ++i)
     if (std::fabs(x[i]) > std::fabs(most)) most = x[i];
-  if (std::fabs(most) < kNothing) return 0;
-  float scale = 0, best = -1;
-  for (int step = -9; step <= 9; ++step) {
+  Symmetric fit;
+  if (std::fabs(most) < kNothing) {
+    fit.codes.fill(-kHalf6);
+    return fit;
+  }
+  float best = 0;
+  const auto attempt = [&](int step, bool first) {
     const float inverse = -(kHalf6 + 0.1f * static_cast<float>(step)) / most;
+    std::array<int, kGroup6> codes;
     float qx = 0, qq = 0;
-    for (int i = 0; i < kGroup6; ++i) {
-      const auto q = static_cast<float>(code6(inverse * x[i]));
+    for (std::size_t i = 0; i < kGroup6; ++i) {
+      codes[i] = code6(inverse * x[i]);
+      const auto q = static_cast<float>(codes[i]);
       qx += x[i] * x[i] * x[i] * q;
       qq += x[i] * x[i] * q * q;
     }
-    if (qq > 0 && qx * qx > best * qq) {  // what the error falls by is qx² / qq
-      scale = qx / qq;
-      best = scale * qx;
-    }
-  }
-  return scale;
+    if (!first && !(qq > 0 && qx * qx > best * qq)) return;  // what the error falls by is qx² / qq
+    fit = {qq > 0 ? qx / qq : 0.0f, codes};
+    best = fit.scale * qx;
+  };
+  attempt(0, true);
+  for (int step = -9; step <= 9; ++step)
+    if (step != 0) attempt(step, false);
+  return fit;
 }
 
 }  // namespace
@@ -160,10 +181,11 @@ void quantize_q4_k_block(const float* values, std::uint8_t* block) {
   from_f32(Dtype::f16, &m, 1, block + 2);
   pack_pairs(scales, minima, block + 4);
 
-  // The codes once more, for the scales as they will be read.
+  // The codes once more, for the scales as they will be read; where those are 0, any do, and the reference leaves them.
   std::array<int, kSuper> q{};
   for (std::size_t g = 0; g < kGroups4; ++g) {
     const float scale = as_f16(d) * static_cast<float>(scales[g]), minimum = as_f16(m) * static_cast<float>(minima[g]);
+    for (std::size_t i = 0; i < kGroup4 && scale == 0; ++i) q[g * kGroup4 + i] = static_cast<int>(fits[g].codes[i]);
     if (scale == 0) continue;
     for (std::size_t i = g * kGroup4; i < (g + 1) * kGroup4; ++i) q[i] = static_cast<int>(std::clamp(round_even((values[i] + minimum) / scale), 0.0f, float{kLevels4}));
   }
@@ -185,11 +207,11 @@ void dequantize_q4_k_block(const std::uint8_t* block, float* values) {
 }
 
 void quantize_q6_k_block(const float* values, std::uint8_t* block) {
-  std::array<float, kGroups6> scales;
+  std::array<Symmetric, kGroups6> fits;
   float most = 0;
-  for (int g = 0; g < kGroups6; ++g) {
-    const float scale = scales[static_cast<std::size_t>(g)] = fit_symmetric(values + g * kGroup6);
-    if (std::fabs(scale) > std::fabs(most)) most = scale;
+  for (std::size_t g = 0; g < kGroups6; ++g) {
+    fits[g] = fit_symmetric(values + g * kGroup6);
+    if (std::fabs(fits[g].scale) > std::fabs(most)) most = fits[g].scale;
   }
   std::memset(block, 0, 210);
   if (std::fabs(most) < kNothing) return;
@@ -197,11 +219,11 @@ void quantize_q6_k_block(const float* values, std::uint8_t* block) {
   from_f32(Dtype::f16, &d, 1, block + 208);
   std::array<int, kSuper> q{};
   for (std::size_t g = 0; g < kGroups6; ++g) {
-    const int scale = std::min(127, nearest(inverse * scales[g]));
+    const int scale = std::min(127, nearest(inverse * fits[g].scale));
     block[192 + g] = static_cast<std::uint8_t>(static_cast<std::int8_t>(scale));
     const float step = as_f16(d) * static_cast<float>(scale);
     for (std::size_t i = g * kGroup6; i < (g + 1) * kGroup6; ++i)
-      q[i] = kHalf6 + (step == 0 ? 0 : static_cast<int>(std::clamp(round_even(values[i] / step), -32.0f, 31.0f)));
+      q[i] = kHalf6 + (step == 0 ? fits[g].codes[i - g * kGroup6] : code6(values[i] / step));
   }
   // Halves of 128 values: value i and i + 64 share a byte of low nibbles; i, i + 32, i + 64 and i + 96 one of high bit pairs.
   for (std::size_t half = 0; half < 2; ++half)
