@@ -179,7 +179,7 @@ export function parseJsonSchema(source: string): Grammar {
       );
     }
     const known = typeof format === 'string' && Object.hasOwn(formats, format) ? formats[format] : undefined;
-    if (format !== undefined && known === undefined && !numberFormats.has(String(format)))
+    if (format !== undefined && known === undefined && !(typeof format === 'string' && numberFormats.has(format)))
       throw constraintFailure(`${path}/format`, `is none of ${Object.keys(formats).join(', ')}; leave it out`);
     if (known !== undefined && (pattern !== undefined || least !== undefined || most !== undefined))
       throw constraintFailure(path, 'has a format beside a pattern or a length; use one of them');
