@@ -73,7 +73,7 @@ async function openModel(dir: string, nf4: boolean, { config, log, onDeviceLost 
     modelDir: dir,
     quantize: nf4 ? 'nf4' : 'none',
     threads: config.ENGINE_THREADS,
-    device: config.ENGINE_DEVICE || 'auto',
+    device: config.ENGINE_DEVICE || 'cpu',
   });
   try {
     const { device, memory } = await model.openGenerator({
