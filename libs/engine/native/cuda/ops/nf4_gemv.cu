@@ -217,7 +217,7 @@ void launch_rows(const Products& p, bool gated, std::int64_t tiles, std::int64_t
 
 Products make_products(View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, bool gated) {
   require(x.rows >= 1 && x.rows <= kGemvRows, x.rows, " rows; a product by vectors takes 1 to ", kGemvRows);
-  Products p{.x = x, .weight = {}, .first = {}, .norm = extras.norm, .bias = extras.bias, .low = extras.low, .adapters = extras.adapters,
+  Products p{.x = x, .weight = {}, .codes = nullptr, .scales = nullptr, .unit = {1, 1, 1}, .first = {}, .norm = extras.norm, .bias = extras.bias, .low = extras.low, .adapters = extras.adapters,
              .residual = extras.residual, .y = y, .book = nf4_book(), .gelu = false,
              .arrivals = static_cast<unsigned*>(extras.workspace),
              .partials = extras.workspace == nullptr ? nullptr : reinterpret_cast<float*>(static_cast<unsigned*>(extras.workspace) + kMostGroups)};

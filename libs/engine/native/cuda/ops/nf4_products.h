@@ -7,19 +7,21 @@
 
 #include "cuda/ops/nf4_decode.h"
 #include "cuda/ops/nf4_gemv.h"
+#include "cuda/ops/nf4_tile.h"
 #include "cuda/runtime/ptx.h"
 
 namespace engine::cuda::nf4 {
 
-inline constexpr int kTile = 16;
-inline constexpr int kBlock = 64;          // values of one scale
 inline constexpr int kTableBytes = 65536;
 inline constexpr float kRange = 0x1p4f;    // x is held as fp16 of x / kRange
 
 struct Products {
   View<const bf16> x;
   DeviceNf4 weight[3];
-  std::int32_t first[4];  // the output where each weight begins, and their end
+  const std::uint8_t* codes;     // of a packed weight (nf4_pack.h), instead
+  const std::uint32_t* scales;
+  float unit[3];          // of each part's scales
+  std::int32_t first[4];  // the output where each part begins, and their end
   RmsNorm norm;
   const bf16* bias;
   View<const bf16> low;
@@ -32,22 +34,9 @@ struct Products {
   float* partials;
 };
 
-// Row r of a tile is row `row` of weight[part]; beyond the last, {-1, 0}.
-struct TileRow {
-  int part, row;
-};
-// A gated tile holds 8 rows of gate (weight 0), and the same 8 of up (weight 1).
 template <bool kGated>
 ENGINE_DEVICE TileRow tile_row(const Products& p, int tile, int r) {
-  if (kGated) {
-    const int row = 8 * tile + r % 8;
-    if (row >= p.first[1]) return {-1, 0};
-    return {r / 8, row};
-  }
-  const int output = kTile * tile + r;
-  if (output >= p.first[3]) return {-1, 0};
-  const int part = output < p.first[1] ? 0 : output < p.first[2] ? 1 : 2;
-  return {part, output - p.first[part]};
+  return tile_row(p.first, kGated, tile, r);
 }
 
 // All threads of the block fill the table.
@@ -121,7 +110,7 @@ ENGINE_DEVICE float low_rank_term(const Products& p, std::int64_t row, int part,
 // The product itself: of x, from the sum of operands' products.
 ENGINE_DEVICE float product(const Products& p, float sum, std::int64_t row, int part, int n) {
   const int output = p.first[part] + n;
-  float value = sum * kRange;
+  float value = sum * (kRange * p.unit[part]);
   if (p.bias != nullptr) value += widen(p.bias[output]);
   return value + low_rank_term(p, row, part, n);
 }

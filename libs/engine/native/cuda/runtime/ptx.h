@@ -93,6 +93,15 @@ ENGINE_DEVICE std::uint32_t pack_f16(float low, float high) {
 #endif
 }
 
+ENGINE_DEVICE void unpack_f16(std::uint32_t pair, float& low, float& high) {
+#ifdef ENGINE_CUDA_EMULATED
+  low = to_float(f16{static_cast<std::uint16_t>(pair & 0xffffu)});
+  high = to_float(f16{static_cast<std::uint16_t>(pair >> 16)});
+#else
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}" : "=f"(low), "=f"(high) : "r"(pair));
+#endif
+}
+
 // Byte i of the result is byte (selector >> 4·i) & 7 of {a, b}, a's first.
 ENGINE_DEVICE std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
 #ifdef ENGINE_CUDA_EMULATED
