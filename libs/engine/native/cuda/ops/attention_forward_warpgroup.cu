@@ -133,24 +133,22 @@ __global__ void __launch_bounds__(kGroupThreads, 1) forward_kernel(ForwardArgume
     copy_async_wait<0>();
     fence_shared_for_products();
     __syncthreads();  // the next keys and this step's values are there; nobody reads the last step's values, nor these keys
+    load_values(step + 1);  // before the products: after them, the exponentials would wait for these instructions
+    load_keys(step + 2);
+    copy_async_commit();
     float s[kKeys / 8][4];
     fence_products();
     start_scores<D, kRows, kKeys>(s, q_matrix, further(k_matrix, (step + 1) % 2 * stage_bytes));
     commit_products();
     start_sums(o, p, further(v_matrix, step % 2 * stage_bytes));
     commit_products();
-    load_values(step + 1);
-    load_keys(step + 2);
-    copy_async_commit();
     wait_products<1>(s);
     softmax_step(s, step + 1);
     wait_products<0>(o, p);
-    if (softmax.shrink[0] != 1.0f || softmax.shrink[1] != 1.0f) {  // seldom, once a row has seen many keys
 #pragma unroll
-      for (int n = 0; n < D / 8; ++n)
+    for (int n = 0; n < D / 8; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) o[n][i] *= softmax.shrink[i / 2];
-    }
+      for (int i = 0; i < 4; ++i) o[n][i] *= softmax.shrink[i / 2];
     to_fragments(p, s);
   }
   copy_async_wait<0>();
