@@ -1,22 +1,26 @@
 // sample.cu: a row of logits is read by many blocks, chunk by chunk, twice: for its largest value and its Σ exp, then for its masses exp((z - largest) / T),
-//   of which those that can matter are kept in a list. One block a row then finds the thresholds by bisection over the bits of floats, whose order is that of
-//   the values, and draws. A row whose thresholds lie below the list, which flat distributions have, is bisected over all its logits: slow, and right.
+//   of which those that can matter are kept in lists: from 2^-20 on, or, where top-k is at most the number of chunks, from the k-th of the chunks' largest
+//   on. One block a row then finds the thresholds (sample_select.cuh) and draws: the chunk first, by the chunks' sums. Where the lists do not tell, which
+//   flat distributions make so, it writes all of the row's masses where the lists were and reads them instead.
 //   Floor: 8 B a logit from the second-level cache (4 when greedy), and three launches. Sums are fp64, in an order that depends on the row alone.
 #include <cmath>
 
 #include "core/error.h"
 #include "core/rng.h"
-#include "cuda/ops/block_reduce.h"
 #include "cuda/ops/sample.h"
+#include "cuda/ops/sample_select.cuh"
 #include "cuda/runtime/launch.h"
 
 namespace engine::cuda {
 namespace {
 
-constexpr int kThreads = 256, kEach = 16, kChunk = kThreads * kEach;
-constexpr int kListed = 1024;    // candidates of one chunk
-constexpr int kMost = 8192;      // candidates of a row
-constexpr float kCandidate = 0x1p-18f;  // the least mass of one; the largest mass of a row is 1
+using sampling::kSelect;
+
+constexpr int kThreads = 256, kEach = 8, kChunk = kThreads * kEach;
+constexpr int kListed = kChunk / 2;     // candidates of one chunk: a list takes what its masses do
+constexpr float kCandidate = 0x1p-20f;  // the largest mass of a row is 1
+constexpr int kMostChunks = static_cast<int>(sampling::kMostMasses / kChunk);
+static_assert(kMostChunks <= kSelect);  // a chunk for a thread
 
 // What is known of a chunk.
 struct Chunk {
@@ -39,6 +43,7 @@ struct Work {
 
   ENGINE_DEVICE Chunk& chunk(std::int64_t row, std::int64_t c) const { return chunks[row * count + c]; }
   ENGINE_DEVICE Candidate* list(std::int64_t row, std::int64_t c) const { return candidates + (row * count + c) * kListed; }
+  ENGINE_DEVICE float* masses(std::int64_t row) const { return reinterpret_cast<float*>(list(row, 0)); }  // [count · kChunk]
 };
 
 ENGINE_DEVICE float value_of(float z) { return z; }
@@ -48,6 +53,7 @@ struct Best {
   float value;
   std::int32_t at;
 };
+ENGINE_DEVICE Best shuffle_xor(Best best, unsigned mask) { return {cuda::shuffle_xor(best.value, mask), cuda::shuffle_xor(best.at, mask)}; }
 // The larger, the first of equals.
 ENGINE_DEVICE Best better(Best a, Best b) { return b.value > a.value || (b.value == a.value && b.at < a.at) ? b : a; }
 
@@ -55,7 +61,6 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) survey(View<const T> logits, const std::int32_t* positions, Work work) {
   allow_next();
   wait_for_previous();
-  SHARED_ARRAY(Best, bests, kThreads / kWarp);
   const std::int64_t row = blockIdx.y, first = std::int64_t{blockIdx.x} * kChunk;
   if (positions[row] < 0) return;
   const T* z = logits.row(row);
@@ -67,250 +72,210 @@ __global__ void __launch_bounds__(kThreads) survey(View<const T> logits, const s
     values[i] = at < logits.cols ? value_of(z[at]) : -infinity();
     best = better(best, {values[i], static_cast<std::int32_t>(at)});
   }
-  for (unsigned mask = kWarp / 2; mask > 0; mask /= 2) best = better(best, {shuffle_xor(best.value, mask), shuffle_xor(best.at, mask)});
-  if (lane_id() == 0) bests[threadIdx.x / kWarp] = best;
-  __syncthreads();
-  for (int w = 0; w < kThreads / kWarp; ++w) best = better(best, bests[w]);
+  best = sampling::reduce(best, [](Best a, Best b) { return better(a, b); });
   double total = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i)
     if (values[i] != -infinity()) total += static_cast<double>(expf(values[i] - best.value));
-  total = block_sum(total);
+  total = sampling::reduce_sum(total);
   if (threadIdx.x == 0) work.chunk(row, blockIdx.x) = {total, 0, best.value, best.at, 0, 0};
 }
 
-// The row's largest value, by every thread.
-ENGINE_DEVICE Best best_of(const Work& work, std::int64_t row) {
-  Best best{work.chunk(row, 0).top, work.chunk(row, 0).at};
-  for (std::int64_t c = 1; c < work.count; ++c) best = better(best, {work.chunk(row, c).top, work.chunk(row, c).at});
-  return best;
-}
+// The masses of a row.   exp((z - top) / T) as the CPU has it: with the quotient rounded as a division rounds it.
+struct MassOf {
+  double top, temperature, inverse;
 
-template <class T>
-struct Masses {
-  const T* row;
-  std::int64_t cols;
-  double top, temperature;
-
-  ENGINE_DEVICE float operator()(std::int64_t i) const { return static_cast<float>(exp((static_cast<double>(value_of(row[i])) - top) / temperature)); }
+  ENGINE_DEVICE MassOf(float t, double temp) : top(static_cast<double>(t)), temperature(temp), inverse(1.0 / temp) {}
+  ENGINE_DEVICE float operator()(float z) const {
+    const double d = static_cast<double>(z) - top, q = d * inverse;
+    if (d == 0) return 1.0f;  // whatever the temperature
+    if (!(q > -110.0)) return 0.0f;  // below the least float; NaN, too
+    const float mass = static_cast<float>(exp(fma(fma(-q, temperature, d), inverse, q)));
+    return mass > 0 ? mass : 0.0f;
+  }
 };
 
-// The sum of `count` over the block's threads before this one.
-ENGINE_DEVICE int sum_before(int count) {
-  SHARED_ARRAY(int, sums, 32);
-  const unsigned lane = lane_id(), warp = threadIdx.x / kWarp;
-  int sum = count;
-  for (unsigned d = 1; d < kWarp; d *= 2) {
-    const int before = shuffle(sum, lane - d);
-    if (lane >= d) sum += before;
-  }
-  if (lane == kWarp - 1) sums[warp] = sum;
-  __syncthreads();
-  sum -= count;
-  for (unsigned w = 0; w < warp; ++w) sum += sums[w];
-  return sum;
+// Settings that say no more than others are brought to one form.
+ENGINE_DEVICE SampleSettings settings_of(SampleSettings set, std::int64_t vocab) {
+  if (set.top_k >= vocab) set.top_k = 0;
+  return set;
 }
+ENGINE_DEVICE bool takes_all(const SampleSettings& set) { return set.top_k == 0 && !(set.top_p < 1) && !(set.min_p > 0); }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) weigh(View<const T> logits, const SampleSettings* settings, const std::int32_t* positions, Work work) {
   allow_next();
   wait_for_previous();
+  SHARED_ARRAY(float, tops, kThreads);
+  SHARED_ARRAY(float, least_top, 1);
   const std::int64_t row = blockIdx.y, first = std::int64_t{blockIdx.x} * kChunk + kEach * threadIdx.x;
   if (positions[row] < 0 || settings[row].temperature == 0) return;
-  const Masses<T> mass_of{logits.row(row), logits.cols, static_cast<double>(best_of(work, row).value), settings[row].temperature};
+  const SampleSettings set = settings_of(settings[row], logits.cols);
+  const T* z = logits.row(row);
+  float values[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) values[i] = first + i < logits.cols ? value_of(z[first + i]) : -infinity();
+  float top = -infinity();
+  for (std::int64_t c = threadIdx.x; c < work.count; c += kThreads) top = fmaxf(top, work.chunk(row, c).top);
+  const MassOf mass_of(sampling::reduce(top, [](float a, float b) { return fmaxf(a, b); }), set.temperature);
+  float least = takes_all(set) ? infinity() : kCandidate;
+  if (set.top_k > 0 && set.top_k <= work.count && work.count <= kThreads) {
+    const auto chunk = static_cast<int>(threadIdx.x), count = static_cast<int>(work.count);
+    tops[chunk] = top;
+    __syncthreads();
+    if (chunk < count) {
+      int before = 0;
+      for (int c = 0; c < count; ++c) before += tops[c] > top || (tops[c] == top && c < chunk) ? 1 : 0;
+      if (before == set.top_k - 1) *least_top = top;
+    }
+    __syncthreads();
+    least = fmaxf(mass_of(*least_top), float_of(1));
+  }
   float masses[kEach];
   double sum = 0;
   int listed = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    masses[i] = first + i < logits.cols ? mass_of(first + i) : 0.0f;
-    if (!(masses[i] > 0)) masses[i] = 0;  // NaN, too
+    masses[i] = mass_of(values[i]);
     sum += static_cast<double>(masses[i]);
-    listed += masses[i] >= kCandidate ? 1 : 0;
+    listed += masses[i] >= least ? 1 : 0;
   }
-  int at = sum_before(listed);
-  const int all = block_sum(listed);
+  const int to = sampling::running_sum(listed);
+  int at = to - listed;
   Candidate* list = work.list(row, blockIdx.x);
 #pragma unroll
   for (int i = 0; i < kEach; ++i)
-    if (masses[i] >= kCandidate) {
+    if (masses[i] >= least) {
       if (at < kListed) list[at] = {static_cast<std::uint32_t>(first + i), masses[i]};
       ++at;
     }
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) {
+  sum = sampling::reduce_sum(sum);
+  if (threadIdx.x == kThreads - 1) {
     work.chunk(row, blockIdx.x).mass = sum;
-    work.chunk(row, blockIdx.x).candidates = all;
+    work.chunk(row, blockIdx.x).candidates = to;
   }
 }
 
-// Masses in the order of their tokens: of a list in shared memory, or of the whole row.
-struct Listed {
-  const Candidate* list;
-  std::int64_t size;
-  ENGINE_DEVICE float mass(std::int64_t i) const { return list[i].mass; }
-  ENGINE_DEVICE std::int64_t token(std::int64_t i) const { return list[i].token; }
-};
-template <class T>
-struct All {
-  Masses<T> masses;
-  std::int64_t size;
-  ENGINE_DEVICE float mass(std::int64_t i) const {
-    const float m = masses(i);
-    return m > 0 ? m : 0.0f;
-  }
-  ENGINE_DEVICE std::int64_t token(std::int64_t i) const { return i; }
-};
-
-template <class From>
-ENGINE_DEVICE double mass_from(const From& from, float least) {
-  double sum = 0;
-  for (std::int64_t i = threadIdx.x; i < from.size; i += kThreads) {
-    const float m = from.mass(i);
-    if (m >= least) sum += static_cast<double>(m);
-  }
-  return block_sum(sum);
-}
-template <class From>
-ENGINE_DEVICE std::int64_t count_from(const From& from, float least) {
-  std::int64_t n = 0;
-  for (std::int64_t i = threadIdx.x; i < from.size; i += kThreads) n += from.mass(i) >= least ? 1 : 0;
-  return block_sum(n);
-}
-
-// The largest float in [least, 1] for which enough(value) holds; enough(least) is taken for granted.
-template <class Enough>
-ENGINE_DEVICE float largest_enough(float least, const Enough& enough) {
-  std::uint32_t low = bits_of(least), high = bits_of(1.0f) + 1;  // enough at low, not at high
-  while (low + 1 < high) {
-    const std::uint32_t middle = low + (high - low) / 2;
-    if (enough(float_of(middle))) low = middle;
-    else high = middle;
-  }
-  return float_of(low);
-}
-
-// The token at which the running sum of the masses that are at least `least` passes `target`; the last of them when it never does.
-template <class From>
-ENGINE_DEVICE std::int64_t draw(const From& from, std::int64_t begin, std::int64_t end, float least, double target) {
-  SHARED_ARRAY(double, sums, kThreads);
-  SHARED_ARRAY(std::int64_t, lasts, kThreads);
-  SHARED_ARRAY(std::int64_t, found, 1);
-  const std::int64_t each = (end - begin + kThreads - 1) / kThreads, first = begin + threadIdx.x * each, last = first + each < end ? first + each : end;
-  double sum = 0;
-  std::int64_t kept = -1;
-  for (std::int64_t i = first; i < last; ++i) {
-    const float mass = from.mass(i);
-    if (!(mass >= least)) continue;
-    sum += static_cast<double>(mass);
-    kept = i;
-  }
-  __syncthreads();
-  sums[threadIdx.x] = sum;
-  lasts[threadIdx.x] = kept;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    double before = 0;
-    std::int64_t at = begin;
-    for (int t = 0; t < kThreads; ++t) {
-      if (lasts[t] < 0) continue;
-      at = lasts[t];
-      if (before + sums[t] > target) {
-        double cumulative = before;
-        for (std::int64_t i = begin + t * each; i <= lasts[t]; ++i) {
-          const float mass = from.mass(i);
-          if (!(mass >= least)) continue;
-          cumulative += static_cast<double>(mass);
-          at = i;
-          if (cumulative > target) break;
-        }
-        break;
-      }
-      before += sums[t];
-    }
-    *found = from.token(at);
-  }
-  __syncthreads();
-  return *found;
-}
-
-// top-k, top-p and min-p over `from`, which has all masses from `floor` on: all there are, or (not `whole`) there may be less, and then false when a
-// threshold may lie among those.
-template <class From>
-ENGINE_DEVICE bool find_least(const From& from, const SampleSettings& set, double all_mass, float floor, bool whole, float& least) {
+// What top-k, top-p and min-p leave of `masses`: those from `least` on. `masses` are all there are, or (not `whole`) what lists have of them; where those do
+// not tell, false.
+template <class Masses>
+ENGINE_DEVICE bool threshold(const Masses& masses, const SampleSettings& set, double all_mass, bool whole, sampling::Bins& bins, float& least) {
   least = float_of(1);  // more than what is masked
-  bool counted = false;
+  double kept = all_mass;
   if (set.top_k > 0) {
-    counted = count_from(from, floor) >= set.top_k;
-    if (counted) least = largest_enough(floor, [&](float value) { return count_from(from, value) >= set.top_k; });
-    else if (!whole) return false;
+    const sampling::Found found = sampling::find_least(masses, [&](const sampling::Tally& tally) { return tally.count >= set.top_k; }, bins);
+    if (!found.any && !whole) return false;
+    if (found.any) {
+      least = found.least;
+      kept = found.mass;
+    }
   }
   if (set.top_p < 1) {
-    const double wanted = set.top_p * (counted ? mass_from(from, least) : all_mass);
-    if (mass_from(from, floor) >= wanted) least = fmaxf(least, largest_enough(floor, [&](float value) { return mass_from(from, value) >= wanted; }));
-    else if (!whole) return false;
+    const double wanted = set.top_p * kept;
+    const sampling::Found found = sampling::find_least(masses, [&](const sampling::Tally& tally) { return tally.mass >= wanted; }, bins);
+    if (!found.any && !whole) return false;
+    if (found.any) least = fmaxf(least, found.least);
   }
   least = fmaxf(least, static_cast<float>(set.min_p));
-  return least >= floor;
+  return whole || set.top_k > 0 || least >= kCandidate;
+}
+
+// Which chunk to draw from, and what its running sum has to pass. Thread c has chunk c's sum of what is kept. sums: room for kSelect of them.
+struct Target {
+  int chunk;  // negative: nothing is kept
+  double rest;
+};
+ENGINE_DEVICE Target find_chunk(double mine, double uniform, double* sums) {
+  const double sum = sampling::running_sum(mine);
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  const double target = uniform * sums[kSelect - 1];
+  int chunk = sampling::first_thread(mine > 0 && sum > target);
+  if (chunk == kSelect) chunk = sampling::reduce(mine > 0 ? static_cast<int>(threadIdx.x) : -1, [](int a, int b) { return a > b ? a : b; });
+  return {chunk, target - (chunk > 0 ? sums[chunk - 1] : 0.0)};
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) choose(View<const T> logits, const SampleSettings* settings, const std::int32_t* positions, std::uint32_t* tokens, float* logprobs,
-                                                   Work work) {
+__global__ void __launch_bounds__(kSelect) choose(View<const T> logits, const SampleSettings* settings, const std::int32_t* positions, std::uint32_t* tokens, float* logprobs,
+                                                  Work work) {
   allow_next();
   wait_for_previous();
+  SHARED_ARRAY(std::int32_t, counts, kMostChunks);
   const std::int64_t row = blockIdx.x;
   if (positions[row] < 0) return;
-  SampleSettings set = settings[row];
-  const Best best = best_of(work, row);
-  double total = 0, mass = 0;
-  std::int64_t candidates = 0;
-  bool complete = true;  // every list holds all of its chunk's
-  for (std::int64_t c = 0; c < work.count; ++c) {
-    const Chunk chunk = work.chunk(row, c);
-    total += chunk.total * exp(static_cast<double>(chunk.top) - static_cast<double>(best.value));
-    if (set.temperature == 0) continue;
-    mass += chunk.mass;
-    candidates += chunk.candidates;
-    complete = complete && chunk.candidates <= kListed;
-  }
+  const auto thread = static_cast<int>(threadIdx.x), lane = static_cast<int>(lane_id()), warp = thread / kWarp, chunks = static_cast<int>(work.count);
+  const SampleSettings set = settings_of(settings[row], logits.cols);
+  const bool mine = thread < chunks;
+  const Chunk chunk = mine ? work.chunk(row, thread) : Chunk{0, 0, -infinity(), 0x7fffffff, 0, 0};
+  const Best best = sampling::reduce(Best{chunk.top, chunk.at}, [](Best a, Best b) { return better(a, b); });
+  const double total = sampling::reduce_sum(mine ? chunk.total * exp(static_cast<double>(chunk.top) - static_cast<double>(best.value)) : 0.0);
   std::int64_t token = best.at;
   if (set.temperature > 0) {
-    if (set.top_k >= logits.cols) set.top_k = 0;
-    auto* list = static_cast<Candidate*>(block_shared());
-    complete = complete && candidates <= kMost;
-    if (complete) {
-      std::int64_t to = 0;
-      for (std::int64_t c = 0; c < work.count; to += work.chunk(row, c).candidates, ++c)
-        for (std::int64_t i = threadIdx.x; i < work.chunk(row, c).candidates; i += kThreads) list[to + i] = work.list(row, c)[i];
-    }
-    __syncthreads();
     const PhiloxBlock words = Philox{set.seed, 0}.block(static_cast<std::uint64_t>(positions[row]));
     const double uniform = static_cast<double>((std::uint64_t{words[0]} << 32 | words[1]) >> 11) * 0x1p-53;
-    const Listed listed{list, candidates};
-    const All<T> all{{logits.row(row), logits.cols, static_cast<double>(best.value), set.temperature}, logits.cols};
-    float least = 0;
-    if (set.top_k == 0 && !(set.top_p < 1) && !(set.min_p > 0)) {  // all of them: the chunk first
-      double target = uniform * mass;
-      std::int64_t c = 0, last = 0;
-      for (; c < work.count; ++c) {
-        const double here = work.chunk(row, c).mass;
-        if (here > 0) last = c;
-        if (here > target) break;
-        target -= here;
+    const MassOf mass_of(best.value, set.temperature);
+    const double mass = sampling::reduce_sum(chunk.mass);
+    auto& bins = *static_cast<sampling::Bins*>(block_shared());
+    const auto width = [&](int c) { return (c + 1) * std::int64_t{kChunk} < logits.cols ? kChunk : static_cast<int>(logits.cols - c * std::int64_t{kChunk}); };
+    // For every chunk a warp: the sum of what is kept of its `count(c)` masses; in bins.sums.
+    const auto sum_chunks = [&](const auto& count, const auto& mass_at, float least) {
+      for (int c = warp; c < chunks; c += kSelect / kWarp) {
+        double sum = 0;
+#pragma unroll 4
+        for (int i = lane; i < count(c); i += kWarp) {
+          const float m = mass_at(c, i);
+          if (m >= least) sum += static_cast<double>(m);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) bins.sums[c] = sum;
       }
-      if (c == work.count) c = last;
-      const std::int64_t begin = c * kChunk, end = begin + kChunk < logits.cols ? begin + kChunk : logits.cols;
-      token = draw(all, begin, end, float_of(1), target);
-    } else if (complete && find_least(listed, set, mass, kCandidate, false, least)) {
-      token = draw(listed, 0, listed.size, least, uniform * mass_from(listed, least));
+      __syncthreads();
+      return mine ? bins.sums[thread] : 0.0;
+    };
+    float least = float_of(1);
+    if (takes_all(set)) {
+      const Target target = find_chunk(chunk.mass, uniform, bins.sums);
+      if (target.chunk >= 0) {
+        const std::int64_t first = target.chunk * std::int64_t{kChunk};
+        token = first + sampling::draw([&](int i) { return mass_of(value_of(logits.row(row)[first + i])); }, width(target.chunk), least, target.rest);
+      }
     } else {
-      find_least(all, set, mass, float_of(1), true, least);
-      token = draw(all, 0, all.size, least, uniform * mass_from(all, least));
+      if (mine) counts[thread] = chunk.candidates;
+      const bool complete = sampling::first_thread(chunk.candidates > kListed) == kSelect;
+      const auto listed = [&](int c, int i) { return work.list(row, c)[i].mass; };
+      const auto count = [&](int c) { return counts[c]; };
+      const auto candidates = [&](const auto& visit) {
+        for (int c = warp; c < chunks; c += kSelect / kWarp)
+          for (int i = lane; i < counts[c]; i += kWarp) visit(listed(c, i));
+      };
+      if (complete && threshold(candidates, set, mass, false, bins, least)) {
+        const Target target = find_chunk(sum_chunks(count, listed, least), uniform, bins.sums);
+        if (target.chunk >= 0)
+          token = work.list(row, target.chunk)[sampling::draw([&](int i) { return listed(target.chunk, i); }, counts[target.chunk], least, target.rest)].token;
+      } else {
+        float* masses = work.masses(row);
+        const std::int64_t padded = work.count * kChunk;
+        __syncthreads();  // the lists have been read
+        for (std::int64_t i = thread; i < padded; i += kSelect) masses[i] = i < logits.cols ? mass_of(value_of(logits.row(row)[i])) : 0.0f;
+        __syncthreads();
+        const auto all = [&](const auto& visit) {
+#pragma unroll 4
+          for (std::int64_t i = 4 * thread; i < padded; i += 4 * kSelect) {
+            float four[4];
+            load_floats4(masses + i, four);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) visit(four[j]);
+          }
+        };
+        threshold(all, set, mass, true, bins, least);
+        const auto mass_at = [&](int c, int i) { return masses[c * std::int64_t{kChunk} + i]; };
+        const Target target = find_chunk(sum_chunks(width, mass_at, least), uniform, bins.sums);
+        if (target.chunk >= 0)
+          token = target.chunk * std::int64_t{kChunk} + sampling::draw([&](int i) { return mass_at(target.chunk, i); }, width(target.chunk), least, target.rest);
+      }
     }
   }
-  if (threadIdx.x != 0) return;
-  if (token >= logits.cols) token = 0;
+  if (thread != 0) return;
   tokens[row] = static_cast<std::uint32_t>(token);
   logprobs[row] = static_cast<float>(static_cast<double>(value_of(logits.row(row)[token])) - static_cast<double>(best.value) - log(total));
 }
@@ -319,14 +284,15 @@ constexpr std::int64_t chunks_of(std::int64_t vocab) { return (vocab + kChunk - 
 
 template <class T>
 void start(View<const T> logits, const SampleSettings* settings, const std::int32_t* positions, std::uint32_t* tokens, float* logprobs, void* workspace, cudaStream_t stream) {
-  require(logits.cols > 0, "a token cannot be chosen from no logits");
+  require(logits.cols > 0 && logits.cols <= sampling::kMostMasses, "a token is chosen from 1 to ", sampling::kMostMasses, " logits; there are ", logits.cols);
   const std::int64_t count = chunks_of(logits.cols);
-  auto* chunks = static_cast<Chunk*>(workspace);
-  const Work work{chunks, reinterpret_cast<Candidate*>(chunks + logits.rows * count), count};
+  // Lists first: what is read 16 bytes at a time.
+  auto* candidates = static_cast<Candidate*>(workspace);
+  const Work work{reinterpret_cast<Chunk*>(candidates + logits.rows * count * kListed), candidates, count};
   const dim3 grid(blocks(count), blocks(logits.rows));
   launch_chained(stream, grid, kThreads, 0, survey<T>, logits, positions, work);
   launch_chained(stream, grid, kThreads, 0, weigh<T>, logits, settings, positions, work);
-  launch_chained(stream, blocks(logits.rows), kThreads, kMost * static_cast<std::int64_t>(sizeof(Candidate)), choose<T>, logits, settings, positions, tokens, logprobs, work);
+  launch_chained(stream, blocks(logits.rows), kSelect, sizeof(sampling::Bins), choose<T>, logits, settings, positions, tokens, logprobs, work);
 }
 
 }  // namespace

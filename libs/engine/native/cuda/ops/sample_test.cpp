@@ -40,21 +40,27 @@ std::uint32_t by_cpu(std::span<const float> logits, const SampleSettings& s, std
 }
 
 TEST("tokens are the CPU's choice, with their log-probability") {
-  const SampleSettings kinds[] = {{1, 0, 1, 0, 0},      {2, 1, 1, 0, 0},       {3, 0.6, 0.95, 0, 0}, {4, 1.5, 0.5, 0, 40}, {5, 0.7, 1, 0, 1},
-                                  {6, 1, 1, 0.05, 0},   {7, 2, 0.9, 0.01, 20}, {8, 0.01, 0.9, 0, 0}, {9, 1, 0.9, 0, 1 << 20}, {10, 1, 0.001, 1, 3}};
-  for (const std::int64_t vocab : {1, 63, 4096, 4200}) {
+  const SampleSettings kinds[] = {{1, 0, 1, 0, 0},      {2, 1, 1, 0, 0},           {3, 0.6, 0.95, 0, 0},    {4, 1.5, 0.5, 0, 40},   {5, 0.7, 1, 0, 1},
+                                  {6, 1, 1, 0.05, 0},   {7, 2, 0.9, 0.01, 20},     {8, 0.01, 0.9, 0, 0},    {9, 1, 0.9, 0, 1 << 20}, {10, 1, 0.001, 1, 3},
+                                  {11, 1e-310, 1, 0, 0}, {12, 1e300, 0.5, 1e-9, 0}, {13, 0.8, 0.999999, 0, 0}, {14, 1, 1, 1e-7, 0},   {15, 0.9, 0.97, 0.001, 700}};
+  enum class Shape : std::uint8_t { peaked, tied, flat, wide, masked };
+  for (const std::int64_t vocab : {1, 63, 2049, 4200, 20001}) {
     std::vector<float> logits;
     std::vector<SampleSettings> settings;
     std::vector<std::int32_t> positions;
-    for (int time = 0; time < 3; ++time)
+    for (const Shape shape : {Shape::peaked, Shape::tied, Shape::flat, Shape::wide, Shape::masked})
       for (const SampleSettings& kind : kinds) {
-        // Peaked ones with ties, and (time 2) flat ones, whose thresholds lie deep.
-        auto row = random_values(vocab, settings.size() + 1, time == 2 ? 0.01f : 12.0f);
-        if (time == 1)
-          for (float& z : row) z = std::round(z);
+        if (vocab > 4200 && (kind.seed + static_cast<std::uint64_t>(shape)) % 4 != 0) continue;  // long rows: some of each
+        // Where it is flat or wide, thresholds lie deep and what matters is much.
+        auto row = random_values(vocab, settings.size() + 1, shape == Shape::flat ? 0.01f : shape == Shape::wide ? 4.0f : 12.0f);
+        for (std::size_t i = 0; i < row.size(); ++i) {
+          if (shape == Shape::tied) row[i] = std::round(row[i]);
+          if (shape == Shape::masked && i % 3 != 1) row[i] = -std::numeric_limits<float>::infinity();
+        }
+        if (shape == Shape::masked && vocab == 1) row[0] = 0;
         logits.insert(logits.end(), row.begin(), row.end());
         settings.push_back(kind);
-        settings.back().seed += static_cast<std::uint64_t>(100 * time);
+        settings.back().seed += 100 * static_cast<std::uint64_t>(shape);
         positions.push_back(static_cast<std::int32_t>(7 * settings.size()));
       }
     const Chosen got = choose(logits, vocab, settings, positions);

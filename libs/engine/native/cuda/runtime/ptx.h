@@ -140,6 +140,14 @@ ENGINE_DEVICE unsigned count_arrival(unsigned* counter) {
   return atomicAdd(counter, 1u);
 #endif
 }
+// Adds to a word of shared memory that other threads add to.
+ENGINE_DEVICE void add_shared(unsigned* word, unsigned value) {
+#ifdef ENGINE_CUDA_EMULATED
+  *word += value;
+#else
+  atomicAdd(word, value);
+#endif
+}
 ENGINE_DEVICE void acquire() {
 #ifndef ENGINE_CUDA_EMULATED
   __threadfence();
