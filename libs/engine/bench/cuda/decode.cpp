@@ -11,6 +11,7 @@
 #include "core/code_tables.h"
 #include "core/error.h"
 #include "core/rng.h"
+#include "cuda/ops/embed.h"
 #include "cuda/ops/head_gemv.h"
 #include "cuda/ops/lora_rows.h"
 #include "cuda/ops/nf4_gemv.h"
@@ -157,7 +158,7 @@ struct Step {
   DeviceBuffer<float> norm, bias, cos, sin;
   DeviceBuffer<std::int32_t> tables, sequences, positions;
   DeviceBuffer<SampleSettings> settings;
-  DeviceBuffer<std::uint32_t> tokens;
+  DeviceBuffer<std::uint32_t> ids, tokens;
   DeviceBuffer<float> logprobs;
   // Adapters of rank kRank on everything, one for each row: as many different ones as `adapters` says.
   DeviceMemory adapter_values, low;
@@ -176,7 +177,8 @@ struct Step {
         sample_workspace(engine::cuda::sample_workspace(rows, m.vocab)), norm(std::vector<float>(static_cast<std::size_t>(m.hidden), 1.0f)),
         bias(std::vector<float>(static_cast<std::size_t>(m.qkv()), 0.1f)), cos(std::vector<float>(static_cast<std::size_t>(context * m.head_dim / 2), 0.8f)),
         sin(std::vector<float>(static_cast<std::size_t>(context * m.head_dim / 2), 0.6f)),
-        settings(std::vector<SampleSettings>(static_cast<std::size_t>(rows), setting)), tokens(rows), logprobs(rows), low(2 * rows * 3 * kRank),
+        settings(std::vector<SampleSettings>(static_cast<std::size_t>(rows), setting)),
+        ids(std::vector<std::uint32_t>(static_cast<std::size_t>(rows), 1000)), tokens(rows), logprobs(rows), low(2 * rows * 3 * kRank),
         pages_each((context + kPageTokens - 1) / kPageTokens) {
     fill_bytes(workspace.data(), 0, workspace.bytes(), stream);
     fill_bytes(attention_workspace.data(), 0, attention_workspace.bytes(), stream);
@@ -266,6 +268,7 @@ struct Step {
     sample(View<const float>(logits.as<float>(), rows, m.vocab), settings.data(), positions.data(), tokens.data(), logprobs.data(), sample_workspace.data(), stream);
   }
   void run(std::int64_t context) const {
+    embed_forward(View<const bf16>(head.as<bf16>(), m.vocab, m.hidden), ids.data(), 1.0f, view(x, m.hidden), stream);  // also keeps x from growing, run after run
     for (std::int64_t i = 0; i < m.layers; ++i) {
       run_qkv(i, input());
       run_place(i);
@@ -288,6 +291,46 @@ struct Step {
     nf4_gemv(in, {weight}, view(x, m.hidden), e, stream);
   }
 };
+
+// Logits about normal, of deviation 2.5. `sure`: three tokens of each row stand out by 16 to 20, as where a model knows how to go on.
+DeviceMemory logits_like_a_models(std::int64_t rows, std::int64_t vocab, bool sure, const Stream& stream) {
+  const Philox random{7, 5};
+  std::vector<float> row(static_cast<std::size_t>(vocab));
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    float sum = 0;
+    for (std::uint64_t j = 0; j < 12; ++j) sum += random.uniform(12 * i + j) - 0.5f;
+    row[i] = 2.5f * sum;
+  }
+  if (sure)
+    for (std::size_t i = 0; i < 3; ++i) row[row.size() / 4 * (i + 1)] = 16.0f + 2.0f * static_cast<float>(i);
+  DeviceMemory memory(4 * rows * vocab);
+  for (std::int64_t r = 0; r < rows; ++r) copy_to_device(memory.as<float>() + r * vocab, row.data(), 4 * vocab, stream);
+  stream.synchronize();
+  return memory;
+}
+
+void sampling_figures(Bench& bench, const Model& m, std::int64_t rows) {
+  const DeviceMemory workspace(sample_workspace(rows, m.vocab));
+  const DeviceBuffer<std::int32_t> positions(std::vector<std::int32_t>(static_cast<std::size_t>(rows), 640));
+  const DeviceBuffer<std::uint32_t> tokens(rows);
+  const DeviceBuffer<float> logprobs(rows);
+  for (const bool sure : {true, false}) {
+    const DeviceMemory logits = logits_like_a_models(rows, m.vocab, sure, bench.stream);
+    const auto kind = [&](const char* name, double passes, const SampleSettings& setting) {
+      const DeviceBuffer<SampleSettings> settings(std::vector<SampleSettings>(static_cast<std::size_t>(rows), setting));
+      bench.row(std::string("sample ") + name + (sure ? ", sure" : ", unsure") + " rows " + std::to_string(rows), 8, 4.0 * passes * static_cast<double>(rows * m.vocab), 0,
+                [&](std::int64_t) {
+                  sample(View<const float>(logits.as<float>(), rows, m.vocab), settings.data(), positions.data(), tokens.data(), logprobs.data(), workspace.data(), bench.stream);
+                });
+    };
+    kind("greedy", 1, {7, 0, 1, 0, 0});
+    kind("all", 2, {7, 0.7, 1, 0, 0});
+    kind("top-k, top-p", 2, {7, 0.7, 0.95, 0, 40});
+    kind("top-p", 2, {7, 0.7, 0.95, 0, 0});
+    kind("top-p 0.9999, hot", 2, {7, 1.5, 0.9999, 0, 0});
+    kind("min-p", 2, {7, 0.7, 1, 0.05, 0});
+  }
+}
 
 void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, std::int64_t context) {
   const std::string count = " rows " + std::to_string(rows);
@@ -315,7 +358,8 @@ void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, 
             [&](std::int64_t i) { step.run_attention(i, context); });
   const double head = 2.0 * static_cast<double>(m.vocab * m.hidden);
   bench.row("head_gemv" + count, 4, head, head * b, [&](std::int64_t) { step.run_head(); });
-  bench.row("sample greedy" + count, 8, 4.0 * static_cast<double>(rows * m.vocab), 0, [&](std::int64_t) { step.run_sample(); });
+
+  sampling_figures(bench, m, rows);
 
   const double step_bytes = static_cast<double>(m.layers) * (kNf4Bytes * values + cached) + head;
   const double step_flops = 2 * b * (static_cast<double>(m.layers) * values + static_cast<double>(m.vocab * m.hidden));
@@ -325,7 +369,6 @@ void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, 
   };
   whole("step greedy", step);
   const Step sampled(m, w, rows, context, 0, {7, 0.7, 0.95, 0, 40}, bench.stream);
-  bench.row("sample top-k, top-p" + count, 8, 8.0 * static_cast<double>(rows * m.vocab), 0, [&](std::int64_t) { sampled.run_sample(); });
   whole("step sampled", sampled);
   for (const std::int64_t adapters : {1, 8}) {
     if (adapters > rows) continue;
