@@ -1,8 +1,13 @@
 import { type Channel, createChannel } from 'nice-grpc';
+import { careForClosingConnections } from './closing-connections.ts';
 import { messageLimits } from './limits.ts';
 import { type ClientTls, channelCredentials } from './tls.ts';
 
-export type ChannelOptions = { readonly tls?: ClientTls | undefined };
+export type ChannelOptions = {
+  readonly tls?: ClientTls | undefined;
+  /** How often it asks, while calls are open, whether the server is still there. Default: every 10 s. */
+  readonly keepaliveMs?: number | undefined;
+};
 
 /**
  * A channel to every address `host:port` resolves to, calls spread round robin. It connects at the first call, finds
@@ -10,11 +15,12 @@ export type ChannelOptions = { readonly tls?: ClientTls | undefined };
  * `unix:/path`). Closing it is the caller's part.
  */
 export function openChannel(address: string, o: ChannelOptions = {}): Channel {
+  careForClosingConnections();
   const target = /^(dns|unix|ipv4|ipv6|xds):/.test(address) ? address : `dns:///${address}`;
   return createChannel(target, channelCredentials(o.tls), {
     ...messageLimits,
     'grpc.service_config': JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }),
-    'grpc.keepalive_time_ms': 10_000,
+    'grpc.keepalive_time_ms': o.keepaliveMs ?? 10_000,
     'grpc.keepalive_timeout_ms': 3_000,
     'grpc.keepalive_permit_without_calls': 0,
     'grpc.initial_reconnect_backoff_ms': 200,

@@ -7,6 +7,7 @@ import type { Metrics } from '@medmesh/telemetry';
 import { createServer, type Server, type ServerMiddleware } from 'nice-grpc';
 import { ServerReflection, ServerReflectionService } from 'nice-grpc-server-reflection';
 import type { ServiceBinding } from './binding.ts';
+import { careForClosingConnections } from './closing-connections.ts';
 import { exposeDeadline } from './deadline.ts';
 import { createTerminator } from './drain.ts';
 import type { Health } from './health.ts';
@@ -26,6 +27,8 @@ export type StartServerOptions = {
   readonly health: Health;
   /** After this long, ±10 % by chance, a connection is asked to move on, so that clients spread over new replicas. Open calls finish. */
   readonly maxConnectionAgeMs?: number | undefined;
+  /** How often it asks whether a client is still there. Default: every 30 s. */
+  readonly keepaliveMs?: number | undefined;
   readonly tls?: ServerTls | undefined;
   /** Runs inside observation and error translation, outermost first: authentication, limits. */
   readonly middleware?: readonly ServerMiddleware[] | undefined;
@@ -43,13 +46,14 @@ export type RunningServer = {
 
 /** Starts a gRPC server with the given services, health and reflection. Health stays as the caller sets it. */
 export async function startServer(o: StartServerOptions): Promise<RunningServer> {
+  careForClosingConnections();
   const terminator = createTerminator();
   const options: ServerOptions = {
     ...messageLimits,
     interceptors: [exposeDeadline],
     'grpc.enable_channelz': 0,
     // Finds clients that vanished without closing, so that their streams end and release what they hold.
-    'grpc.keepalive_time_ms': 30_000,
+    'grpc.keepalive_time_ms': o.keepaliveMs ?? 30_000,
     'grpc.keepalive_timeout_ms': 10_000,
     // grpc-js adds the ±10 % by itself, per connection.
     ...(o.maxConnectionAgeMs === undefined ? {} : { 'grpc.max_connection_age_ms': o.maxConnectionAgeMs }),
