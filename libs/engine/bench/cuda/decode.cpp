@@ -1,5 +1,6 @@
 // decode.cpp: what the kernels of token generation take at the shapes of a 7 B and a 1.5 B model, beside their floors.
-//   bench_cuda_decode [7b|1.5b] [rows …] [--context N] [--only WORD]     default: 7b, rows 1 2 4 8 16 32 64, context 640
+//   bench_cuda_decode [7b|1.5b] [rows …] [--context N] [--only WORD] [--chain LETTERS]     default: 7b, rows 1 2 4 8 16 32 64, context 640
+// With --chain only what some kernels of a layer take one after another: q(kv), p(lace), a(ttention), o, g(ate_up), d(own), as in --chain qpaogd.
 // Each figure is the time of one launch within a replayed graph of many, as generation runs them. Weights and caches are those of all layers, so that
 // nothing stays in the second-level cache. Floors are bytes over the copy bandwidth, measured first, or operations over 600 TFLOP/s (mma.sync).
 #include <algorithm>
@@ -108,8 +109,10 @@ struct Weights {
   DeviceBuffer<float> map;
   struct Layer {
     Matrix q, k, v, o, gate, up, down;
+    PackedNf4 packed_qkv, packed_o, packed_gate_up, packed_down;
   };
   std::vector<Layer> layers;
+  DeviceMemory packed;
 
   Weights(const Model& m, const Stream& stream) : map(std::vector<float>(kDynamicSigned.begin(), kDynamicSigned.end())) {
     const std::int64_t values = m.layers * (m.qkv() * m.hidden + m.hidden * m.heads * m.head_dim + 3 * m.ffn * m.hidden);
@@ -141,10 +144,33 @@ struct Weights {
       l.down = take(m.hidden, m.ffn);
       layers.push_back(l);
     }
+    DeviceArena counter;
+    pack(counter, nullptr);
+    packed = DeviceMemory(counter.used());
+    DeviceArena arena(packed.data(), packed.bytes());
+    pack(arena, &stream);
+  }
+
+ private:
+  void pack(DeviceArena& arena, const Stream* stream) {
+    const auto one = [&](const Nf4Parts& parts, bool gated) {
+      std::vector<std::int64_t> rows;
+      for (const Matrix& part : parts)
+        if (part.data != nullptr) rows.push_back(part.rows);
+      PackedNf4 to = take_packed(arena, rows, parts[0].cols, gated);
+      if (stream != nullptr) nf4_pack(parts, to, *stream);
+      return to;
+    };
+    for (Layer& l : layers) {
+      l.packed_qkv = one({l.q, l.k, l.v}, false);
+      l.packed_o = one({l.o}, false);
+      l.packed_gate_up = one({l.gate, l.up}, true);
+      l.packed_down = one({l.down}, false);
+    }
   }
 };
 
-constexpr double kNf4Bytes = 0.5 + 1.0 / 64 + 4.0 / 64 / 256;
+constexpr double kNf4Bytes = 0.5 + 2.0 / 64;
 
 // One row of each of `rows` sequences of `context` tokens, and what a step needs beside the weights.
 struct Step {
@@ -242,7 +268,12 @@ struct Step {
     return view(normed, m.hidden);
   }
 
-  void run_qkv(std::int64_t i, View<const bf16> in) const { nf4_gemv(in, {layer(i).q, layer(i).k, layer(i).v}, view(qkv, m.qkv()), extras(i, 0, in, true), stream); }
+  void run_qkv(std::int64_t i, View<const bf16> in) const {
+    if (packed())
+      nf4_gemv(in, layer(i).packed_qkv, view(qkv, m.qkv()), extras(i, 0, in, true), stream);
+    else
+      nf4_gemv(in, {layer(i).q, layer(i).k, layer(i).v}, view(qkv, m.qkv()), extras(i, 0, in, true), stream);
+  }
   void run_place(std::int64_t i) const {
     QkvPost post;
     post.bias = bias.data();
@@ -255,11 +286,25 @@ struct Step {
     paged_attention_decode(attention, view(qkv, m.qkv()).columns(0, m.heads * m.head_dim), paged(), pages(i), view(attended, m.heads * m.head_dim), context,
                            attention_workspace.data(), stream);
   }
-  void run_o(std::int64_t i) const { onto_sum(i, 1, layer(i).o, view(attended, m.heads * m.head_dim)); }
+  void run_o(std::int64_t i) const { onto_sum(i, 1, layer(i).o, layer(i).packed_o, view(attended, m.heads * m.head_dim)); }
   void run_gate_up(std::int64_t i, View<const bf16> in) const {
-    nf4_gemv_gated(Activation::silu, in, {layer(i).gate, layer(i).up}, view(gated, m.ffn), extras(i, 2, in, true), stream);
+    if (packed())
+      nf4_gemv_gated(Activation::silu, in, layer(i).packed_gate_up, view(gated, m.ffn), extras(i, 2, in, true), stream);
+    else
+      nf4_gemv_gated(Activation::silu, in, {layer(i).gate, layer(i).up}, view(gated, m.ffn), extras(i, 2, in, true), stream);
   }
-  void run_down(std::int64_t i) const { onto_sum(i, 3, layer(i).down, view(gated, m.ffn)); }
+  void run_down(std::int64_t i) const { onto_sum(i, 3, layer(i).down, layer(i).packed_down, view(gated, m.ffn)); }
+  void run_letters(std::int64_t i, const std::string& letters, std::int64_t context) const {
+    for (const char letter : letters) switch (letter) {
+        case 'q': run_qkv(i, input()); break;
+        case 'p': run_place(i); break;
+        case 'a': run_attention(i, context); break;
+        case 'o': run_o(i); break;
+        case 'g': run_gate_up(i, input()); break;
+        case 'd': run_down(i); break;
+        default: throw Error(Code::invalid, text("no kernel is called ", letter));
+      }
+  }
   void run_head() const {
     rmsnorm_forward(norm_of(), view(x, m.hidden), {}, view(normed, m.hidden), nullptr, stream);
     head_gemv(view(normed, m.hidden), View<const bf16>(head.as<bf16>(), m.vocab, m.hidden), 0, View<float>(logits.as<float>(), rows, m.vocab), stream);
@@ -285,10 +330,14 @@ struct Step {
   std::int64_t count_of_adapters_ = 0;
   PagedRows paged() const { return {sequences.data(), positions.data(), tables.data(), pages_each}; }
   KvPages pages(std::int64_t i) const { return {cache.as<bf16>() + i % m.layers * layer_elements, m.kv_heads, m.head_dim}; }
-  void onto_sum(std::int64_t i, int group, const Matrix& weight, View<const bf16> in) const {
+  bool packed() const { return rows <= 4; }
+  void onto_sum(std::int64_t i, int group, const Matrix& weight, const PackedNf4& packed_weight, View<const bf16> in) const {
     GemvExtras e = extras(i, group, in, false);
     e.residual = view(x, m.hidden);
-    nf4_gemv(in, {weight}, view(x, m.hidden), e, stream);
+    if (packed())
+      nf4_gemv(in, packed_weight, view(x, m.hidden), e, stream);
+    else
+      nf4_gemv(in, {weight}, view(x, m.hidden), e, stream);
   }
 };
 
@@ -332,10 +381,15 @@ void sampling_figures(Bench& bench, const Model& m, std::int64_t rows) {
   }
 }
 
-void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, std::int64_t context) {
+void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, std::int64_t context, const std::vector<std::string>& chains) {
   const std::string count = " rows " + std::to_string(rows);
   const auto b = static_cast<double>(rows);
   const Step step(m, w, rows, context, 0, {7, 0, 1, 0, 0}, bench.stream);
+  if (!chains.empty()) {
+    for (const std::string& letters : chains)
+      bench.row("chain " + letters + count, m.layers, 0, 0, [&](std::int64_t i) { step.run_letters(i, letters, context); });
+    return;
+  }
   const View<const bf16> in = step.view(rows <= kGemvNormRows ? step.x : step.normed, m.hidden);
   const auto product = [&](const char* name, std::int64_t n, std::int64_t k, const std::function<void(std::int64_t)>& run) {
     const auto values = static_cast<double>(n * k);
@@ -383,12 +437,15 @@ void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, 
 
 int main(int argc, char** argv) {
   std::vector<std::int64_t> row_counts;
+  std::vector<std::string> chains;
   std::string model = "7b", only;
   std::int64_t context = 640;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word == "--only" && i + 1 < argc)
       only = argv[++i];
+    else if (word == "--chain" && i + 1 < argc)
+      chains.emplace_back(argv[++i]);
     else if (word == "--context" && i + 1 < argc)
       context = std::stoll(argv[++i]);
     else if (word == "7b" || word == "1.5b")
@@ -409,7 +466,7 @@ int main(int argc, char** argv) {
       const Weights weights(m, bench.stream);
       for (const std::int64_t rows : row_counts) {
         std::printf("%s, %lld rows, context %lld\n", m.name, static_cast<long long>(rows), static_cast<long long>(context));
-        figures(bench, m, weights, rows, context);
+        figures(bench, m, weights, rows, context, chains);
       }
     }
   } catch (const Error& error) {

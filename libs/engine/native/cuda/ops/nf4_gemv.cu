@@ -215,34 +215,56 @@ void launch_rows(const Products& p, bool gated, std::int64_t tiles, std::int64_t
                  static_cast<int>(tiles));
 }
 
-Products make_products(View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, bool gated) {
+// All but the weights.
+Products make_products(View<const bf16> x, View<bf16> y, const GemvExtras& extras) {
   require(x.rows >= 1 && x.rows <= kGemvRows, x.rows, " rows; a product by vectors takes 1 to ", kGemvRows);
-  Products p{.x = x, .weight = {}, .codes = nullptr, .scales = nullptr, .unit = {1, 1, 1}, .first = {}, .norm = extras.norm, .bias = extras.bias, .low = extras.low, .adapters = extras.adapters,
-             .residual = extras.residual, .y = y, .book = nf4_book(), .gelu = false,
-             .arrivals = static_cast<unsigned*>(extras.workspace),
-             .partials = extras.workspace == nullptr ? nullptr : reinterpret_cast<float*>(static_cast<unsigned*>(extras.workspace) + kMostGroups)};
+  return {.x = x, .weight = {}, .codes = nullptr, .scales = nullptr, .unit = {1, 1, 1}, .first = {}, .norm = extras.norm, .bias = extras.bias, .low = extras.low,
+          .adapters = extras.adapters, .residual = extras.residual, .y = y, .book = nf4_book(), .gelu = false, .arrivals = static_cast<unsigned*>(extras.workspace),
+          .partials = extras.workspace == nullptr ? nullptr : reinterpret_cast<float*>(static_cast<unsigned*>(extras.workspace) + kMostGroups)};
+}
+
+// With the outputs of each part known.
+void check(const Products& p, bool gated) {
+  const std::int64_t outputs = p.first[3], columns = gated ? outputs / 2 : outputs;
+  require(outputs > 0 && outputs < std::int64_t{1} << 30, "a product of ", outputs, " outputs");
+  require(!gated || (p.first[1] == columns && p.first[2] == outputs && columns % 8 == 0 && p.residual.data == nullptr),
+          "a gated product takes a gate and an up of the same rows, a multiple of 8, and no residual");
+  require(p.y.rows == p.x.rows && p.y.cols == columns, "the result is ", p.y.rows, "x", p.y.cols, " for ", p.x.rows, " rows and ", columns, " columns");
+  require(p.norm.weight == nullptr || (p.x.rows <= kGemvNormRows && p.x.cols <= 16384), "x is normalized on the way in for at most ", kGemvNormRows,
+          " rows of 16384; there are ", p.x.rows, " of ", p.x.cols);
+  require(p.residual.data == nullptr || (p.residual.rows == p.y.rows && p.residual.cols == p.y.cols), "the residual is ", p.residual.rows, "x", p.residual.cols,
+          ", the result ", p.y.rows, "x", p.y.cols);
+  require(p.adapters.entries == nullptr || (p.low.rows == p.x.rows && p.low.cols >= p.adapters.parts * p.adapters.ranks && p.adapters.ranks % 8 == 0),
+          "the adapters' rows are ", p.low.rows, "x", p.low.cols, " for ", p.adapters.parts, " parts of rank ", p.adapters.ranks);
+}
+
+Products with_weights(Products p, const GemvWeights& weights, bool gated) {
   std::int64_t outputs = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     p.first[i] = static_cast<std::int32_t>(outputs);
     if (weights[i].data == nullptr) continue;
-    require(weights[i].cols == x.cols && x.cols % kBlock == 0, "rows of ", x.cols, " values with a weight of ", weights[i].cols, "; the device takes multiples of ", kBlock);
+    require(weights[i].cols == p.x.cols && p.x.cols % kBlock == 0, "rows of ", p.x.cols, " values with a weight of ", weights[i].cols, "; the device takes multiples of ", kBlock);
     p.weight[i] = device_nf4(weights[i]);
     outputs += weights[i].rows;
   }
   p.first[3] = static_cast<std::int32_t>(outputs);
-  require(outputs > 0 && outputs < std::int64_t{1} << 30, "a product of ", outputs, " outputs");
-  const std::int64_t columns = gated ? outputs / 2 : outputs;
-  require(!gated || (weights[0].rows == weights[1].rows && weights[2].data == nullptr && weights[0].rows % 8 == 0 && extras.residual.data == nullptr),
-          "a gated product takes a gate and an up of the same rows, a multiple of 8, and no residual");
-  require(y.rows == x.rows && y.cols == columns, "the result is ", y.rows, "x", y.cols, " for ", x.rows, " rows and ", columns, " columns");
-  require(extras.norm.weight == nullptr || (x.rows <= kGemvNormRows && x.cols <= 16384), "x is normalized on the way in for at most ", kGemvNormRows,
-          " rows of 16384; there are ", x.rows, " of ", x.cols);
-  require(extras.residual.data == nullptr || (extras.residual.rows == y.rows && extras.residual.cols == y.cols), "the residual is ", extras.residual.rows, "x",
-          extras.residual.cols, ", the result ", y.rows, "x", y.cols);
-  const RowAdapters& adapters = extras.adapters;
-  require(adapters.entries == nullptr || (extras.low.rows == x.rows && extras.low.cols >= adapters.parts * adapters.ranks && adapters.ranks % 8 == 0),
-          "the adapters' rows are ", extras.low.rows, "x", extras.low.cols, " for ", adapters.parts, " parts of rank ", adapters.ranks);
+  check(p, gated);
   return p;
+}
+
+Products with_packed(Products p, const PackedNf4& weight, bool gated) {
+  require(weight.cols == p.x.cols, "rows of ", p.x.cols, " values with a weight of ", weight.cols);
+  require(weight.gated == gated, "a weight is packed for a gated product or for a plain one; this is the other");
+  p.codes = weight.codes;
+  p.scales = weight.scales;
+  std::ranges::copy(weight.unit, p.unit);
+  std::ranges::copy(weight.first, p.first);
+  check(p, gated);
+  return p;
+}
+
+void multiply_packed(const Products& p, bool gated, cudaStream_t stream) {
+  require(multiply_few(p, gated, stream), "rows of ", p.x.cols, " values do not fit into shared memory");
 }
 
 void multiply(const Products& p, bool gated, cudaStream_t stream) {
@@ -268,13 +290,23 @@ void multiply(const Products& p, bool gated, cudaStream_t stream) {
 std::int64_t nf4_gemv_workspace(std::int64_t rows) { return rows <= 4 ? 0 : 4 * nf4::kMostGroups + nf4::partials_bytes(rows); }
 
 void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream) {
-  nf4::multiply(nf4::make_products(x, weights, y, extras, false), false, stream);
+  nf4::multiply(nf4::with_weights(nf4::make_products(x, y, extras), weights, false), false, stream);
 }
 
 void nf4_gemv_gated(Activation act, View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream) {
-  nf4::Products p = nf4::make_products(x, weights, y, extras, true);
+  nf4::Products p = nf4::with_weights(nf4::make_products(x, y, extras), weights, true);
   p.gelu = act == Activation::gelu_tanh;
   nf4::multiply(p, true, stream);
+}
+
+void nf4_gemv(View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream) {
+  nf4::multiply_packed(nf4::with_packed(nf4::make_products(x, y, extras), weight, false), false, stream);
+}
+
+void nf4_gemv_gated(Activation act, View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream) {
+  nf4::Products p = nf4::with_packed(nf4::make_products(x, y, extras), weight, true);
+  p.gelu = act == Activation::gelu_tanh;
+  nf4::multiply_packed(p, true, stream);
 }
 
 }  // namespace engine::cuda

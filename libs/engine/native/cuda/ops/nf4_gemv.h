@@ -9,6 +9,7 @@
 #include <array>
 
 #include "cuda/ops/lora_rows.h"
+#include "cuda/ops/nf4_pack.h"
 #include "cuda/ops/rmsnorm.h"
 #include "cuda/ops/view.h"
 #include "cuda/runtime/handles.h"
@@ -40,5 +41,9 @@ void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, cons
 // y [rows, F] = act(x·gateᵀ) · (x·upᵀ), of weights {gate, up}, each [F, K], F a multiple of 8. gate and up are rounded to bf16 before, as if stored.
 // There is no residual; a bias is [gate | up].
 void nf4_gemv_gated(Activation act, View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
+
+// The same of packed weights. A row of 1 to 4 has the same bits however many there are.
+void nf4_gemv(View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
+void nf4_gemv_gated(Activation act, View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
 
 }  // namespace engine::cuda

@@ -17,20 +17,29 @@ using engine::test::make_weight;
 using engine::test::OwnedWeight;
 using engine::test::WeightKind;
 
-// Some weights of the same K, and x·Wᵀ of all of them by the CPU.
+// Some weights of the same K, and x·Wᵀ of all of them by the CPU. Plain scales are such that packing keeps them.
 struct Stack {
   std::vector<OwnedWeight> host;
   std::vector<DeviceWeight> device;
   std::int64_t outputs = 0, depth;
   GemvWeights views{};
+  DeviceMemory packed_memory;
+  PackedNf4 packed;
 
-  Stack(WeightKind kind, std::initializer_list<std::int64_t> rows, std::int64_t k) : depth(k) {
+  Stack(WeightKind kind, const std::vector<std::int64_t>& rows, std::int64_t k, bool gated = false) : depth(k) {
     for (const std::int64_t n : rows) {
       host.push_back(make_weight(kind, n, k, 3 + static_cast<std::uint64_t>(n)));
+      for (float& scale : host.back().absmax) scale = to_float(to_f16(scale));
       device.emplace_back(host.back());
       outputs += n;
     }
     for (std::size_t i = 0; i < device.size(); ++i) views[i] = device[i].view;
+    DeviceArena counter;
+    take_packed(counter, rows, k, gated);
+    packed_memory = DeviceMemory(counter.used());
+    DeviceArena arena(packed_memory.data(), packed_memory.bytes());
+    packed = take_packed(arena, rows, k, gated);
+    nf4_pack(views, packed, stream());
   }
 
   std::vector<float> product(const std::vector<float>& x, std::int64_t b) const {
@@ -60,6 +69,14 @@ std::vector<float> rounded(std::vector<float> values) {
   return values;
 }
 
+// Of the weights as stored, and as packed.
+void multiply(bool packed, const Stack& w, View<const bf16> x, View<bf16> y, const GemvExtras& extras) {
+  if (packed)
+    nf4_gemv(x, w.packed, y, extras, stream());
+  else
+    nf4_gemv(x, w.views, y, extras, stream());
+}
+
 TEST("products of few rows with NF4 weights are the CPU's") {
   struct Case {
     std::int64_t b;
@@ -73,13 +90,18 @@ TEST("products of few rows with NF4 weights are the CPU's") {
       const Stack w(kind, c.n, c.k);
       const auto x = random_bf16(c.b * c.k, 1), residual = random_bf16(c.b * w.outputs, 2), bias = random_bf16(w.outputs, 4);
       auto y = w.product(x, c.b);
-      const DeviceRows device_x(x, c.b, c.k, 8), out(c.b, w.outputs, 8), device_residual(residual, c.b, w.outputs), device_bias(bias, 1, w.outputs);
+      auto onto = y;
+      for (std::size_t i = 0; i < y.size(); ++i) onto[i] = round_to_bf16(y[i] + bias[i % static_cast<std::size_t>(w.outputs)]) + residual[i];
+      const DeviceRows device_x(x, c.b, c.k, 8), device_bias(bias, 1, w.outputs);
       const Workspace workspace(c.b);
-      nf4_gemv(device_x.view(), w.views, out.view(), {.workspace = workspace.data()}, stream());
-      CHECK_ERROR(relative_error(out.read(), y), kRounding, c.b, " rows, ", w.outputs, "x", c.k);
-      for (std::size_t i = 0; i < y.size(); ++i) y[i] = round_to_bf16(y[i] + bias[i % static_cast<std::size_t>(w.outputs)]) + residual[i];
-      nf4_gemv(device_x.view(), w.views, device_residual.view(), {.bias = device_bias.view().data, .residual = device_residual.view(), .workspace = workspace.data()}, stream());
-      CHECK_ERROR(relative_error(device_residual.read(), y), kRounding, c.b, " rows, ", w.outputs, "x", c.k, " onto a residual");
+      for (const bool packed : {false, true}) {
+        const DeviceRows out(c.b, w.outputs, 8), device_residual(residual, c.b, w.outputs);
+        multiply(packed, w, device_x.view(), out.view(), {.workspace = workspace.data()});
+        CHECK_ERROR(relative_error(out.read(), y), kRounding, c.b, " rows, ", w.outputs, "x", c.k);
+        multiply(packed, w, device_x.view(), device_residual.view(),
+                 {.bias = device_bias.view().data, .residual = device_residual.view(), .workspace = workspace.data()});
+        CHECK_ERROR(relative_error(device_residual.read(), onto), kRounding, c.b, " rows, ", w.outputs, "x", c.k, " onto a residual");
+      }
     }
 }
 
@@ -87,15 +109,17 @@ TEST("gated products of few rows are the CPU's") {
   const std::int64_t cases[][3] = {{1, 8, 64}, {1, 136, 192}, {4, 48, 320}, {6, 72, 192}, {20, 24, 128}, {64, 8, 64}};
   for (const Activation act : {Activation::silu, Activation::gelu_tanh})
     for (const auto& [b, n, k] : cases) {
-      const Stack w(WeightKind::nf4_double, {n, n}, k);
+      const Stack w(WeightKind::nf4, {n, n}, k, true);
       const auto x = random_bf16(b * k, 1, 2.0f);
       const auto both = rounded(w.product(x, b));
       std::vector<float> y(static_cast<std::size_t>(b * n));
       glu_forward(cpu(), act, ConstRows(both.data(), b, n, 2 * n), ConstRows(both.data() + n, b, n, 2 * n), rows(y, b, n));
-      const DeviceRows device_x(x, b, k, 8), out(b, n, 8);
+      const DeviceRows device_x(x, b, k, 8), out(b, n, 8), packed_out(b, n, 8);
       const Workspace workspace(b);
       nf4_gemv_gated(act, device_x.view(), w.views, out.view(), {.workspace = workspace.data()}, stream());
       CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows, ", n, "x", k);
+      nf4_gemv_gated(act, device_x.view(), w.packed, packed_out.view(), {.workspace = workspace.data()}, stream());
+      CHECK_ERROR(relative_error(packed_out.read(), y), kRounding, b, " rows, ", n, "x", k, ", packed");
     }
 }
 
@@ -117,46 +141,65 @@ TEST("products normalize their rows on the way in, and add what each row's adapt
     const AdapterCase adapters(b, k, {100, 17, 16}, ranks);
     adapters.add(normed, y);
     const RmsNorm norm{folds ? device_norm.data() : nullptr, 1e-6f, 1.0f};
-    const DeviceRows device_x(x, b, k, 8), out(b, outputs), low(b, 3 * ranks);
+    const DeviceRows device_x(x, b, k, 8), low(b, 3 * ranks);
     lora_rows_shrink(device_x.view(), norm, adapters.view(), low.view(), stream());
     const Workspace workspace(b);
     GemvExtras extras{.norm = norm, .workspace = workspace.data()};
     extras.adapters = adapters.view();
     extras.low = low.view();
-    nf4_gemv(device_x.view(), w.views, out.view(), extras, stream());
-    CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows");
+    for (const bool packed : {false, true}) {
+      const DeviceRows out(b, outputs);
+      multiply(packed, w, device_x.view(), out.view(), extras);
+      CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows");
+    }
   }
+}
+
+TEST("long rows are normalized on the way in, too") {
+  const std::int64_t k = 8192 + 64, n = 16;
+  const Stack w(WeightKind::nf4_double, {n}, k);
+  const auto norm_weight = random_values(k, 9), x = random_bf16(3 * k, 1, 3.0f);
+  const DeviceBuffer<float> device_norm(norm_weight);
+  std::vector<float> normed(x.size());
+  engine::rmsnorm_forward(cpu(), engine::RmsNorm{norm_weight.data(), k, 1e-6f, 0.0f}, rows(x, 3, k), rows(normed, 3, k), nullptr);
+  const DeviceRows device_x(x, 3, k), out(3, n);
+  multiply(true, w, device_x.view(), out.view(), {.norm = {device_norm.data(), 1e-6f, 0.0f}});
+  CHECK_ERROR(relative_error(out.read(), w.product(rounded(normed), 3)), kRounding, "three rows");
 }
 
 TEST("a row's result does not depend on how many rows there are, up to 4 and from 5 on") {
   const std::int64_t n = 40, k = 640;
   const Stack w(WeightKind::nf4_double, {n}, k);
   const DeviceRows x(random_bf16(64 * k, 1), 64, k);
-  for (const auto& [least, most] : {std::pair<std::int64_t, std::int64_t>{1, 4}, {5, 64}}) {
-    const DeviceRows all(most, n);
-    const Workspace workspace(most);
-    nf4_gemv(x.view().row_range(0, most), w.views, all.view(), {.workspace = workspace.data()}, stream());
-    const auto together = all.read();
-    for (std::int64_t count = least; count < most; count = 2 * count - 1 + (count == 1 ? 1 : 0)) {
-      const DeviceRows some(count, n);
-      nf4_gemv(x.view().row_range(most - count, count), w.views, some.view(), {.workspace = workspace.data()}, stream());
-      const auto alone = some.read();
-      CHECK(std::equal(alone.begin(), alone.end(), together.end() - count * n));
+  for (const bool packed : {false, true})
+    for (const auto& [least, most] : {std::pair<std::int64_t, std::int64_t>{1, 4}, {5, 64}}) {
+      const DeviceRows all(most, n);
+      const Workspace workspace(most);
+      multiply(packed, w, x.view().row_range(0, most), all.view(), {.workspace = workspace.data()});
+      const auto together = all.read();
+      for (std::int64_t count = least; count < most; count = 2 * count - 1 + (count == 1 ? 1 : 0)) {
+        const DeviceRows some(count, n);
+        multiply(packed, w, x.view().row_range(most - count, count), some.view(), {.workspace = workspace.data()});
+        const auto alone = some.read();
+        CHECK(std::equal(alone.begin(), alone.end(), together.end() - count * n));
+      }
     }
-  }
 }
 
 TEST("an activation beyond fp16 shows in the result") {
   const Stack w(WeightKind::nf4_double, {16}, 64);
   std::vector<float> x(64, 0.0f);
   x[5] = 0x1p21f;
-  const DeviceRows device_x(x, 1, 64), out(1, 16);
-  nf4_gemv(device_x.view(), w.views, out.view(), {}, stream());
-  for (const float value : out.read()) CHECK(!std::isfinite(value));
-  x[5] = 0x1p19f;
-  const DeviceRows in_range(x, 1, 64);
-  nf4_gemv(in_range.view(), w.views, out.view(), {}, stream());
-  CHECK_ERROR(relative_error(out.read(), w.product(x, 1)), kRounding, "in range");
+  for (const bool packed : {false, true}) {
+    x[5] = 0x1p21f;
+    const DeviceRows device_x(x, 1, 64), out(1, 16);
+    multiply(packed, w, device_x.view(), out.view(), {});
+    for (const float value : out.read()) CHECK(!std::isfinite(value));
+    x[5] = 0x1p19f;
+    const DeviceRows in_range(x, 1, 64);
+    multiply(packed, w, in_range.view(), out.view(), {});
+    CHECK_ERROR(relative_error(out.read(), w.product(x, 1)), kRounding, "in range");
+  }
 }
 
 }  // namespace

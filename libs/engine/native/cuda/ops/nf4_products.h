@@ -138,6 +138,9 @@ ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, 
   p.y.row(row)[output] = narrow(value);
 }
 
+// Of a packed weight, 1 to 4 rows (nf4_gemv_few.cu); false where x does not fit into shared memory.
+bool multiply_few(const Products& p, bool gated, cudaStream_t stream);
+
 // 5 to 64 rows (nf4_gemv_rows.cu), and fewer where x does not fit into shared memory. Its workspace: counters of kMostGroups groups of outputs, which are
 // zero before and after, then the partial sums.
 inline constexpr std::int64_t kMostGroups = 4096;

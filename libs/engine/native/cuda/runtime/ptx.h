@@ -380,4 +380,16 @@ ENGINE_DEVICE void mma_f16(float (&c)[4], const std::uint32_t (&a)[4], std::uint
 #endif
 }
 
+// c = a·b.
+ENGINE_DEVICE void multiply_f16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+#ifdef ENGINE_CUDA_EMULATED
+  for (float& value : c) value = 0;
+  mma_f16(c, a, b0, b1);
+#else
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+               : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+#endif
+}
+
 }  // namespace engine::cuda
