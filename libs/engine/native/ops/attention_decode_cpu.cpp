@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "core/bf16.h"
 #include "core/error.h"
@@ -13,14 +14,12 @@
 namespace engine {
 namespace {
 
-float element(Dtype dtype, const void* data, std::int64_t i) {
-  return dtype == Dtype::bf16 ? to_float(static_cast<const bf16*>(data)[i]) : static_cast<const float*>(data)[i];
-}
+constexpr std::int64_t kRowsTogether = 4;  // of one sequence: they share a run of the cache as fp32
 
-void scores(const float* q, Dtype dtype, const void* keys, std::int64_t count, std::int64_t d, float scale, float* s) {
+void scores(const float* q, const float* keys, std::int64_t count, std::int64_t d, float scale, float* s) {
   for (std::int64_t j = 0; j < count; ++j) {
     double sum = 0;
-    for (std::int64_t c = 0; c < d; ++c) sum += double{q[c]} * element(dtype, keys, j * d + c);
+    for (std::int64_t c = 0; c < d; ++c) sum += double{q[c]} * keys[j * d + c];
     s[j] = scale * static_cast<float>(sum);
   }
 }
@@ -37,9 +36,9 @@ float softmax(float* s, std::int64_t n) {
   return static_cast<float>(sum);
 }
 
-void add_values(const float* p, Dtype dtype, const void* values, std::int64_t count, std::int64_t d, float* out) {
+void add_values(const float* p, const float* values, std::int64_t count, std::int64_t d, float* out) {
   for (std::int64_t j = 0; j < count; ++j)
-    for (std::int64_t c = 0; c < d; ++c) out[c] = std::fma(p[j], element(dtype, values, j * d + c), out[c]);
+    for (std::int64_t c = 0; c < d; ++c) out[c] = std::fma(p[j], values[j * d + c], out[c]);
 }
 
 void require_rows(const KvPool& pool, std::span<const KvSequence> sequences, std::span<const KvRow> rows) {
@@ -58,6 +57,27 @@ void require_rows(const KvPool& pool, std::span<const KvSequence> sequences, std
 }
 
 void* address(const KvPool& pool, std::int64_t element) { return static_cast<char*>(pool.data) + element * dtype_size(pool.dtype); }
+
+// Neighbouring rows of one sequence, each a position further than the one before it.
+struct RowGroup {
+  std::int64_t first, count;
+};
+
+std::vector<RowGroup> group_rows(std::span<const KvRow> rows) {
+  std::vector<RowGroup> groups;
+  for (std::int64_t r = 0; r < static_cast<std::int64_t>(rows.size()); ++r) {
+    const KvRow row = rows[static_cast<std::size_t>(r)];
+    if (!groups.empty() && groups.back().count < kRowsTogether) {
+      const KvRow before = rows[static_cast<std::size_t>(r - 1)];
+      if (before.sequence == row.sequence && before.position + 1 == row.position) {
+        ++groups.back().count;
+        continue;
+      }
+    }
+    groups.push_back({r, 1});
+  }
+  return groups;
+}
 
 }  // namespace
 
@@ -90,46 +110,60 @@ void attention_decode(const Exec& ex, const AttentionShape& shape, const KvPool&
           out.rows, "x", out.cols, " do not fit ", count, " rows of ", shape.heads, " heads of ", d);
   const AttentionDecodeRows& kernel = ENGINE_ROWS(ex.isa, attention_decode_rows);
   const DecodeRows& convert = ENGINE_ROWS(ex.isa, decode_rows);
-  // One part is one row and one key head; the `group` query heads that share its keys are taken together while those are in cache.
-  ex.pool.parallel(count * shape.kv_heads, [&](std::int64_t part, int worker) {
-    const std::int64_t r = part / shape.kv_heads, kv = part % shape.kv_heads;
-    const KvRow row = rows[static_cast<std::size_t>(r)];
-    const auto table = sequences[static_cast<std::size_t>(row.sequence)].block_table;
-    const std::int64_t start = shape.window > 0 ? std::max<std::int64_t>(0, row.position - shape.window + 1) : 0;
-    const std::int64_t keys = row.position - start + 1;
-    auto* scores = static_cast<float*>(ex.pool.workspace(worker, static_cast<std::size_t>(group * (keys + d) * 4)));  // [group, keys]
-    float* queries = scores + group * keys;                                                                          // [group, d]
-    // body(offset of the run among the keys, its length, pool block, first slot)
-    const auto for_runs = [&](auto body) {
-      for (std::int64_t at = start; at <= row.position;) {
-        const std::int64_t slot = at % pool.block_tokens, n = std::min(pool.block_tokens - slot, row.position - at + 1);
-        body(at - start, n, std::int64_t{table[static_cast<std::size_t>(at / pool.block_tokens)]}, slot);
+  const std::vector<RowGroup> row_groups = group_rows(rows);
+  // One part is a group of rows and one key head; their query heads that share its keys are taken together while those are in cache.
+  ex.pool.parallel(static_cast<std::int64_t>(row_groups.size()) * shape.kv_heads, [&](std::int64_t part, int worker) {
+    const RowGroup together = row_groups[static_cast<std::size_t>(part / shape.kv_heads)];
+    const std::int64_t kv = part % shape.kv_heads, lines = together.count * group;  // a line is one query head of one row
+    const KvRow oldest = rows[static_cast<std::size_t>(together.first)];
+    const auto table = sequences[static_cast<std::size_t>(oldest.sequence)].block_table;
+    const auto start_of = [&](std::int64_t position) { return shape.window > 0 ? std::max<std::int64_t>(0, position - shape.window + 1) : 0; };
+    const std::int64_t start = start_of(oldest.position), end = oldest.position + together.count, keys = end - start;
+    auto* scores = static_cast<float*>(ex.pool.workspace(worker, static_cast<std::size_t>((lines * (keys + d) + pool.block_tokens * d) * 4)));  // [lines, keys]
+    float *queries = scores + lines * keys, *widened = queries + lines * d;  // [lines, d], [block_tokens, d]
+    // body(row of the group, its keys' first and count, theirs of the cache) for every run of every row, block by block.
+    const auto for_runs = [&](int which, auto body) {
+      for (std::int64_t at = start; at < end;) {
+        const std::int64_t slot = at % pool.block_tokens, n = std::min(pool.block_tokens - slot, end - at);
+        const void* run = address(pool, pool.element(table[static_cast<std::size_t>(at / pool.block_tokens)], kv, which, slot));
+        if (pool.dtype == Dtype::bf16) convert.widen_bf16(run, n * d, widened);
+        const float* values = pool.dtype == Dtype::bf16 ? widened : static_cast<const float*>(run);
+        for (std::int64_t i = 0; i < together.count; ++i) {
+          const std::int64_t position = oldest.position + i, from = std::max(at, start_of(position)), to = std::min(at + n, position + 1);
+          if (from < to) body(i, from, to - from, values + (from - at) * d);
+        }
         at += n;
       }
     };
-    const float* source = q.row(r) + kv * group * d;
-    if (ex.compute == Compute::bf16)
-      convert.round_bf16(source, group * d, queries);
-    else
-      std::copy_n(source, group * d, queries);
-    for_runs([&](std::int64_t at, std::int64_t n, std::int64_t block, std::int64_t slot) {
-      const void* run = address(pool, pool.element(block, kv, 0, slot));
-      for (std::int64_t h = 0; h < group; ++h) kernel.scores(queries + h * d, pool.dtype, run, n, d, shape.scale, scores + h * keys + at);
-    });
-    float* results = out.row(r) + kv * group * d;
-    std::fill_n(results, group * d, 0.0f);
-    for (std::int64_t h = 0; h < group; ++h) {
-      float* s = scores + h * keys;
-      if (shape.softcap > 0) kernel.softcap(s, keys, shape.softcap);
-      queries[h] = 1.0f / kernel.softmax(s, keys);  // the queries are done with: their place keeps what normalizes each head
-      if (ex.compute == Compute::bf16) convert.round_bf16(s, keys, s);
+    for (std::int64_t i = 0; i < together.count; ++i) {
+      const float* source = q.row(together.first + i) + kv * group * d;
+      if (ex.compute == Compute::bf16)
+        convert.round_bf16(source, group * d, queries + i * group * d);
+      else
+        std::copy_n(source, group * d, queries + i * group * d);
     }
-    for_runs([&](std::int64_t at, std::int64_t n, std::int64_t block, std::int64_t slot) {
-      const void* run = address(pool, pool.element(block, kv, 1, slot));
-      for (std::int64_t h = 0; h < group; ++h) kernel.add_values(scores + h * keys + at, pool.dtype, run, n, d, results + h * d);
+    for_runs(0, [&](std::int64_t i, std::int64_t from, std::int64_t n, const float* run) {
+      for (std::int64_t line = i * group; line < (i + 1) * group; ++line)
+        kernel.scores(queries + line * d, run, n, d, shape.scale, scores + line * keys + from - start);
     });
-    for (std::int64_t h = 0; h < group; ++h)
-      for (std::int64_t c = 0; c < d; ++c) results[h * d + c] *= queries[h];
+    for (std::int64_t i = 0; i < together.count; ++i) {
+      const std::int64_t position = oldest.position + i, first = start_of(position), seen = position + 1 - first;
+      std::fill_n(out.row(together.first + i) + kv * group * d, group * d, 0.0f);
+      for (std::int64_t line = i * group; line < (i + 1) * group; ++line) {
+        float* s = scores + line * keys + first - start;
+        if (shape.softcap > 0) kernel.softcap(s, seen, shape.softcap);
+        queries[line] = 1.0f / kernel.softmax(s, seen);  // the queries are done with: their place keeps what normalizes each line
+        if (ex.compute == Compute::bf16) convert.round_bf16(s, seen, s);
+      }
+    }
+    for_runs(1, [&](std::int64_t i, std::int64_t from, std::int64_t n, const float* run) {
+      for (std::int64_t h = 0; h < group; ++h)
+        kernel.add_values(scores + (i * group + h) * keys + from - start, run, n, d, out.row(together.first + i) + (kv * group + h) * d);
+    });
+    for (std::int64_t line = 0; line < lines; ++line) {
+      float* result = out.row(together.first + line / group) + (kv * group + line % group) * d;
+      for (std::int64_t c = 0; c < d; ++c) result[c] *= queries[line];
+    }
   });
 }
 

@@ -8,55 +8,43 @@
 namespace engine {
 namespace {
 
-// Lanes i … of a cached vector of n elements.
-template <Dtype dtype>
-inline Vec load_cached(const void* data, std::int64_t i, std::int64_t n) {
-  if constexpr (dtype == Dtype::f32) {
-    return load_up_to(static_cast<const float*>(data), i, n);
-  } else {
-    const auto* p = static_cast<const std::uint8_t*>(data) + 2 * i;
-    if (n - i >= kLanes) return load_bf16(p);
-    alignas(64) std::uint8_t last[2 * kLanes] = {};
-    __builtin_memcpy(last, p, static_cast<std::size_t>(2 * (n - i)));
-    return load_bf16(last);
-  }
-}
-
-// The products of q with one key, in lanes still to be summed.
-template <Dtype dtype>
-inline Vec key_lanes(const float* q, const void* key, std::int64_t d) {
-  Vec even = broadcast(0), odd = broadcast(0);
+// The products of q with `keys` keys, d floats apart, in lanes still to be summed. Several keys share the loads of q.
+template <int keys>
+inline void key_lanes(const float* q, const float* key, std::int64_t d, Register* out) {
+  Vec even[keys], odd[keys];
+  for (int k = 0; k < keys; ++k) even[k] = odd[k] = broadcast(0);
   std::int64_t c = 0;
-  for (; c + kLanes < d; c += 2 * kLanes) {
-    even = fma(load_up_to(q, c, d), load_cached<dtype>(key, c, d), even);
-    odd = fma(load_up_to(q, c + kLanes, d), load_cached<dtype>(key, c + kLanes, d), odd);
+  for (; c + 2 * kLanes <= d; c += 2 * kLanes) {
+    const Vec x = load(q + c), y = load(q + c + kLanes);
+    for (int k = 0; k < keys; ++k) {
+      even[k] = fma(x, load(key + k * d + c), even[k]);
+      odd[k] = fma(y, load(key + k * d + c + kLanes), odd[k]);
+    }
   }
-  if (c < d) even = fma(load_up_to(q, c, d), load_cached<dtype>(key, c, d), even);
-  return even + odd;
+  for (int k = 0; k < keys; ++k) {
+    if (c < d) even[k] = fma(load_up_to(q, c, d), load_up_to(key + k * d, c, d), even[k]);
+    if (c + kLanes < d) odd[k] = fma(load_up_to(q, c + kLanes, d), load_up_to(key + k * d, c + kLanes, d), odd[k]);
+    out[k] = (even[k] + odd[k]).v;
+  }
 }
 
 // A vector's worth of keys shares one transpose to sum their lanes; the rest are summed one by one.
-template <Dtype dtype>
-void scores_of(const float* q, const void* keys, std::int64_t count, std::int64_t d, float scale, float* s) {
-  constexpr std::int64_t kBytes = dtype == Dtype::f32 ? 4 : 2;
-  const auto* bytes = static_cast<const std::uint8_t*>(keys);
+void decode_scores(const float* q, const float* keys, std::int64_t count, std::int64_t d, float scale, float* s) {
+  constexpr int kTogether = 4;
   std::int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {
     Register lanes[kLanes];
-    for (int i = 0; i < kLanes; ++i) lanes[i] = key_lanes<dtype>(q, bytes + (j + i) * d * kBytes, d).v;
+    for (int i = 0; i < kLanes; i += kTogether) key_lanes<kTogether>(q, keys + (j + i) * d, d, lanes + i);
     transpose(lanes);
     for (int width = static_cast<int>(kLanes) / 2; width > 0; width /= 2)
       for (int i = 0; i < width; ++i) lanes[i] = (Vec{lanes[i]} + Vec{lanes[i + width]}).v;
     store(s + j, broadcast(scale) * Vec{lanes[0]});
   }
-  for (; j < count; ++j) s[j] = scale * sum(key_lanes<dtype>(q, bytes + j * d * kBytes, d));
-}
-
-void decode_scores(const float* q, Dtype dtype, const void* keys, std::int64_t count, std::int64_t d, float scale, float* s) {
-  if (dtype == Dtype::f32)
-    scores_of<Dtype::f32>(q, keys, count, d, scale, s);
-  else
-    scores_of<Dtype::bf16>(q, keys, count, d, scale, s);
+  for (; j < count; ++j) {
+    Register lanes;
+    key_lanes<1>(q, keys + j * d, d, &lanes);
+    s[j] = scale * sum(Vec{lanes});
+  }
 }
 
 void decode_softcap(float* s, std::int64_t n, float softcap) {
@@ -79,22 +67,27 @@ float decode_softmax(float* s, std::int64_t n) {
   return sum(total);
 }
 
-template <Dtype dtype>
-void add_values_of(const float* p, const void* values, std::int64_t count, std::int64_t d, float* out) {
-  constexpr std::int64_t kBytes = dtype == Dtype::f32 ? 4 : 2;
-  for (std::int64_t c = 0; c < d; c += kLanes) {
-    Vec total = load_up_to(out, c, d);
-    for (std::int64_t j = 0; j < count; ++j)
-      total = fma(broadcast(p[j]), load_cached<dtype>(static_cast<const std::uint8_t*>(values) + j * d * kBytes, c, d), total);
-    store_up_to(out, total, c, d);
+// `vectors` vectors of the result side by side: each is a chain of dependent sums.
+template <int vectors>
+inline void add_value_lanes(const float* p, const float* values, std::int64_t count, std::int64_t d, float* out) {
+  Vec total[vectors];
+  for (int i = 0; i < vectors; ++i) total[i] = load(out + i * kLanes);
+  for (std::int64_t j = 0; j < count; ++j) {
+    const Vec weight = broadcast(p[j]);
+    for (int i = 0; i < vectors; ++i) total[i] = fma(weight, load(values + j * d + i * kLanes), total[i]);
   }
+  for (int i = 0; i < vectors; ++i) store(out + i * kLanes, total[i]);
 }
 
-void decode_add_values(const float* p, Dtype dtype, const void* values, std::int64_t count, std::int64_t d, float* out) {
-  if (dtype == Dtype::f32)
-    add_values_of<Dtype::f32>(p, values, count, d, out);
-  else
-    add_values_of<Dtype::bf16>(p, values, count, d, out);
+void decode_add_values(const float* p, const float* values, std::int64_t count, std::int64_t d, float* out) {
+  constexpr std::int64_t kVectors = 8;
+  std::int64_t c = 0;
+  for (; c + kVectors * kLanes <= d; c += kVectors * kLanes) add_value_lanes<kVectors>(p, values + c, count, d, out + c);
+  for (; c + kLanes <= d; c += kLanes) add_value_lanes<1>(p, values + c, count, d, out + c);
+  if (c == d) return;
+  Vec total = load_first(out + c, d - c);
+  for (std::int64_t j = 0; j < count; ++j) total = fma(broadcast(p[j]), load_first(values + j * d + c, d - c), total);
+  store_first(out + c, total, d - c);
 }
 
 }  // namespace

@@ -9,19 +9,36 @@
 namespace engine {
 namespace {
 
-// The bf16 values of the 16 codes of one block, twice: a look-up takes five bits of its index and the fifth is not ours.
-inline __m512i code_words(const Nf4Scales& nf4, std::int64_t block) {
-  const float scale = nf4.absmax != nullptr
-                          ? nf4.absmax[block]
-                          : nf4.nested_map[nf4.codes[block]] * nf4.nested_absmax[block / 256] + nf4.offset;
+// The bf16 values of the 16 codes of a block of this scale, twice: a look-up takes five bits of its index and the fifth is not ours.
+inline __m512i code_words(float scale) {
   const __m512 values = _mm512_mul_ps(_mm512_loadu_ps(reinterpret_cast<const float*>(&kNf4)), _mm512_set1_ps(scale));
   return bf16_of(values, values);
 }
 
-// 32 consecutive values of a row, as pairs: bytes hold two codes, the first in the high nibble, and a pair its first value low.
+inline __m512i code_words(const Nf4Scales& nf4, std::int64_t block) {
+  return code_words(nf4.absmax != nullptr ? nf4.absmax[block] : nf4.nested_map[nf4.codes[block]] * nf4.nested_absmax[block / 256] + nf4.offset);
+}
+
+inline constexpr std::int64_t kScaleRun = 16;
+
+// out[16] ← the scales of blocks [first, first + count) of a double-quantized tensor, count <= 16.
+inline void nested_scales(const Nf4Scales& nf4, std::int64_t first, std::int64_t count, float* out) {
+  const auto lanes = static_cast<__mmask16>((1u << count) - 1u);
+  const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, nf4.codes + first));
+  const std::int64_t nested = first / 256, own = (nested + 1) * 256 - first;  // blocks from here on that share the first one's nested scale
+  __m512 absmax = _mm512_set1_ps(nf4.nested_absmax[nested]);
+  if (own < count) absmax = _mm512_mask_mov_ps(_mm512_set1_ps(nf4.nested_absmax[nested + 1]), static_cast<__mmask16>((1u << own) - 1u), absmax);
+  const __m512 values = _mm512_i32gather_ps(codes, nf4.nested_map, 4);
+  _mm512_storeu_ps(out, _mm512_add_ps(_mm512_mul_ps(values, absmax), _mm512_set1_ps(nf4.offset)));
+}
+
+// 32 consecutive values of a row, as pairs: bytes hold two codes, the first in the high nibble, and a pair its first value low. Each byte
+// goes to both halves of its pair, the first of which is shifted; what is left above the index's four bits does not matter.
 inline __m512i nf4_run(const std::uint8_t* packed, __m512i table) {
-  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)));
-  return _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16)), table);
+  const __m512i spread = _mm512_set_epi64(0x0f0f0f0f0e0e0e0e, 0x0d0d0d0d0c0c0c0c, 0x0b0b0b0b0a0a0a0a, 0x0909090908080808, 0x0707070706060606, 0x0505050504040404,
+                                          0x0303030302020202, 0x0101010100000000);
+  const __m512i bytes = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed))), spread);
+  return _mm512_permutexvar_epi16(_mm512_srlv_epi16(bytes, _mm512_set1_epi32(4)), table);
 }
 
 // Values [index, index + 32) of a weight as pairs along its rows, zeros beyond `left` values. table: of an NF4 weight's block there.

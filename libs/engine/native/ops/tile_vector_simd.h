@@ -18,6 +18,10 @@ std::int64_t few_rows_bytes(std::int64_t depth) { return (depth + kStep - 1) / k
 void pack_few_rows(ConstRows x, void* packed) {
   const auto lanes = static_cast<__mmask16>((1u << x.rows) - 1u);
   auto* out = static_cast<std::uint8_t*>(packed);
+  if (x.rows == 1) {  // as it is
+    for (std::int64_t d = 0; d < x.cols; d += kStep, out += 64) _mm512_storeu_si512(out, pairs_of_row(x.data + d, x.cols - d));
+    return;
+  }
   for (std::int64_t d = 0; d < x.cols; d += kStep) {
     __m512i words[16];
     load_pairs_by_depth(x.data + d, x.stride, 1, static_cast<int>(x.rows), x.cols - d, words);
@@ -28,46 +32,116 @@ void pack_few_rows(ConstRows x, void* packed) {
 // A piece of the work: up to 16 weight rows at up to 256 depths.
 struct TileChunk {
   static constexpr std::int64_t kDepth = kChunkSteps * kStep;
-  std::int64_t row, rows, at, depth;
+  std::int64_t row = 0, rows = 0, at = 0, depth = 0;
 
+  TileChunk() = default;
   TileChunk(const Matrix& w, std::int64_t first, std::int64_t last, std::int64_t begin)
       : row(first), rows(last - first < 16 ? last - first : 16), at(begin), depth(w.cols - begin < kDepth ? w.cols - begin : kDepth) {}
   bool any() const { return rows > 0; }
+  bool in_place(const Matrix& w) const { return w.dtype == Dtype::bf16 && rows == 16 && depth % kStep == 0; }
   TileChunk next(const Matrix& w, std::int64_t last) const { return at + depth < w.cols ? TileChunk(w, row, last, at + depth) : TileChunk(w, row + 16, last, 0); }
 };
 
-// Asks for a chunk's stored bytes: short pieces of many rows, which the CPU does not see coming.
-inline void prefetch_chunk(const Matrix& w, const TileChunk& chunk) {
-  const std::int64_t bits = w.dtype == Dtype::nf4 ? 4 : 16;
-  for (std::int64_t row = chunk.row; row < chunk.row + chunk.rows; ++row) {
-    const std::int64_t first = row * w.cols + chunk.at;
-    const auto* bytes = static_cast<const std::uint8_t*>(w.data) + first * bits / 8;
-    for (std::int64_t byte = 0; byte < chunk.depth * bits / 8; byte += 64) __builtin_prefetch(bytes + byte);
-    if (w.dtype != Dtype::nf4) continue;
-    if (w.nf4.absmax != nullptr)
-      __builtin_prefetch(w.nf4.absmax + first / 64);
-    else
-      __builtin_prefetch(w.nf4.codes + first / 64);
-  }
-}
-
-// A chunk as tiles of 16 rows of 64 bytes.
-inline void look_up_chunk(const Matrix& w, const TileChunk& chunk, std::uint8_t* tiles) {
-  for (std::int64_t i = 0; i < chunk.rows; ++i) {
-    const std::int64_t first = (chunk.row + i) * w.cols + chunk.at;
-    std::uint8_t* out = tiles + 64 * i;
-    if (w.dtype == Dtype::nf4) {  // whole blocks of 64
-      const auto* codes = static_cast<const std::uint8_t*>(w.data) + first / 2;
-      for (std::int64_t block = 0; block < chunk.depth / 64; ++block, codes += 32, out += 2 * kHalfBytes) {
-        const __m512i table = code_words(w.nf4, first / 64 + block);
-        _mm512_store_si512(out, nf4_run(codes, table));
-        _mm512_store_si512(out + kHalfBytes, nf4_run(codes + 16, table));
-      }
-      continue;
+// A weight's stored bytes, asked for ahead of their use. The rows of a tile lie one after another, so the next tile's are asked for in a straight
+// line into the second-level cache; of the tile at hand, short pieces of many rows go to the first-level cache, which the CPU does not see coming.
+class TileStream {
+ public:
+  TileStream(const Matrix& w, std::int64_t first, std::int64_t last)
+      : data_(static_cast<const std::uint8_t*>(w.data)), bits_(w.dtype == Dtype::nf4 ? 4 : 16), cols_(w.cols), at_(data_ + bytes(first * cols_)),
+        end_(data_ + bytes(last * cols_)) {
+    if (w.dtype == Dtype::nf4) {
+      const std::int64_t size = w.nf4.absmax != nullptr ? 4 : 1;
+      const auto* scales = w.nf4.absmax != nullptr ? reinterpret_cast<const std::uint8_t*>(w.nf4.absmax) : w.nf4.codes;
+      scale_at_ = scales + first * cols_ / 64 * size;
+      scale_end_ = scales + last * cols_ / 64 * size;
+      scale_bytes_ = 16 * cols_ / 64 * size;
     }
-    for (std::int64_t d = 0; d < chunk.depth; d += kStep, out += kHalfBytes) _mm512_store_si512(out, stored_run(w, first + d, chunk.depth - d, _mm512_setzero_si512()));
+    line(at_, end_, bytes(16 * cols_));
+    line(scale_at_, scale_end_, scale_bytes_);
   }
-}
+  // As many bytes further as a chunk has; at a tile's first, the scales of the next.
+  void advance(const TileChunk& chunk) {
+    line(at_, end_, bytes(chunk.rows * chunk.depth));
+    if (chunk.at == 0) line(scale_at_, scale_end_, scale_bytes_);
+  }
+  std::int64_t bytes(std::int64_t values) const { return values * bits_ / 8; }
+  std::int64_t row_bytes() const { return bytes(cols_); }
+  const std::uint8_t* address(const TileChunk& chunk) const { return data_ + bytes(chunk.row * cols_ + chunk.at); }
+
+ private:
+  static void line(const std::uint8_t*& at, const std::uint8_t* end, std::int64_t count) {
+    for (const std::uint8_t* stop = end - at < count ? end : at + count; at < stop; at += 64) _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+  }
+
+  const std::uint8_t* data_;
+  std::int64_t bits_, cols_;
+  const std::uint8_t *at_, *end_, *scale_at_ = nullptr, *scale_end_ = nullptr;
+  std::int64_t scale_bytes_ = 0;
+};
+
+// The look-up of a chunk as tiles of 16 rows of 64 bytes, some rows at a time: between the tile instructions of the chunk before it, which leave the
+// vector units idle, and long before a tile load that would wait for these stores.
+class LookUp {
+ public:
+  LookUp(const Matrix& w, std::int64_t last, TileStream& stream) : w_(w), last_(last), stream_(stream) {}
+
+  void begin(const TileChunk& chunk, std::uint8_t* tiles) {
+    chunk_ = chunk, tiles_ = tiles, row_ = 0;
+    in_place_ = chunk.in_place(w_);
+    if (!chunk.any()) return;
+    stream_.advance(chunk);
+    const TileChunk after = chunk.next(w_, last_);
+    after_rows_ = after.rows, after_bytes_ = stream_.bytes(after.depth);
+    at_ = stream_.address(chunk), after_ = stream_.address(after);
+  }
+  void some(std::int64_t rows) {
+    for (; rows > 0 && row_ < chunk_.rows; --rows, ++row_, at_ += stream_.row_bytes(), after_ += stream_.row_bytes()) {
+      if (row_ < after_rows_)
+        for (std::int64_t byte = 0; byte < after_bytes_; byte += 64) _mm_prefetch(reinterpret_cast<const char*>(after_ + byte), _MM_HINT_T0);
+      if (in_place_) continue;
+      if (w_.dtype == Dtype::nf4)
+        look_up_codes(tiles_ + 64 * row_);
+      else
+        copy(tiles_ + 64 * row_);
+    }
+  }
+  void all() { some(chunk_.rows); }
+
+ private:
+  void copy(std::uint8_t* out) const {
+    const std::int64_t first = (chunk_.row + row_) * w_.cols + chunk_.at;
+    for (std::int64_t d = 0; d < chunk_.depth; d += kStep, out += kHalfBytes)
+      _mm512_store_si512(out, stored_run(w_, first + d, chunk_.depth - d, _mm512_setzero_si512()));
+  }
+  // Whole blocks of 64, whose scales are made 16 at a time.
+  void look_up_codes(std::uint8_t* out) {
+    const std::int64_t row_blocks = w_.cols / 64, block = chunk_.at / 64, first = (chunk_.row + row_) * row_blocks + block;
+    const float* scales;
+    if (w_.nf4.absmax != nullptr) {
+      scales = w_.nf4.absmax + first;
+    } else {
+      const std::int64_t left = row_blocks - block;
+      if (block % kScaleRun == 0) nested_scales(w_.nf4, first, left < kScaleRun ? left : kScaleRun, scales_[row_]);
+      scales = scales_[row_] + block % kScaleRun;
+    }
+    const std::uint8_t* codes = at_;
+    for (const std::uint8_t* end = codes + chunk_.depth / 2; codes < end; codes += 32, out += 2 * kHalfBytes) {
+      const __m512i table = code_words(*scales++);
+      _mm512_store_si512(out, nf4_run(codes, table));
+      _mm512_store_si512(out + kHalfBytes, nf4_run(codes + 16, table));
+    }
+  }
+
+  const Matrix& w_;
+  std::int64_t last_;
+  TileStream& stream_;
+  TileChunk chunk_{};
+  std::uint8_t* tiles_ = nullptr;
+  std::int64_t row_ = 0, after_rows_ = 0, after_bytes_ = 0;
+  const std::uint8_t *at_ = nullptr, *after_ = nullptr;
+  bool in_place_ = false;
+  alignas(64) float scales_[16][kScaleRun];
+};
 
 // totals[16][16] ← a first pass' sums (+ y when accumulate) (+ bias[n + i]), of weight rows [n, n + count) and all rows of y.
 inline void begin_totals(float* totals, std::int64_t n, int count, const float* bias, Rows y, bool accumulate) {
@@ -84,34 +158,34 @@ inline void begin_totals(float* totals, std::int64_t n, int count, const float* 
 // y[t, first … last) (+)= x[t] · w[n] + bias[n].
 void few_rows(const Matrix& w, std::int64_t first, std::int64_t last, const void* packed_x, const float* bias, Rows y, bool accumulate) {
   static_assert(kDepthBlock % TileChunk::kDepth == 0);
-  // A chunk is looked up while the one before it is multiplied: a tile load right after the stores it reads would wait for them. Rows that a
-  // weight lacks stay zero.
+  // Rows that a weight lacks stay zero.
   alignas(64) std::uint8_t looked_up[2][kChunkSteps * kHalfBytes] = {};
   alignas(64) float sums[16 * 16], totals[16 * 16];
   const auto* x = static_cast<const std::uint8_t*>(packed_x);
-  const auto in_place = [&](const TileChunk& chunk) { return w.dtype == Dtype::bf16 && chunk.rows == 16 && chunk.depth % kStep == 0; };
   int turn = 0;
+  TileStream stream(w, first, last);
+  LookUp coming(w, last, stream);
   TileChunk chunk(w, first, last, 0);
-  if (chunk.any() && !in_place(chunk)) look_up_chunk(w, chunk, looked_up[turn]);
+  coming.begin(chunk, looked_up[turn]);
+  coming.all();
   TileConfig config = kTileConfig;
   config.row_bytes[0] = config.row_bytes[6] = static_cast<std::uint16_t>(4 * y.rows);  // as many columns as x has rows
   const std::int64_t x_step = 64 * y.rows;
   ENGINE_TILE_CONFIGURE(&config);
   while (chunk.any()) {
     const TileChunk next = chunk.next(w, last);
-    if (next.any()) {
-      prefetch_chunk(w, next.next(w, last));
-      if (!in_place(next)) look_up_chunk(w, next, looked_up[turn ^ 1]);
-    }
+    coming.begin(next, looked_up[turn ^ 1]);
     if (chunk.at % kDepthBlock == 0) ENGINE_TILE_ZERO(0);
-    const bool direct = in_place(chunk);
+    const bool direct = chunk.in_place(w);
     const std::uint8_t* tile = direct ? static_cast<const std::uint8_t*>(w.data) + 2 * (chunk.row * w.cols + chunk.at) : looked_up[turn];
     const std::int64_t row_bytes = direct ? 2 * w.cols : 64, step_bytes = direct ? 64 : kHalfBytes;
     for (std::int64_t d = 0; d < chunk.depth; d += kStep, tile += step_bytes) {
       ENGINE_TILE_LOAD(4, tile, row_bytes);
       ENGINE_TILE_LOAD(6, x + (chunk.at + d) / kStep * x_step, 4 * y.rows);
       ENGINE_TILE_DOT(0, 4, 6);
+      coming.some(16 / kChunkSteps);
     }
+    coming.all();
     const std::int64_t end = chunk.at + chunk.depth;
     if (end == w.cols || end % kDepthBlock == 0) {
       // A pass ends. The first begins the totals, as a blocked product's first pass begins its result.
