@@ -1,6 +1,8 @@
 // decode.cpp: what the kernels of token generation take at the shapes of a 7 B and a 1.5 B model, beside their floors.
 //   bench_cuda_decode [7b|1.5b] [rows …] [--context N] [--only WORD] [--chain LETTERS]     default: 7b, rows 1 2 4 8 16 32 64, context 640
-// With --chain only what some kernels of a layer take one after another: q(kv), p(lace), a(ttention), o, g(ate_up), d(own), as in --chain qpaogd.
+// With --chain only what some kernels of a layer take one after another: q(kv), p(lace), a(ttention), s(tep of attention, those
+// two in one), o, g(ate_up), d(own), as in --chain qsogd.
+//   bench_cuda_decode [7b|1.5b] --prompt N     attention of a prompt
 // Each figure is the time of one launch within a replayed graph of many, as generation runs them. Weights and caches are those of all layers, so that
 // nothing stays in the second-level cache. Floors are bytes over the copy bandwidth, measured first, or operations over 600 TFLOP/s (mma.sync).
 #include <algorithm>
@@ -20,6 +22,7 @@
 #include "cuda/ops/rmsnorm.h"
 #include "cuda/ops/sample.h"
 #include "cuda/runtime/device_buffer.h"
+#include "cuda/runtime/launch.h"
 #include "ops/dynamic8.h"
 #include "ops/nf4.h"
 
@@ -275,12 +278,11 @@ struct Step {
       nf4_gemv(in, {layer(i).q, layer(i).k, layer(i).v}, view(qkv, m.qkv()), extras(i, 0, in, true), stream);
   }
   void run_place(std::int64_t i) const {
-    QkvPost post;
-    post.bias = bias.data();
-    post.cos = cos.data();
-    post.sin = sin.data();
-    post.rotary_dim = m.head_dim;
-    qkv_post_paged({m.heads, m.kv_heads, m.head_dim}, post, view(qkv, m.qkv()), paged(), pages(i), stream);
+    qkv_post_paged({m.heads, m.kv_heads, m.head_dim}, post(), view(qkv, m.qkv()), paged(), pages(i), stream);
+  }
+  // The two in one.
+  void run_attend(std::int64_t i, std::int64_t context) const {
+    paged_attention_step(attention, post(), view(qkv, m.qkv()), paged(), pages(i), view(attended, m.heads * m.head_dim), context, attention_workspace.data(), stream);
   }
   void run_attention(std::int64_t i, std::int64_t context) const {
     paged_attention_decode(attention, view(qkv, m.qkv()).columns(0, m.heads * m.head_dim), paged(), pages(i), view(attended, m.heads * m.head_dim), context,
@@ -299,6 +301,7 @@ struct Step {
         case 'q': run_qkv(i, input()); break;
         case 'p': run_place(i); break;
         case 'a': run_attention(i, context); break;
+        case 's': run_attend(i, context); break;
         case 'o': run_o(i); break;
         case 'g': run_gate_up(i, input()); break;
         case 'd': run_down(i); break;
@@ -316,8 +319,7 @@ struct Step {
     embed_forward(View<const bf16>(head.as<bf16>(), m.vocab, m.hidden), ids.data(), 1.0f, view(x, m.hidden), stream);  // also keeps x from growing, run after run
     for (std::int64_t i = 0; i < m.layers; ++i) {
       run_qkv(i, input());
-      run_place(i);
-      run_attention(i, context);
+      run_attend(i, context);
       run_o(i);
       run_gate_up(i, input());
       run_down(i);
@@ -328,7 +330,8 @@ struct Step {
 
  private:
   std::int64_t count_of_adapters_ = 0;
-  PagedRows paged() const { return {sequences.data(), positions.data(), tables.data(), pages_each}; }
+  PagedRows paged() const { return {sequences.data(), positions.data(), tables.data(), pages_each, true}; }
+  QkvPost post() const { return {.bias = bias.data(), .cos = cos.data(), .sin = sin.data(), .rotary_dim = m.head_dim}; }
   KvPages pages(std::int64_t i) const { return {cache.as<bf16>() + i % m.layers * layer_elements, m.kv_heads, m.head_dim}; }
   bool packed() const { return rows <= 4; }
   void onto_sum(std::int64_t i, int group, const Matrix& weight, const PackedNf4& packed_weight, View<const bf16> in) const {
@@ -410,6 +413,8 @@ void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, 
   bench.row("qkv_post_paged" + count, 2 * m.layers, 4.0 * static_cast<double>(rows * m.qkv()), 0, [&](std::int64_t i) { step.run_place(i); });
   bench.row("paged_attention_decode" + count, 2 * m.layers, cached, 4.0 * static_cast<double>(rows * context * m.heads * m.head_dim),
             [&](std::int64_t i) { step.run_attention(i, context); });
+  bench.row("paged_attention_step" + count, 2 * m.layers, cached, 4.0 * static_cast<double>(rows * context * m.heads * m.head_dim),
+            [&](std::int64_t i) { step.run_attend(i, context); });
   const double head = 2.0 * static_cast<double>(m.vocab * m.hidden);
   bench.row("head_gemv" + count, 4, head, head * b, [&](std::int64_t) { step.run_head(); });
 
@@ -433,13 +438,29 @@ void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, 
   }
 }
 
+// A prompt's attention, all of it at once.
+void prompt_figures(Bench& bench, const Model& m, std::int64_t tokens) {
+  const AttentionShape shape{.heads = m.heads, .kv_heads = m.kv_heads, .head_dim = m.head_dim, .scale = 0.088f};
+  const std::int64_t count = ceil_div(tokens, kPageTokens), width = m.heads * m.head_dim, elements = count * 2 * kPageTokens * m.kv_heads * m.head_dim;
+  const DeviceMemory q = random_memory(2 * tokens * width, bench.stream, fill_bf16), out(2 * tokens * width), cache = random_memory(2 * m.layers * elements, bench.stream, fill_bf16);
+  std::vector<std::int32_t> table(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i * 7919 % table.size());
+  const DeviceBuffer<std::int32_t> tables(table);
+  const DeviceBuffer<PagedChunk> tiles(paged_tiles(std::vector<PagedChunk>{{0, static_cast<std::int32_t>(tokens), 0, 0}}));
+  bench.row("paged_attention_prefill " + std::to_string(tokens), m.layers, 4.0 * static_cast<double>(tokens * (width + m.kv_heads * m.head_dim)),
+            2.0 * static_cast<double>(tokens * tokens) * static_cast<double>(width), [&](std::int64_t i) {
+              paged_attention_prefill(shape, View<const bf16>(q.as<bf16>(), tokens, width), tiles.data(), tiles.size(), tables.data(), count,
+                                      {cache.as<bf16>() + i * elements, m.kv_heads, m.head_dim}, View<bf16>(out.as<bf16>(), tokens, width), bench.stream);
+            });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   std::vector<std::int64_t> row_counts;
   std::vector<std::string> chains;
   std::string model = "7b", only;
-  std::int64_t context = 640;
+  std::int64_t context = 640, prompt = 0;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word == "--only" && i + 1 < argc)
@@ -448,6 +469,8 @@ int main(int argc, char** argv) {
       chains.emplace_back(argv[++i]);
     else if (word == "--context" && i + 1 < argc)
       context = std::stoll(argv[++i]);
+    else if (word == "--prompt" && i + 1 < argc)
+      prompt = std::stoll(argv[++i]);
     else if (word == "7b" || word == "1.5b")
       model = word;
     else
@@ -463,6 +486,10 @@ int main(int argc, char** argv) {
     bench.only = only;
     for (const Model& m : kModels) {
       if (model != m.name) continue;
+      if (prompt > 0) {
+        prompt_figures(bench, m, prompt);
+        continue;
+      }
       const Weights weights(m, bench.stream);
       for (const std::int64_t rows : row_counts) {
         std::printf("%s, %lld rows, context %lld\n", m.name, static_cast<long long>(rows), static_cast<long long>(context));

@@ -146,8 +146,11 @@ StepShape CudaRunner::shape_of(const Step& step, bool captured) const {
   const bool alone = options_.order == SumOrder::same_for_any_rows;
   if (captured || alone) {
     shape.singles.push_back({0, shape.rows});
+    shape.apart = true;
+    for (std::size_t row = 0; row < step.rows.size(); ++row) shape.apart &= single(step, row);
     return shape;
   }
+  shape.apart = true;
   for (std::size_t row = 0; row < step.rows.size(); ++row) {
     if (!single(step, row)) continue;
     const auto r = static_cast<std::int64_t>(row);

@@ -20,26 +20,32 @@ void Decoder::attend(std::int64_t layer, const StepShape& shape, const RunnerInp
   const View<bf16> qkv = rows(b.qkv, shape.rows, heads.columns());
   const KvPool pool = kv_.layer(layer);
   const KvPages pages{static_cast<bf16*>(pool.data), pool.kv_heads, pool.head_dim};
-  const PagedRows paged{input.sequences, input.positions, input.tables, shape.table_stride};
+  const AttentionShape attention = attention_shape(spec_, layer);
+  const View<bf16> q = qkv.columns(0, spec_.q_size()), out = rows(b.attention, shape.rows, spec_.q_size());
+  const auto paged = [&](std::int64_t first, bool apart) { return PagedRows{input.sequences + first, input.positions + first, input.tables, shape.table_stride, apart}; };
+  const auto each_single = [&](auto&& some) {  // first row, number of rows
+    for (const StepShape::Run& run : shape.singles)
+      for (std::int64_t first = run.first; first < run.first + run.count; first += b.attention_rows) some(first, std::min(b.attention_rows, run.first + run.count - first));
+  };
   const DeviceRopes::Table& rope = ropes_.at(spec_.layer[static_cast<std::size_t>(layer)].rope);
   QkvPost post{.bias = w.qkv_bias, .q_norm = w.q_norm, .k_norm = w.k_norm, .eps = spec_.norm_eps, .offset = spec_.norm_offset,
                .cos = rope.cos, .sin = rope.sin, .rotary_dim = rope.rotary_dim, .positions = input.positions};
+  if (shape.apart && shape.tiles == 0 && !rope.by_row && paged_attention_finishes(attention, post)) {
+    each_single([&](std::int64_t first, std::int64_t count) {
+      paged_attention_step(attention, post, qkv.row_range(first, count), paged(first, true), pages, out.row_range(first, count), shape.most_tokens, b.attention_workspace, stream);
+    });
+    return;
+  }
   if (rope.by_row) {
     // A table by row cannot be read by position: q, k and v are finished first, then only stored.
     post.positions = input.numbers;
     qkv_post_forward(heads, post, qkv, qkv, b.head_rstd, stream);
     post = {};
   }
-  qkv_post_paged(heads, post, qkv, paged, pages, stream);                                                // [R, q], keys and values to their slots
-
-  const AttentionShape attention = attention_shape(spec_, layer);
-  const View<bf16> q = qkv.columns(0, spec_.q_size()), out = rows(b.attention, shape.rows, spec_.q_size());
-  for (const StepShape::Run& run : shape.singles)
-    for (std::int64_t first = run.first; first < run.first + run.count; first += b.attention_rows) {
-      const std::int64_t count = std::min(b.attention_rows, run.first + run.count - first);
-      const PagedRows some{input.sequences + first, input.positions + first, input.tables, shape.table_stride};
-      paged_attention_decode(attention, q.row_range(first, count), some, pages, out.row_range(first, count), shape.most_tokens, b.attention_workspace, stream);
-    }
+  qkv_post_paged(heads, post, qkv, paged(0, false), pages, stream);                                      // [R, q], keys and values to their slots
+  each_single([&](std::int64_t first, std::int64_t count) {
+    paged_attention_decode(attention, q.row_range(first, count), paged(first, shape.apart), pages, out.row_range(first, count), shape.most_tokens, b.attention_workspace, stream);
+  });
   if (shape.tiles > 0) paged_attention_prefill(attention, q, input.tiles, shape.tiles, input.tables, shape.table_stride, pages, out, stream);
 }
 

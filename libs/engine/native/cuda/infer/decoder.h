@@ -27,6 +27,7 @@ struct StepShape {
     std::int64_t first = 0, count = 0;
   };
   std::vector<Run> singles;
+  bool apart = false;                   // each row of the runs is its sequence's only one of the step
   std::int64_t wanted = 0;
   bool all_wanted = false;              // row i is wanted i
   bool scores = false, choices = false;  // some wanted rows are to be scored; some tokens, or their distribution's sum, are

@@ -33,6 +33,9 @@ struct PagedRows {
   const std::int32_t* position = nullptr;  // [T]
   const std::int32_t* tables = nullptr;    // [sequences, table_stride]
   std::int64_t table_stride = 0;
+  // Each row is its sequence's only one of this step, and all that is here, and the keys and values of its earlier tokens, were in device memory before the
+  // step's first kernel was given to the stream: then they may be read while kernels of the step still run.
+  bool apart = false;
 };
 
 // qkv_post_forward of generation: q in place, k and v into their slots. Bias, norms of heads and rotation as in qkv_post.h, with rows.position for
@@ -46,6 +49,11 @@ void qkv_post_paged(const QkvShape& shape, const QkvPost& post, View<bf16> qkv, 
 // Meant for rows that are one token each; right for any, but then a prompt's keys are read once for every row of it.
 void paged_attention_decode(const AttentionShape& shape, View<const bf16> q, const PagedRows& rows, const KvPages& pages, View<bf16> out,
                             std::int64_t most_tokens, void* workspace, cudaStream_t stream);
+// The same of rows that are apart, with qkv_post_paged in it, to the bit: qkv [T, shape's columns] is left as it was, keys and values of the rows go to their
+// slots. For the posts that paged_attention_finishes tells: those that turn whole heads, or nothing.
+bool paged_attention_finishes(const AttentionShape& shape, const QkvPost& post);
+void paged_attention_step(const AttentionShape& shape, const QkvPost& post, View<const bf16> qkv, const PagedRows& rows, const KvPages& pages, View<bf16> out,
+                          std::int64_t most_tokens, void* workspace, cudaStream_t stream);
 std::int64_t paged_attention_workspace(const AttentionShape& shape, std::int64_t rows, std::int64_t most_tokens);
 
 // Rows first_row … first_row + rows - 1 of q, tokens position … of `sequence`: a chunk of a prompt, or one tile of it.

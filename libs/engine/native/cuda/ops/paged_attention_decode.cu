@@ -1,279 +1,439 @@
-// paged_attention_decode.cu: one row of queries over its sequence's pages. A row's keys are divided into at most 32 parts, by their number alone; a thread
-// block takes one part of one kv head for all query heads that share it, a warp a page of 16 tokens at a time. (Flash-decoding, arXiv:2311.01282)
-//   The query heads are the 16 rows of mma.m16n8k16, so that each key and value is read once: 4 · head_dim bytes a token and kv head over memory bandwidth
-//   is the floor. While a warp multiplies a page, its next one arrives.
-//   The last block of a row and kv head to end joins the parts, in their order.
+// paged_attention_decode.cu: one row of queries over its sequence's pages. A row's keys are divided into at most 64 parts, by their number alone; a thread
+// block takes one part of one kv head for all query heads that share it, a warp one page of 16 tokens at a time. (Flash-decoding, arXiv:2311.01282)
+//   Each key and value is read once, into registers (attention_page.cuh): 4 · head_dim bytes a token and kv head over memory bandwidth is the floor. Up to
+//   8,192 tokens every warp has one page, and all of a block's bytes are under way at once. The last block of a row and kv head to end joins the parts, in
+//   their order.
+//
+// What is read before wait_for_previous(), that is while kernels of this step still run, must have been written before any kernel of this step began:
+//   - sequence, position, tables, and what qkv_post has from the model: the host copies them to the device before the step's first kernel. A copy is no
+//     kernel, so nothing is chained to it: that kernel begins when the copy has ended, and a chained kernel begins when all blocks of the one before it have
+//     begun. In a captured step the copy is a node of the graph, and a replay begins when what was given to the stream before it has ended.
+//   - keys and values of tokens before position, when the caller says that each row is its sequence's only one in the step (rows.apart): steps that wrote
+//     them ended before this step's copy began, as did copies of pages. Kernels of this step write keys and values of the rows' own positions only: other
+//     slots, which are read after the wait, or not at all when this kernel makes them.
+//   Nothing is written before the wait. Blocks without a part leave without it; the block of each row's first part waits, so this kernel never ends before
+//   what ran before it.
 #include <algorithm>
 
 #include "core/error.h"
 #include "cuda/ops/attention_launch.h"
-#include "cuda/ops/attention_tile.cuh"
+#include "cuda/ops/attention_page.cuh"
 #include "cuda/ops/paged_attention.h"
 #include "cuda/runtime/launch.h"
-#include "cuda/runtime/stream.h"
 
 namespace engine::cuda {
 namespace attention {
 namespace {
 
-constexpr int kPage = static_cast<int>(kPageTokens), kHeads = 16;  // query heads of a block
-constexpr int kMostParts = 32, kLeastPart = 128;                 // parts of a row; tokens of one
-static_assert(kPage == 16, "a page is the 16 tokens of one product with the values");
+constexpr int kDecodeWarps = 8, kDecodeThreads = kDecodeWarps * kWarp;
+constexpr int kRound = kDecodeWarps * kPage;  // tokens that a block has at once
+constexpr int kMostParts = 64;                // of a row
 
-// Tokens of a part when a row sees `tokens`: a multiple of a round of all warps.
+// Tokens of a part when a row sees `tokens`: whole rounds.
 __host__ ENGINE_DEVICE int part_tokens(int tokens) {
-  constexpr int round = kWarps * kPage;
   const int even = (tokens + kMostParts - 1) / kMostParts;
-  return even <= kLeastPart ? kLeastPart : (even + round - 1) / round * round;
+  return (even + kRound - 1) / kRound * kRound;
 }
 
 struct DecodeArguments {
-  const bf16* q;
+  const bf16* q;              // [rows][q_stride]: heads of queries; raw, and followed by those of keys and values, when they are to be finished here
   std::int64_t q_stride;
   bf16* out;
   std::int64_t out_stride;
   PagedRows rows;
-  const bf16* pages;
-  int tokens;                 // rows
-  int heads, kv_heads, group, blocks_of_heads;  // blocks_of_heads: of kHeads, in a group
+  bf16* pages;
+  int heads, kv_heads, group, blocks_of_heads;  // blocks_of_heads: of 8·N, in a group
   int window, most_parts;
   float scale, softcap;
+  bool finish;
+  QkvPost post;
   unsigned* arrivals;         // [rows][kv_heads][blocks_of_heads], zero before and after
   float* sums;                // [rows][heads][most_parts][D], relative to 2^top
   float* weights;             // [rows][heads][most_parts][2]: top and total
 };
 
-template <int D>
+template <int D, int N>
 struct Decode {
-  static constexpr int kStage = 2 * kPage * D;  // a page's keys and values
-  static constexpr std::int64_t kSharedBytes = sizeof(bf16) * (kHeads * D + 2 * kWarps * kStage);
-  static_assert(sizeof(float) * kHeads * D <= sizeof(bf16) * 2 * kStage, "a warp's sums fit where its pages were");
+  static constexpr int kRows = kHeads * N;       // query heads of a block
+  static constexpr int kJobs = (kRows + 2 + kDecodeWarps - 1) / kDecodeWarps;  // heads that a warp finishes, the new key and value among them
+  static constexpr int kSumStride = D + 4;
+  static constexpr std::int64_t kHeadBytes = sizeof(bf16) * (kRows + 2) * Queries<D>::kStride;  // queries, new key, new value
+  static constexpr std::int64_t kSumBytes = sizeof(float) * kDecodeWarps * kRows * kSumStride;
+  static constexpr std::int64_t kSharedBytes = kHeadBytes + kSumBytes;
+  static constexpr int kBlocksAtOnce = D * N <= 128 ? 2 : 1;  // on a multiprocessor: what registers allow
 };
 
-// One warp: begins to copy a page's rows `from` [16][D] into a tile; rows from `valid` on become zeros.
+// What a warp needs of the model to finish one head. Lane l has columns l + 32j of its first half and those half a head further, as in qkv_post_paged.
 template <int D>
-ENGINE_DEVICE void load_page(bf16* tile, const bf16* from, int valid) {
-  constexpr int chunks = D / 8;
+struct HeadConstants {
+  static constexpr int kPairs = (D / 2 + kWarp - 1) / kWarp;
+  float bias[kPairs][2], weight[kPairs][2];
+
+  static ENGINE_DEVICE int column(int j) { return static_cast<int>(lane_id()) + kWarp * j; }
+
+  ENGINE_DEVICE void load(const float* bias_of, const float* norm, float offset) {
 #pragma unroll
-  for (int i = static_cast<int>(lane_id()); i < kPage * chunks; i += kWarp) {
-    const int row = i / chunks, chunk = i % chunks;
-    copy_async16(tile + chunk_at<D>(row, chunk), from + (row < valid ? row * D + chunk * 8 : 0), row < valid ? 16 : 0);
+    for (int j = 0; j < kPairs; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int d = column(j) + i * (D / 2);
+        const bool there = column(j) < D / 2;
+        bias[j][i] = there && bias_of != nullptr ? bias_of[d] : 0.0f;
+        weight[j][i] = there && norm != nullptr ? norm[d] + offset : 0.0f;
+      }
+  }
+};
+template <int D>
+struct Angles {
+  float cos[HeadConstants<D>::kPairs], sin[HeadConstants<D>::kPairs];
+
+  ENGINE_DEVICE void load(const QkvPost& post, int position) {
+#pragma unroll
+    for (int j = 0; j < HeadConstants<D>::kPairs; ++j) {
+      const int d = HeadConstants<D>::column(j);
+      const bool there = post.rotary_dim > 0 && d < D / 2;
+      const std::int64_t at = std::int64_t{position} * (D / 2) + d;
+      cos[j] = there ? post.cos[at] : 1.0f;
+      sin[j] = there ? post.sin[at] : 0.0f;
+    }
+  }
+};
+
+// One head as qkv_post_paged finishes it, to the bit: to shared memory and, unless it is null, to `slot`. (warp)
+template <int D>
+ENGINE_DEVICE void finish_head(const bf16* raw, const HeadConstants<D>& constants, bool normalized, float eps, const Angles<D>* angles, bf16* to, bf16* slot) {
+  constexpr int pairs = HeadConstants<D>::kPairs;
+  float x[pairs][2];
+  float squares = 0;
+#pragma unroll
+  for (int j = 0; j < pairs; ++j)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int d = HeadConstants<D>::column(j);
+      x[j][i] = d < D / 2 ? widen(raw[d + i * (D / 2)]) + constants.bias[j][i] : 0.0f;
+      squares = fmaf(x[j][i], x[j][i], squares);
+    }
+  if (normalized) {
+    const float inverse = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(D) + eps);
+#pragma unroll
+    for (int j = 0; j < pairs; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) x[j][i] *= inverse * constants.weight[j][i];
+  }
+#pragma unroll
+  for (int j = 0; j < pairs; ++j) {
+    const int d = HeadConstants<D>::column(j);
+    if (d >= D / 2) continue;
+    float low = x[j][0], high = x[j][1];
+    if (angles != nullptr) {
+      low = x[j][0] * angles->cos[j] - x[j][1] * angles->sin[j];
+      high = x[j][1] * angles->cos[j] + x[j][0] * angles->sin[j];
+    }
+    to[d] = narrow(low);
+    to[d + D / 2] = narrow(high);
+    if (slot == nullptr) continue;
+    slot[d] = narrow(low);
+    slot[d + D / 2] = narrow(high);
   }
 }
 
+ENGINE_DEVICE void store4(bf16* to, const float (&x)[4], float factor) {
+  *reinterpret_cast<uint2*>(to) = {pack(x[0] * factor, x[1] * factor), pack(x[2] * factor, x[3] * factor)};
+}
+
+// The parts of heads 0 … heads - 1, whose sums and weights begin at these addresses, joined in their order.
 template <int D>
-__global__ void __launch_bounds__(kThreads) decode_kernel(DecodeArguments in) {
-  allow_next();
-  wait_for_previous();
-  const int lane = static_cast<int>(lane_id()), thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, g = lane / 4, t = lane % 4;
-  bf16* queries = static_cast<bf16*>(block_shared());
-  bf16* stages = queries + kHeads * D + warp * 2 * Decode<D>::kStage;
-  SHARED_ARRAY(float, tops, kWarps * kHeads);
-  SHARED_ARRAY(float, totals, kWarps * kHeads);
-  SHARED_ARRAY(unsigned, arrived, 1);
-  const int lines = in.kv_heads * in.blocks_of_heads, items = in.most_parts * in.tokens * lines;
-
-  for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {  // parts that are nobody's come last
-    const int part = item / (in.tokens * lines), row = item / lines % in.tokens, line = item % lines;
-    const int kv_head = line / in.blocks_of_heads, first_head = line % in.blocks_of_heads * kHeads;  // within the group
-    const int heads = lesser(kHeads, in.group - first_head), head = kv_head * in.group + first_head;
-    const int sequence = in.rows.sequence[row], position = in.rows.position[row];
-    bf16* out = in.out + row * in.out_stride + std::int64_t{head} * D;
-    if (sequence < 0) {
-      if (part == 0)
-        for (int i = thread; i < heads * D; i += kThreads) out[i] = bf16{0};
-      continue;
-    }
-    const int begin = first_key_block(position, 0, in.window, kPage), size = part_tokens(position + 1 - begin);
-    const int first = begin + part * size, end = lesser(first + size, position + 1), parts = (position + 1 - begin + size - 1) / size;
-    if (first >= end) continue;
-
-    const std::int32_t* table = in.rows.tables + sequence * in.rows.table_stride;
-    const std::int64_t page_elements = std::int64_t{in.kv_heads} * 2 * kPage * D;
-    const auto bring = [&](int key, int stage) {
-      if (key < end) {
-        const bf16* page = in.pages + table[key / kPage] * page_elements + std::int64_t{kv_head} * 2 * kPage * D;
-        load_page<D>(stages + stage * Decode<D>::kStage, page, end - key);
-        load_page<D>(stages + stage * Decode<D>::kStage + kPage * D, page + kPage * D, end - key);
-      }
-      copy_async_commit();
-    };
-    load_tile<D, kHeads>(queries, in.q + row * in.q_stride + std::int64_t{head} * D, D, 0, heads);
-    bring(first + warp * kPage, 0);
-    bring(first + (warp + kWarps) * kPage, 1);
-    copy_async_wait<1>();
-    __syncthreads();  // the queries are there
-
-    float o[D / 8][4] = {}, most[2] = {-infinity(), -infinity()}, sum[2] = {};
-    int stage = 0;
-    for (int key = first + warp * kPage; key < end; key += kWarps * kPage, stage ^= 1) {
-      copy_async_wait<1>();
-      sync_warp();
-      const bf16* keys = stages + stage * Decode<D>::kStage;
-      const bf16* values = keys + kPage * D;
-      float s[2][4] = {};
+ENGINE_DEVICE void join_parts(const float* sums, const float* weights, int most_parts, int parts, int heads, bf16* out) {
+  const int lane = static_cast<int>(lane_id());
+  for (int r = static_cast<int>(threadIdx.x) / kWarp; r < heads; r += kDecodeWarps) {
+    float factors[kMostParts / kWarp], totals[kMostParts / kWarp];  // of parts lane, lane + 32
+    float top = -infinity(), total = 0;
 #pragma unroll
-      for (int step = 0; step < D / 16; ++step) {
-        std::uint32_t a[4], b[4];
-        load_a<D>(a, queries, 0, step);
-        load_b_rows<D>(b, keys, 0, step);
-        multiply_two(s[0], s[1], a, b);
+    for (int i = 0; i < kMostParts / kWarp; ++i) {
+      const int j = lane + i * kWarp;
+      const bool there = j < parts;
+      factors[i] = there ? weights[2 * (std::int64_t{r} * most_parts + j)] : -infinity();
+      totals[i] = there ? weights[2 * (std::int64_t{r} * most_parts + j) + 1] : 0.0f;
+      top = fmaxf(top, factors[i]);
+    }
+    top = warp_max(top);
+#pragma unroll
+    for (int i = 0; i < kMostParts / kWarp; ++i) {
+      factors[i] = exp2_fast(factors[i] - top);
+      total = fmaf(totals[i], factors[i], total);
+    }
+    const float inverse = 1.0f / warp_sum(total);
+#pragma unroll
+    for (int first = 0; first < D; first += 4 * kWarp) {
+      const int d = first + 4 * lane;
+      const float* from = sums + std::int64_t{r} * most_parts * D + lesser(d, D - 4);
+      float value[4] = {};
+#pragma unroll
+      for (int i = 0; i < kMostParts / kWarp; ++i) {
+        const int count = lesser(parts - i * kWarp, kWarp);
+#pragma unroll 8
+        for (int j = 0; j < count; ++j) {
+          const float factor = shuffle(factors[i], static_cast<unsigned>(j));
+          float x[4];
+          load_floats4(from + std::int64_t{i * kWarp + j} * D, x);
+#pragma unroll
+          for (int c = 0; c < 4; ++c) value[c] = fmaf(x[c], factor, value[c]);
+        }
       }
-      const bool masked = key + kPage > end || (in.window > 0 && position - key >= in.window);
-      const float scale = in.softcap > 0 ? in.scale / in.softcap : in.scale * kLog2e;
+      if (d < D) store4(out + r * D + d, value, inverse);
+    }
+  }
+}
+
+// Grid: kv heads · blocks of heads, rows, parts: parts that are nobody's come last.
+template <int D, int N>
+__global__ void __launch_bounds__(kDecodeThreads, (Decode<D, N>::kBlocksAtOnce)) decode_kernel(DecodeArguments in) {
+  using Here = Decode<D, N>;
+  allow_next();
+  const int lane = static_cast<int>(lane_id()), thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, g = lane / 4, t = lane % 4;
+  const int line = static_cast<int>(blockIdx.x), row = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z);
+  const int kv_head = line / in.blocks_of_heads, first_head = line % in.blocks_of_heads * Here::kRows;  // within the group
+  const int heads = lesser(Here::kRows, in.group - first_head), head = kv_head * in.group + first_head;
+  bf16* out = in.out + row * in.out_stride + std::int64_t{head} * D;
+  const int sequence = in.rows.sequence[row], position = in.rows.position[row];
+  if (sequence < 0) {
+    if (part > 0) return;
+    wait_for_previous();
+    for (int i = thread; i < heads * D; i += kDecodeThreads) out[i] = bf16{0};
+    return;
+  }
+  const int begin = first_key_block(position, 0, in.window, kPage), size = part_tokens(position + 1 - begin);
+  const int first = begin + part * size, end = lesser(first + size, position + 1), parts = (position + 1 - begin + size - 1) / size;
+  if (first >= end) return;
+  const bool newest = end == position + 1;  // this block has the newest token
+  if (!in.rows.apart) wait_for_previous();
+
+  // The warp's page, and its next one's number.
+  const std::int32_t* table = in.rows.tables + sequence * in.rows.table_stride;
+  const std::int64_t page_elements = std::int64_t{in.kv_heads} * 2 * kPage * D;
+  bf16* pool = in.pages + std::int64_t{kv_head} * 2 * kPage * D;
+  int key = first + warp * kPage;
+  const auto page_number = [&](int of) { return of < end ? std::int64_t{table[of / kPage]} : 0; };
+  const bf16* at = pool + page_number(key) * page_elements;
+  std::int64_t next = page_number(key + kRound);
+  const bool mine_is_newest = key <= position && position < key + kPage;
+  const bool late = in.rows.apart && !in.finish && mine_is_newest;  // the kernel before this one may have written it
+  Page<D> page;
+  if (key < end && !late) {
+    page.load_keys(at);
+    page.load_values(at + kPage * D);
+  }
+
+  // Heads: a warp brings one, or some, of the queries; when they are finished here, then of the new key and value too.
+  bf16* queries = static_cast<bf16*>(block_shared());
+  bf16* new_key = queries + Here::kRows * Queries<D>::kStride;
+  bf16* new_value = new_key + Queries<D>::kStride;
+  for (int i = heads * Queries<D>::kStride + 2 * thread; i < Here::kRows * Queries<D>::kStride; i += 2 * kDecodeThreads)
+    *reinterpret_cast<std::uint32_t*>(queries + i) = 0;  // heads that are not there
+  const int jobs = heads + (in.finish && newest ? 2 : 0);
+  const auto columns = [&](int job) { return std::int64_t{job < heads ? head + job : in.heads + kv_head + (job - heads) * in.kv_heads} * D; };
+  HeadConstants<D> constants[Here::kJobs];
+  Angles<D> angles;
+#pragma unroll
+  for (int i = 0; i < Here::kJobs; ++i) {
+    const int job = warp + i * kDecodeWarps;
+    const bool there = in.finish && job < jobs;
+    constants[i].load(there && in.post.bias != nullptr ? in.post.bias + columns(job) : nullptr,
+                      there ? (job < heads ? in.post.q_norm : job == heads ? in.post.k_norm : nullptr) : nullptr, in.post.offset);
+  }
+  angles.load(in.post, position);
+  if (in.rows.apart) wait_for_previous();
+  if (late) {
+    page.load_keys(at);
+    page.load_values(at + kPage * D);
+  }
+#pragma unroll
+  for (int i = 0; i < Here::kJobs; ++i) {
+    const int job = warp + i * kDecodeWarps;
+    if (job >= jobs) continue;
+    const bool value = job == heads + 1, turn = !value && in.post.rotary_dim > 0;
+    bf16* slot = nullptr;
+    if (job >= heads && first_head == 0)
+      slot = pool + std::int64_t{table[position / kPage]} * page_elements + ((value ? kPage : 0) + position % kPage) * D;
+    finish_head<D>(in.q + row * in.q_stride + columns(job), constants[i], !value && in.post.q_norm != nullptr, in.post.eps, turn ? &angles : nullptr,
+                   job < heads ? queries + job * Queries<D>::kStride : value ? new_value : new_key, slot);
+  }
+  __syncthreads();
+
+  float o[Page<D>::kBlocks][N][4] = {}, most[2] = {-infinity(), -infinity()}, sum[2] = {};
+  for (; key < end; key += kRound) {
+    if (key + kPage > position) {  // the newest page
+      if (in.finish) page.replace(position % kPage, new_key, new_value);
+      page.clear_values(position - key + 1);
+    }
+    const bool more = key + kRound < end;
+    float s[2][4];
+    page.template scores<N>(queries, s);
+    at = pool + next * page_elements;
+    if (more) {
+      page.load_keys(at);
+      next = page_number(key + 2 * kRound);
+    }
+    const bool masked = key + kPage > end || (in.window > 0 && position - key >= in.window);
+    const float scale = in.softcap > 0 ? in.scale / in.softcap : in.scale * kLog2e;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 0; i < 2 * N; ++i) {
+        float x = s[n][i] * scale;
+        if (in.softcap > 0) x = in.softcap * kLog2e * tanhf(x);
+        if (masked && !sees(position, key + 8 * n + 2 * t + i % 2, in.window)) x = -infinity();
+        s[n][i] = x;
+      }
+    // Every page has a token that the row sees, so tops are numbers.
+#pragma unroll
+    for (int half = 0; half < N; ++half) {  // heads g and g + 8
+      float top = fmaxf(most[half], fmaxf(fmaxf(s[0][2 * half], s[0][2 * half + 1]), fmaxf(s[1][2 * half], s[1][2 * half + 1])));
+      top = fmaxf(top, shuffle_xor(top, 1));
+      top = fmaxf(top, shuffle_xor(top, 2));
+      const float shrink = exp2_fast(most[half] - top);
+      most[half] = top;
+      float added = 0;
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float x = s[n][i] * scale;
-          if (in.softcap > 0) x = in.softcap * kLog2e * tanhf(x);
-          if (masked && !sees(position, key + 8 * n + 2 * t + i % 2, in.window)) x = -infinity();
-          s[n][i] = x;
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          s[n][i] = exp2_fast(s[n][i] - top);
+          added += s[n][i];
         }
+      sum[half] = sum[half] * shrink + added;
+      const float even = shuffle(shrink, 8 * static_cast<unsigned>(t)), odd = shuffle(shrink, 8 * static_cast<unsigned>(t) + 4);  // of heads 2t, 2t + 1
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {  // heads g and g + 8
-        float top = fmaxf(most[half], fmaxf(fmaxf(s[0][2 * half], s[0][2 * half + 1]), fmaxf(s[1][2 * half], s[1][2 * half + 1])));
-        top = fmaxf(top, shuffle_xor(top, 1));
-        top = fmaxf(top, shuffle_xor(top, 2));
-        const float base = top == -infinity() ? 0.0f : top, shrink = exp2_fast(most[half] - base);
-        most[half] = top;
-        float added = 0;
+      for (int block = 0; block < Page<D>::kBlocks; ++block)
 #pragma unroll
-        for (int n = 0; n < 2; ++n)
-#pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            s[n][i] = exp2_fast(s[n][i] - base);
-            added += s[n][i];
-          }
-        sum[half] = sum[half] * shrink + added;
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
-          o[n][2 * half] *= shrink;
-          o[n][2 * half + 1] *= shrink;
-        }
-      }
-      std::uint32_t p[4];
-      to_a(p, s[0], s[1]);
-#pragma unroll
-      for (int n = 0; n < D / 16; ++n) {
-        std::uint32_t b[4];
-        load_b_columns<D>(b, values, 0, n);
-        multiply_two(o[2 * n], o[2 * n + 1], p, b);
-      }
-      sync_warp();  // the page has been read
-      bring(key + 2 * kWarps * kPage, stage);
+        for (int i = 0; i < 4; ++i) o[block][half][i] *= i % 2 == 0 ? even : odd;
     }
+    page.template add_values<N>(s, o);
+    if (more) page.load_values(at + kPage * D);
+  }
 
-    // The warps' sums, relative to the largest top of all.
+  // The warps' sums, relative to the largest top of all.
+  SHARED_ARRAY(float, tops, kDecodeWarps * Here::kRows);
+  SHARED_ARRAY(float, totals, kDecodeWarps * Here::kRows);
+  SHARED_ARRAY(unsigned, arrived, 1);
+  auto* all = reinterpret_cast<float*>(static_cast<unsigned char*>(block_shared()) + Here::kHeadBytes);
+  const int busy = lesser(kDecodeWarps, (end - first + kPage - 1) / kPage);  // warps that had a page
+  if (warp < busy) {
+    Page<D>::template store_sums<N>(o, all + warp * Here::kRows * Here::kSumStride, Here::kSumStride);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < N; ++half) {
       float total = sum[half];
       total += shuffle_xor(total, 1);
       total += shuffle_xor(total, 2);
       if (t == 0) {
-        tops[warp * kHeads + g + 8 * half] = most[half];
-        totals[warp * kHeads + g + 8 * half] = total;
+        tops[warp * Here::kRows + g + 8 * half] = most[half];
+        totals[warp * Here::kRows + g + 8 * half] = total;
       }
     }
-    __syncthreads();
-    float* mine = reinterpret_cast<float*>(stages);  // [kHeads][D]; all copies have arrived and been read
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = g + 8 * half;
-      float top = -infinity();
-      for (int w = 0; w < kWarps; ++w) top = fmaxf(top, tops[w * kHeads + r]);
-      const float factor = most[half] == -infinity() ? 0.0f : exp2_fast(most[half] - top);
-#pragma unroll
-      for (int n = 0; n < D / 8; ++n) {
-        mine[r * D + 8 * n + 2 * t] = o[n][2 * half] * factor;
-        mine[r * D + 8 * n + 2 * t + 1] = o[n][2 * half + 1] * factor;
-      }
-    }
-    __syncthreads();
-    const float* all = reinterpret_cast<const float*>(queries + kHeads * D);
-    constexpr int kBetween = Decode<D>::kStage;  // floats from one warp's sums to the next's
-    const auto joined = [&](int r, float& top) {  // total of head r, and its top
-      top = -infinity();
-      for (int w = 0; w < kWarps; ++w) top = fmaxf(top, tops[w * kHeads + r]);
-      float total = 0;
-      for (int w = 0; w < kWarps; ++w)
-        if (tops[w * kHeads + r] != -infinity()) total += totals[w * kHeads + r] * exp2_fast(tops[w * kHeads + r] - top);
-      return total;
-    };
-    for (int i = thread; i < heads * D; i += kThreads) {
-      const int r = i / D, d = i % D;
-      float value = 0, top;
-      for (int w = 0; w < kWarps; ++w) value += all[w * kBetween + i];
-      const float total = joined(r, top);
-      if (parts == 1) {
-        out[i] = narrow(value / total);
-        continue;
-      }
-      const std::int64_t at = (std::int64_t{row} * in.heads + head + r) * in.most_parts + part;
-      in.sums[at * D + d] = value;
-      if (d == 0) {
-        in.weights[2 * at] = top;
-        in.weights[2 * at + 1] = total;
-      }
-    }
-    __syncthreads();
-    if (parts == 1) continue;
-    if (thread == 0) *arrived = count_arrival(in.arrivals + row * lines + line);
-    __syncthreads();
-    if (static_cast<int>(*arrived) != parts - 1) continue;  // not the last
-    acquire();
-    if (thread == 0) in.arrivals[row * lines + line] = 0;
-    for (int i = thread; i < heads * D; i += kThreads) {
-      const int r = i / D, d = i % D;
-      const std::int64_t at = (std::int64_t{row} * in.heads + head + r) * in.most_parts;
-      float top = -infinity();
-      for (int j = 0; j < parts; ++j) top = fmaxf(top, in.weights[2 * (at + j)]);
-      float value = 0, total = 0;
-      for (int j = 0; j < parts; ++j) {
-        const float factor = exp2_fast(in.weights[2 * (at + j)] - top);
-        value = fmaf(in.sums[(at + j) * D + d], factor, value);
-        total = fmaf(in.weights[2 * (at + j) + 1], factor, total);
-      }
-      out[i] = narrow(value / total);
-    }
-    __syncthreads();  // `arrived` is read
   }
+  __syncthreads();
+  const std::int64_t result = (std::int64_t{row} * in.heads + head) * in.most_parts;
+  for (int i = thread; i < heads * (D / 4); i += kDecodeThreads) {
+    const int r = i / (D / 4), d = i % (D / 4) * 4;
+    float top = -infinity(), total = 0, value[4] = {};
+    for (int w = 0; w < busy; ++w) top = fmaxf(top, tops[w * Here::kRows + r]);
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) {
+      if (w >= busy) break;
+      const float factor = exp2_fast(tops[w * Here::kRows + r] - top);
+      total = fmaf(totals[w * Here::kRows + r], factor, total);
+      float x[4];
+      load_floats4(all + (w * Here::kRows + r) * Here::kSumStride + d, x);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) value[c] = fmaf(x[c], factor, value[c]);
+    }
+    if (parts == 1) {
+      store4(out + r * D + d, value, 1.0f / total);
+      continue;
+    }
+    const std::int64_t to = result + std::int64_t{r} * in.most_parts + part;
+    store_floats4(in.sums + to * D + d, value);
+    if (d == 0) {
+      in.weights[2 * to] = top;
+      in.weights[2 * to + 1] = total;
+    }
+  }
+  if (parts == 1) return;
+  __syncthreads();
+  unsigned* counter = in.arrivals + row * in.kv_heads * in.blocks_of_heads + line;
+  if (thread == 0) *arrived = count_arrival(counter);
+  __syncthreads();
+  if (static_cast<int>(*arrived) != parts - 1) return;  // not the last
+  acquire();
+  if (thread == 0) *counter = 0;
+  join_parts<D>(in.sums + result * D, in.weights + 2 * result, in.most_parts, parts, heads, out);
 }
 
-std::int64_t lines_of(const AttentionShape& shape) { return shape.kv_heads * ceil_div(shape.heads / shape.kv_heads, kHeads); }
+// Of kHeads heads, that one thread block takes.
+int blocks_of_heads(const AttentionShape& shape) { return shape.heads / shape.kv_heads <= kHeads || shape.head_dim > 128 ? 1 : 2; }
 
-std::int64_t parts_of(std::int64_t most_tokens) { return std::max<std::int64_t>(1, std::min<std::int64_t>(kMostParts, ceil_div(most_tokens + kPage, kLeastPart))); }
+std::int64_t lines_of(const AttentionShape& shape) {
+  return shape.kv_heads * ceil_div(shape.heads / shape.kv_heads, kHeads * blocks_of_heads(shape));
+}
+
+// The most parts that a row of at most `most_tokens` tokens has.
+std::int64_t parts_of(const AttentionShape& shape, std::int64_t most_tokens) {
+  const std::int64_t seen = shape.window > 0 ? std::min(most_tokens, shape.window + kPage) : most_tokens;
+  return std::max<std::int64_t>(1, std::min<std::int64_t>(kMostParts, ceil_div(seen, kRound)));
+}
 
 // Counters of arrivals. They begin the workspace, and there are as many whatever a call's rows, so that no call's sums lie where another counts.
 constexpr std::int64_t kMostArrivals = 16384;
 constexpr std::int64_t kArrivalBytes = kMostArrivals * static_cast<std::int64_t>(sizeof(unsigned));
 
+void decode(const AttentionShape& shape, View<const bf16> q, const QkvPost* post, const PagedRows& rows, const KvPages& pages, View<bf16> out,
+            std::int64_t most_tokens, void* workspace, cudaStream_t stream) {
+  require(most_tokens >= 1 && most_tokens < std::int64_t{1} << 30, "attention over ", most_tokens, " tokens");
+  if (out.rows == 0) return;
+  const std::int64_t group = shape.heads / shape.kv_heads, lines = lines_of(shape), parts = parts_of(shape, most_tokens);
+  require(out.rows * lines <= kMostArrivals, out.rows, " rows of ", lines, " groups of heads; a call takes ", kMostArrivals, " together");
+  auto* sums = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + kArrivalBytes);
+  const DecodeArguments in{.q = q.data, .q_stride = q.stride, .out = out.data, .out_stride = out.stride, .rows = rows, .pages = pages.data,
+                           .heads = static_cast<int>(shape.heads), .kv_heads = static_cast<int>(shape.kv_heads), .group = static_cast<int>(group),
+                           .blocks_of_heads = static_cast<int>(lines / shape.kv_heads), .window = static_cast<int>(shape.window), .most_parts = static_cast<int>(parts),
+                           .scale = shape.scale, .softcap = shape.softcap, .finish = post != nullptr, .post = post != nullptr ? *post : QkvPost{},
+                           .arrivals = static_cast<unsigned*>(workspace), .sums = sums, .weights = sums + out.rows * shape.heads * parts * shape.head_dim};
+  for_head_dim(shape.head_dim, [&]<int D>(HeadDim<D>) {
+    const auto start = [&]<int N>(std::integral_constant<int, N>) {
+      launch_chained(stream, dim3(blocks(lines), blocks(out.rows), blocks(parts)), dim3(kDecodeThreads), Decode<D, N>::kSharedBytes, decode_kernel<D, N>, in);
+    };
+    if constexpr (D <= 128)
+      if (blocks_of_heads(shape) == 2) return start(std::integral_constant<int, 2>{});
+    start(std::integral_constant<int, 1>{});
+  });
+}
+
 }  // namespace
 }  // namespace attention
 
 std::int64_t paged_attention_workspace(const AttentionShape& shape, std::int64_t rows, std::int64_t most_tokens) {
-  const std::int64_t parts = rows * shape.heads * attention::parts_of(most_tokens);
-  return attention::kArrivalBytes + 4 * parts * (shape.head_dim + 2);
+  return attention::kArrivalBytes + 4 * rows * shape.heads * attention::parts_of(shape, most_tokens) * (shape.head_dim + 2);
 }
 
 void paged_attention_decode(const AttentionShape& shape, View<const bf16> q, const PagedRows& rows, const KvPages& pages, View<bf16> out,
                             std::int64_t most_tokens, void* workspace, cudaStream_t stream) {
-  using namespace attention;
-  check_paged(shape, q, pages, out);
-  require(most_tokens >= 1 && most_tokens < std::int64_t{1} << 30, "attention over ", most_tokens, " tokens");
-  if (q.rows == 0) return;
-  const std::int64_t group = shape.heads / shape.kv_heads, parts = parts_of(most_tokens);
-  require(q.rows * lines_of(shape) <= kMostArrivals, q.rows, " rows of ", lines_of(shape), " groups of heads; a call takes ", kMostArrivals, " together");
-  auto* sums = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + kArrivalBytes);
-  const DecodeArguments in{.q = q.data, .q_stride = q.stride, .out = out.data, .out_stride = out.stride, .rows = rows, .pages = pages.data,
-                           .tokens = static_cast<int>(q.rows), .heads = static_cast<int>(shape.heads), .kv_heads = static_cast<int>(shape.kv_heads),
-                           .group = static_cast<int>(group), .blocks_of_heads = static_cast<int>(ceil_div(group, kHeads)), .window = static_cast<int>(shape.window),
-                           .most_parts = static_cast<int>(parts), .scale = shape.scale, .softcap = shape.softcap, .arrivals = static_cast<unsigned*>(workspace),
-                           .sums = sums, .weights = sums + q.rows * shape.heads * parts * shape.head_dim};
-  const std::int64_t items = parts * q.rows * lines_of(shape);
-  for_head_dim(shape.head_dim, [&]<int D>(HeadDim<D>) {
-    launch_chained(stream, blocks(std::min<std::int64_t>(items, 3 * multiprocessors())), kThreads, Decode<D>::kSharedBytes, decode_kernel<D>, in);
-  });
+  attention::check_paged(shape, q, pages, out);
+  attention::decode(shape, q, nullptr, rows, pages, out, most_tokens, workspace, stream);
+}
+
+bool paged_attention_finishes(const AttentionShape& shape, const QkvPost& post) {
+  return post.rotary_dim == 0 || post.rotary_dim == shape.head_dim;
+}
+
+void paged_attention_step(const AttentionShape& shape, const QkvPost& post, View<const bf16> qkv, const PagedRows& rows, const KvPages& pages, View<bf16> out,
+                          std::int64_t most_tokens, void* workspace, cudaStream_t stream) {
+  const QkvShape whole{shape.heads, shape.kv_heads, shape.head_dim};
+  require(qkv.cols == whole.columns(), "q, k and v have ", qkv.cols, " columns; the shape says ", whole.columns());
+  require(paged_attention_finishes(shape, post), "rotary_dim is ", post.rotary_dim, " of heads of ", shape.head_dim, ": qkv_post_paged turns parts of a head");
+  require(rows.apart, "rows that are finished here are their sequences' only ones");
+  require((post.q_norm == nullptr) == (post.k_norm == nullptr), "q and k have a norm each, or neither");
+  attention::check_paged(shape, qkv.columns(0, shape.heads * shape.head_dim), pages, out);
+  attention::decode(shape, qkv, &post, rows, pages, out, most_tokens, workspace, stream);
 }
 
 }  // namespace engine::cuda

@@ -80,7 +80,7 @@ struct DeviceRowNumbers {
     sequence = DeviceBuffer<std::int32_t>(s);
     position = DeviceBuffer<std::int32_t>(p);
   }
-  PagedRows view(const Pages& pages) const { return {sequence.data(), position.data(), pages.tables(), pages.stride()}; }
+  PagedRows view(const Pages& pages, bool apart = false) const { return {sequence.data(), position.data(), pages.tables(), pages.stride(), apart}; }
 };
 
 DeviceMemory zeroed(std::int64_t bytes) {
@@ -95,6 +95,8 @@ const AttentionShape kShapes[] = {
     {.heads = 14, .kv_heads = 2, .head_dim = 128, .scale = 0.1f},
     {.heads = 20, .kv_heads = 1, .head_dim = 32, .scale = 0.2f, .window = 17, .softcap = 3.0f},
     {.heads = 2, .kv_heads = 1, .head_dim = 256, .scale = 0.06f, .softcap = 20.0f},
+    {.heads = 24, .kv_heads = 2, .head_dim = 128, .scale = 0.1f, .window = 150},
+    {.heads = 9, .kv_heads = 1, .head_dim = 16, .scale = 0.2f},
 };
 
 TEST("attention of single tokens over pages is the CPU's, whatever the lengths") {
@@ -126,6 +128,8 @@ TEST("attention of single tokens over pages is the CPU's, whatever the lengths")
     paged_attention_decode(shape, device_q.view().row_range(4, 1), one.view(pages), pages.view(), alone.view(), 5000, small.data(), stream());
     const auto by_itself = alone.read();
     CHECK(std::equal(by_itself.begin(), by_itself.end(), together.begin() + 4 * width));
+    paged_attention_decode(shape, device_q.view().row_range(4, 1), one.view(pages, true), pages.view(), alone.view(), 5000, small.data(), stream());
+    CHECK(std::ranges::equal(alone.read(), by_itself));  // reading early changes nothing
     // Calls of other numbers of rows leave the workspace as they found it.
     paged_attention_decode(shape, device_q.view().row_range(4, 1), one.view(pages), pages.view(), alone.view(), 300, workspace.data(), stream());
     paged_attention_decode(shape, device_q.view(), numbers.view(pages), pages.view(), out.view(), 300, workspace.data(), stream());
@@ -133,20 +137,69 @@ TEST("attention of single tokens over pages is the CPU's, whatever the lengths")
   }
 }
 
-TEST("a long context is divided into at most 32 parts and joined again") {
+TEST("a long context is divided into at most 64 parts and joined again") {
   const AttentionShape shape{.heads = 2, .kv_heads = 1, .head_dim = 16, .scale = 0.25f};
-  const std::vector<std::int64_t> lengths{4700};
+  const std::vector<std::int64_t> lengths{8700};
   Pages pages(shape, lengths);
   pages.fill(lengths);
-  const std::vector<KvRow> of{{0, 4699}, {0, 4095}};
-  const auto q = random_bf16(2 * 32, 1, 2.0f);
+  const std::vector<KvRow> of{{0, 8699}, {0, 8191}, {0, 4095}};
+  const auto q = random_bf16(3 * 32, 1, 2.0f);
   std::vector<float> expected(q.size());
-  attention_decode(cpu_bf16(), shape, pages.host(), pages.sequences(), of, rows(q, 2, 32), rows(expected, 2, 32));
+  attention_decode(cpu_bf16(), shape, pages.host(), pages.sequences(), of, rows(q, 3, 32), rows(expected, 3, 32));
   const DeviceRowNumbers numbers(of);
-  const DeviceRows device_q(q, 2, 32), out(2, 32);
-  const DeviceMemory workspace = zeroed(paged_attention_workspace(shape, 2, 4700));
-  paged_attention_decode(shape, device_q.view(), numbers.view(pages), pages.view(), out.view(), 4700, workspace.data(), stream());
-  CHECK_ERROR(relative_error(out.read(), expected), 2 * kRounding, "4,700 tokens");
+  const DeviceRows device_q(q, 3, 32), out(3, 32);
+  const DeviceMemory workspace = zeroed(paged_attention_workspace(shape, 3, 8700));
+  paged_attention_decode(shape, device_q.view(), numbers.view(pages), pages.view(), out.view(), 8700, workspace.data(), stream());
+  CHECK_ERROR(relative_error(out.read(), expected), 2 * kRounding, "8,700 tokens");
+}
+
+TEST("a step that finishes queries, keys and values itself gives the bits of qkv_post_paged and attention") {
+  struct Case {
+    AttentionShape shape;
+    std::int64_t rotary;
+    bool norm, bias;
+  };
+  const Case cases[] = {{{.heads = 7, .kv_heads = 1, .head_dim = 64, .scale = 0.3f}, 64, false, true},
+                        {{.heads = 14, .kv_heads = 2, .head_dim = 128, .scale = 0.1f}, 128, true, true},
+                        {{.heads = 2, .kv_heads = 1, .head_dim = 256, .scale = 0.06f, .window = 30, .softcap = 20.0f}, 256, true, false},
+                        {{.heads = 4, .kv_heads = 4, .head_dim = 96, .scale = 0.1f}, 0, false, false},
+                        {{.heads = 20, .kv_heads = 1, .head_dim = 32, .scale = 0.2f}, 32, false, true}};
+  for (const Case& c : cases) {
+    const AttentionShape& shape = c.shape;
+    const QkvShape heads{shape.heads, shape.kv_heads, shape.head_dim};
+    const std::vector<std::int64_t> before{150, 1, 0, 128, 47}, after{151, 2, 1, 129, 48};
+    const std::vector<KvRow> of{{0, 150}, {1, 1}, {-1, 0}, {2, 0}, {3, 128}, {4, 47}};
+    const std::int64_t n = 6, columns = heads.columns(), width = shape.heads * shape.head_dim, half = std::max<std::int64_t>(c.rotary / 2, 1);
+    const auto raw = random_bf16(n * columns, 1, 2.0f);
+    const DeviceBuffer<float> bias(random_values(columns, 2)), q_norm(random_values(shape.head_dim, 3)), k_norm(random_values(shape.head_dim, 4)), cos(random_values(200 * half, 5)),
+        sin(random_values(200 * half, 6));
+    QkvPost post{.eps = 1e-5f, .offset = 1.0f, .cos = cos.data(), .sin = sin.data(), .rotary_dim = c.rotary};
+    if (c.bias) post.bias = bias.data();
+    if (c.norm) post.q_norm = q_norm.data(), post.k_norm = k_norm.data();
+    CHECK(paged_attention_finishes(shape, post));
+    const DeviceRowNumbers numbers(of);
+    const DeviceMemory workspace = zeroed(paged_attention_workspace(shape, n, 160));
+    std::vector<std::vector<bf16>> pools;
+    std::vector<std::vector<float>> results;
+    for (const bool whole : {false, true}) {
+      Pages pages(shape, after);
+      pages.fill(before);
+      const DeviceRows qkv(raw, n, columns), out(n, width, 8);
+      if (whole) {
+        paged_attention_step(shape, post, qkv.view(), numbers.view(pages, true), pages.view(), out.view(), 160, workspace.data(), stream());
+        CHECK(std::ranges::equal(qkv.read(), DeviceRows(raw, n, columns).read()));
+      } else {
+        qkv_post_paged(heads, post, qkv.view(), numbers.view(pages), pages.view(), stream());
+        paged_attention_decode(shape, qkv.view().columns(0, width), numbers.view(pages, true), pages.view(), out.view(), 160, workspace.data(), stream());
+      }
+      results.push_back(out.read());
+      pools.push_back(pages.read());
+    }
+    CHECK(std::ranges::equal(results[0], results[1]));
+    CHECK(std::ranges::equal(pools[0], pools[1], {}, &bf16::bits, &bf16::bits));
+    CHECK(std::ranges::none_of(results[0], [](float x) { return std::isnan(x); }));
+  }
+  CHECK(!paged_attention_finishes({.heads = 2, .kv_heads = 1, .head_dim = 64, .scale = 1.0f}, {.rotary_dim = 32}));
 }
 
 TEST("attention of prompts in chunks over pages is the CPU's, and a row of no chunk is left alone") {

@@ -241,6 +241,17 @@ ENGINE_DEVICE uint4 load16_once(const void* address) {
 #endif
 }
 
+// The same of memory that may have been written since this kernel began. Keeps its place among waits and barriers.
+ENGINE_DEVICE uint4 load16_passing(const void* address) {
+#ifdef ENGINE_CUDA_EMULATED
+  return load16(address);
+#else
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address) : "memory");
+  return v;
+#endif
+}
+
 // Four fp32 values of 16 bytes, and back.
 ENGINE_DEVICE float float_of(std::uint32_t bits) {
 #ifdef ENGINE_CUDA_EMULATED
