@@ -42,7 +42,7 @@ void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, cons
 // There is no residual; a bias is [gate | up].
 void nf4_gemv_gated(Activation act, View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
 
-// The same of packed weights. A row of 1 to 4 has the same bits however many there are.
+// The same of packed weights. The order of the sums of 1 to 4 rows depends on how many there are.
 void nf4_gemv(View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
 void nf4_gemv_gated(Activation act, View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
 

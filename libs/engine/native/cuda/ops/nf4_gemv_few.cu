@@ -1,9 +1,9 @@
-// nf4_gemv_few.cu: 1 to 4 rows. Every multiprocessor has one block, which owns whole tiles, one behind another; its warps take equal runs of their quads
-// (256 values of K of 16 outputs). A warp's codes come into registers some quads ahead; what it sums of a tile is joined with the other warps' at the end.
+// nf4_gemv_few.cu: 1 to 4 rows. A block owns whole tiles, one behind another; its warps take equal runs of their quads (256 values of K of 16 outputs). A
+// warp's codes come into registers some quads ahead; what it sums of a tile is joined with the other warps' at the end, in the order of K.
 //   Floor: 0.53 B · N · K over memory bandwidth, which is 36 weights a cycle on each of an H200's multiprocessors at 1.75 GHz. For 1,024 weights and one row
-//   a warp issues about 50 instructions and takes 18 cycles of shared memory, 16 of them the table: up to 57 weights a cycle.
-//   Chained: the table is made and the first codes are under way before the kernel that computes x has ended. A block leaves half of a multiprocessor's
-//   threads, registers and, up to K of 20,000 and one row, shared memory for the next kernel to do the same.
+//   a warp issues 57 instructions (71 of the four schedulers' slots) and takes 18 cycles of shared memory, 16 of them the table: up to 57 weights a cycle.
+//   Chained: the table is made and the first codes are under way before the kernel that computes x has ended. Blocks fill a multiprocessor, two of 8 warps
+//   where two tables and two x fit into its shared memory, else one of 16. With room for more, blocks would share one while another stands empty.
 #include <algorithm>
 
 #include "core/error.h"
@@ -15,15 +15,16 @@
 namespace engine::cuda::nf4 {
 namespace {
 
-constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kAhead = 3;               // quads of a warp under way
+constexpr int kAhead = 2;                  // quads of a warp under way
 constexpr int kQuadValues = kQuad * kBlock;
 constexpr int kHeldNorm = 8192;            // weights of a norm that fit into the table's free half
 
 constexpr std::int64_t padded(std::int64_t depth) { return ceil_div(depth, kQuadValues) * kQuadValues; }
 
-// A block's memory: the table, x [rows][padded K] as fp16, partial [own tiles][kWarps][rows][kTile].
-std::int64_t shared_bytes(std::int64_t rows, std::int64_t depth, std::int64_t own) { return kTableBytes + 2 * rows * padded(depth) + 4 * own * kWarps * rows * kTile; }
+// A block's memory: the table, x [rows][padded K] as fp16, partial [own tiles][warps][rows][kTile].
+std::int64_t shared_bytes(std::int64_t rows, std::int64_t depth, std::int64_t own, std::int64_t warps) {
+  return kTableBytes + 2 * rows * padded(depth) + 4 * own * warps * rows * kTile;
+}
 
 // What block b of `grid` owns begins at tile…
 ENGINE_DEVICE int first_tile(unsigned block, int tiles, unsigned grid) { return static_cast<int>(std::int64_t{block} * tiles / grid); }
@@ -32,6 +33,7 @@ ENGINE_DEVICE int first_tile(unsigned block, int tiles, unsigned grid) { return 
 ENGINE_DEVICE unsigned char* norm_place(unsigned char* table, int unit) { return table + 256 * (unit / 4) + 128 + 32 * (unit % 4); }
 
 // Before x is there: the norm's weights, if they fit.
+template <int kThreads>
 ENGINE_DEVICE void bring_norm(const Products& p, unsigned char* table) {
   if (p.norm.weight == nullptr || p.x.cols > kHeldNorm) return;
   for (int unit = static_cast<int>(threadIdx.x); unit < static_cast<int>(p.x.cols / 8); unit += kThreads) {
@@ -42,7 +44,7 @@ ENGINE_DEVICE void bring_norm(const Products& p, unsigned char* table) {
 }
 
 // x, normalized if asked for, as fp16; zeros behind K. 16-byte chunks of odd rows are swapped in pairs: neighbouring rows lie in different banks.
-template <int kRows>
+template <int kRows, int kThreads>
 ENGINE_DEVICE void stage_rows(const Products& p, unsigned char* table, unsigned char* to) {
   const int units = static_cast<int>(p.x.cols / 8), all = static_cast<int>(padded(p.x.cols) / 8), thread = static_cast<int>(threadIdx.x);
   const bool normalizes = p.norm.weight != nullptr;
@@ -96,8 +98,9 @@ struct Quad {
   uint4 codes[kQuad], scales;
 };
 
-template <int kRows, bool kGated>
-__global__ void __launch_bounds__(kThreads, 2) multiply(Products p, int tiles) {
+template <int kRows, bool kGated, int kWarps>
+__global__ void __launch_bounds__(kWarps * kWarp, 16 / kWarps) multiply(Products p, int tiles) {
+  constexpr int kThreads = kWarps * kWarp;
   allow_next();
   auto* table = static_cast<unsigned char*>(block_shared());
   unsigned char* x = table + kTableBytes;
@@ -131,10 +134,18 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(Products p, int tiles) {
   Quad ahead[kAhead] = {};
 #pragma unroll
   for (int s = 0; s < kAhead; ++s) bring(ahead[s]);
-  bring_norm(p, table);
+  bring_norm<kThreads>(p, table);
   fill_table(table, p.book);
   wait_for_previous();
-  stage_rows<kRows>(p, table, x);
+  // Thread i finishes output i (and i + kThreads …): what it adds is under way before the products.
+  constexpr int kOutputs = kGated ? kTile / 2 : kTile;
+  float residual = 0;
+  if (!kGated && p.residual.data != nullptr && thread < own * kRows * kOutputs) {
+    const TileRow at = tile_row<kGated>(p, first + thread / kOutputs / kRows, thread % kOutputs);
+    const int row = thread / kOutputs % kRows;
+    if (at.part >= 0 && row < p.y.rows) residual = widen(p.residual.row(row)[p.first[at.part] + at.row]);
+  }
+  stage_rows<kRows, kThreads>(p, table, x);
   __syncthreads();
 
   const std::uint32_t lane4 = 4u * static_cast<unsigned>(lane);
@@ -204,14 +215,15 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(Products p, int tiles) {
       if (run_begin(w) < (mine + 1) * quads && run_begin(w + 1) > mine * quads && run_begin(w) < run_begin(w + 1)) sum += partials[((mine * kWarps + w) * kRows + row) * kTile + r];
     return sum;
   };
-  constexpr int kOutputs = kGated ? kTile / 2 : kTile;
   for (int i = thread; i < own * kRows * kOutputs; i += kThreads) {
     const int r = i % kOutputs, row = i / kOutputs % kRows, mine = i / kOutputs / kRows;
-    finish<kGated>(p, first + mine, r, row, sum_of(mine, row, r), kGated ? sum_of(mine, row, r + 8) : 0.0f);
+    const float sum = sum_of(mine, row, r), up = kGated ? sum_of(mine, row, r + 8) : 0.0f;
+    finish<kGated>(p, first + mine, r, row, sum, up, residual, i == thread);
   }
 }
 
-constexpr std::int64_t kMostShared = std::int64_t{227} << 10;  // of a block
+constexpr std::int64_t kShared = std::int64_t{228} << 10;       // of a multiprocessor
+constexpr std::int64_t kBlockReserve = std::int64_t{2} << 10;  // what the system and static arrays take of each block
 
 Products rows_of(const Products& p, std::int64_t first, std::int64_t count) {
   Products some = p;
@@ -223,22 +235,38 @@ Products rows_of(const Products& p, std::int64_t first, std::int64_t count) {
   return some;
 }
 
-template <int kRows>
-void launch_rows(const Products& p, bool gated, std::int64_t tiles, std::int64_t grid, cudaStream_t stream) {
-  launch_chained(stream, blocks(grid), kThreads, shared_bytes(kRows, p.x.cols, ceil_div(tiles, grid)), gated ? multiply<kRows, true> : multiply<kRows, false>, p,
-                 static_cast<int>(tiles));
+// How a product of so many rows is divided; no blocks: x does not fit into shared memory.
+struct Division {
+  std::int64_t tiles, warps, blocks, shared;
+};
+Division divide(const Products& p, bool gated, std::int64_t rows) {
+  const std::int64_t tiles = gated ? p.first[1] / 8 : ceil_div(p.first[3], kTile);
+  for (const std::int64_t warps : {8, 16}) {
+    const std::int64_t resident = 16 / warps, blocks = std::min(tiles, resident * multiprocessors()), shared = shared_bytes(rows, p.x.cols, ceil_div(tiles, blocks), warps);
+    if (resident * (shared + kBlockReserve) <= kShared) return {tiles, warps, blocks, shared};
+  }
+  return {tiles, 0, 0, 0};
+}
+
+template <int kRows, bool kGated>
+void launch_rows(const Products& p, const Division& d, cudaStream_t stream) {
+  launch_chained(stream, blocks(d.blocks), static_cast<unsigned>(d.warps * kWarp), d.shared, d.warps == 8 ? multiply<kRows, kGated, 8> : multiply<kRows, kGated, 16>, p,
+                 static_cast<int>(d.tiles));
 }
 
 }  // namespace
 
 bool multiply_few(const Products& p, bool gated, cudaStream_t stream) {
-  const std::int64_t tiles = gated ? p.first[1] / 8 : ceil_div(p.first[3], kTile), grid = std::min<std::int64_t>(tiles, multiprocessors());
-  std::int64_t most = 4;
-  while (most > 0 && shared_bytes(most, p.x.cols, ceil_div(tiles, grid)) > kMostShared) most /= 2;
+  std::int64_t most = 4;  // rows at a time
+  while (most > 0 && divide(p, gated, most).blocks == 0) most /= 2;
   if (most == 0) return false;
   for (std::int64_t first = 0; first < p.x.rows; first += most) {
     const Products some = rows_of(p, first, std::min(most, p.x.rows - first));
-    (some.x.rows == 1 ? launch_rows<1> : some.x.rows == 2 ? launch_rows<2> : launch_rows<4>)(some, gated, tiles, grid, stream);
+    const std::int64_t rows = some.x.rows == 3 ? 4 : some.x.rows;
+    const auto start = rows == 1   ? gated ? launch_rows<1, true> : launch_rows<1, false>
+                       : rows == 2 ? gated ? launch_rows<2, true> : launch_rows<2, false>
+                                   : gated ? launch_rows<4, true> : launch_rows<4, false>;
+    start(some, divide(p, gated, rows), stream);
   }
   return true;
 }

@@ -84,7 +84,8 @@ TEST("products of few rows with NF4 weights are the CPU's") {
     std::int64_t k;
   };
   const Case cases[] = {{1, {1}, 64},           {1, {63}, 192},        {1, {100, 17, 16}, 1088}, {2, {65}, 1088}, {3, {130}, 320}, {4, {40, 24}, 640},
-                        {5, {33}, 64},          {8, {300, 20}, 1088},  {9, {17, 16, 8}, 320},    {17, {48}, 192}, {33, {129}, 128}, {64, {16}, 4160}};
+                        {5, {33}, 64},          {8, {300, 20}, 1088},  {9, {17, 16, 8}, 320},    {17, {48}, 192}, {33, {129}, 128}, {64, {16}, 4160},
+                        {4, {16}, 6464},        {3, {8}, 20544}};  // long rows: other shapes of blocks, and not all rows at once
   for (const WeightKind kind : {WeightKind::nf4, WeightKind::nf4_double})
     for (const Case& c : cases) {
       const Stack w(kind, c.n, c.k);
@@ -171,19 +172,18 @@ TEST("a row's result does not depend on how many rows there are, up to 4 and fro
   const std::int64_t n = 40, k = 640;
   const Stack w(WeightKind::nf4_double, {n}, k);
   const DeviceRows x(random_bf16(64 * k, 1), 64, k);
-  for (const bool packed : {false, true})
-    for (const auto& [least, most] : {std::pair<std::int64_t, std::int64_t>{1, 4}, {5, 64}}) {
-      const DeviceRows all(most, n);
-      const Workspace workspace(most);
-      multiply(packed, w, x.view().row_range(0, most), all.view(), {.workspace = workspace.data()});
-      const auto together = all.read();
-      for (std::int64_t count = least; count < most; count = 2 * count - 1 + (count == 1 ? 1 : 0)) {
-        const DeviceRows some(count, n);
-        multiply(packed, w, x.view().row_range(most - count, count), some.view(), {.workspace = workspace.data()});
-        const auto alone = some.read();
-        CHECK(std::equal(alone.begin(), alone.end(), together.end() - count * n));
-      }
+  for (const auto& [least, most] : {std::pair<std::int64_t, std::int64_t>{1, 4}, {5, 64}}) {
+    const DeviceRows all(most, n);
+    const Workspace workspace(most);
+    nf4_gemv(x.view().row_range(0, most), w.views, all.view(), {.workspace = workspace.data()}, stream());
+    const auto together = all.read();
+    for (std::int64_t count = least; count < most; count = 2 * count - 1 + (count == 1 ? 1 : 0)) {
+      const DeviceRows some(count, n);
+      nf4_gemv(x.view().row_range(most - count, count), w.views, some.view(), {.workspace = workspace.data()}, stream());
+      const auto alone = some.read();
+      CHECK(std::equal(alone.begin(), alone.end(), together.end() - count * n));
     }
+  }
 }
 
 TEST("an activation beyond fp16 shows in the result") {

@@ -122,8 +122,9 @@ ENGINE_DEVICE float activate(float x, bool gelu) {
 }
 
 // Writes y[row, …] of row `r` of a tile from its sum; of a gated tile r < 8 and `up` is the sum of row r + 8.
+// `residual`: the one to add, where it has been read already.
 template <bool kGated>
-ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, float sum, float up) {
+ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, float sum, float up, float residual = 0, bool has_residual = false) {
   const TileRow at = tile_row<kGated>(p, tile, r);
   if (at.part < 0 || row >= p.y.rows) return;
   float value = product(p, sum, row, at.part, at.row);
@@ -134,7 +135,7 @@ ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, 
     return;
   }
   const int output = p.first[at.part] + at.row;
-  if (p.residual.data != nullptr) value = widen(p.residual.row(row)[output]) + widen(narrow(value));
+  if (p.residual.data != nullptr) value = (has_residual ? residual : widen(p.residual.row(row)[output])) + widen(narrow(value));
   p.y.row(row)[output] = narrow(value);
 }
 

@@ -35,6 +35,9 @@ void launch(Start start, cudaStream_t stream, dim3 grid, dim3 block, std::int64_
   CUDA_CHECK(emulation::launch_grid(stream, grid, block, shared, [kernel, values] { std::apply(kernel, values); }));
 #else
   if (shared > (48u << 10)) CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+  // Blocks of one kernel enter a multiprocessor beside another's only where both want the same of its memory as shared memory; to change that, it must be
+  // empty. So all kernels of a chain want the most.
+  if (start == Start::chained) CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
