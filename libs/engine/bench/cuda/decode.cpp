@@ -3,6 +3,7 @@
 // With --chain only what some kernels of a layer take one after another: q(kv), p(lace), a(ttention), s(tep of attention, those
 // two in one), o, g(ate_up), d(own), as in --chain qsogd.
 //   bench_cuda_decode [7b|1.5b] --prompt N     attention of a prompt
+// From 32 rows on, the products of bf16 copies of the weights too; beyond 64 those alone.
 // Each figure is the time of one launch within a replayed graph of many, as generation runs them. Weights and caches are those of all layers, so that
 // nothing stays in the second-level cache. Floors are bytes over the copy bandwidth, measured first, or operations over 600 TFLOP/s (mma.sync).
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include "core/error.h"
 #include "core/rng.h"
 #include "cuda/ops/embed.h"
+#include "cuda/ops/gemm.h"
 #include "cuda/ops/head_gemv.h"
 #include "cuda/ops/lora_rows.h"
 #include "cuda/ops/nf4_gemv.h"
@@ -272,10 +274,7 @@ struct Step {
   }
 
   void run_qkv(std::int64_t i, View<const bf16> in) const {
-    if (packed())
-      nf4_gemv(in, layer(i).packed_qkv, view(qkv, m.qkv()), extras(i, 0, in, true), stream);
-    else
-      nf4_gemv(in, {layer(i).q, layer(i).k, layer(i).v}, view(qkv, m.qkv()), extras(i, 0, in, true), stream);
+    nf4_gemv(in, layer(i).packed_qkv, view(qkv, m.qkv()), extras(i, 0, in, true), stream);
   }
   void run_place(std::int64_t i) const {
     qkv_post_paged({m.heads, m.kv_heads, m.head_dim}, post(), view(qkv, m.qkv()), paged(), pages(i), stream);
@@ -288,14 +287,11 @@ struct Step {
     paged_attention_decode(attention, view(qkv, m.qkv()).columns(0, m.heads * m.head_dim), paged(), pages(i), view(attended, m.heads * m.head_dim), context,
                            attention_workspace.data(), stream);
   }
-  void run_o(std::int64_t i) const { onto_sum(i, 1, layer(i).o, layer(i).packed_o, view(attended, m.heads * m.head_dim)); }
+  void run_o(std::int64_t i) const { onto_sum(i, 1, layer(i).packed_o, view(attended, m.heads * m.head_dim)); }
   void run_gate_up(std::int64_t i, View<const bf16> in) const {
-    if (packed())
-      nf4_gemv_gated(Activation::silu, in, layer(i).packed_gate_up, view(gated, m.ffn), extras(i, 2, in, true), stream);
-    else
-      nf4_gemv_gated(Activation::silu, in, {layer(i).gate, layer(i).up}, view(gated, m.ffn), extras(i, 2, in, true), stream);
+    nf4_gemv_gated(Activation::silu, in, layer(i).packed_gate_up, view(gated, m.ffn), extras(i, 2, in, true), stream);
   }
-  void run_down(std::int64_t i) const { onto_sum(i, 3, layer(i).down, layer(i).packed_down, view(gated, m.ffn)); }
+  void run_down(std::int64_t i) const { onto_sum(i, 3, layer(i).packed_down, view(gated, m.ffn)); }
   void run_letters(std::int64_t i, const std::string& letters, std::int64_t context) const {
     for (const char letter : letters) switch (letter) {
         case 'q': run_qkv(i, input()); break;
@@ -333,14 +329,10 @@ struct Step {
   PagedRows paged() const { return {sequences.data(), positions.data(), tables.data(), pages_each, true}; }
   QkvPost post() const { return {.bias = bias.data(), .cos = cos.data(), .sin = sin.data(), .rotary_dim = m.head_dim}; }
   KvPages pages(std::int64_t i) const { return {cache.as<bf16>() + i % m.layers * layer_elements, m.kv_heads, m.head_dim}; }
-  bool packed() const { return rows <= 4; }
-  void onto_sum(std::int64_t i, int group, const Matrix& weight, const PackedNf4& packed_weight, View<const bf16> in) const {
+  void onto_sum(std::int64_t i, int group, const PackedNf4& weight, View<const bf16> in) const {
     GemvExtras e = extras(i, group, in, false);
     e.residual = view(x, m.hidden);
-    if (packed())
-      nf4_gemv(in, packed_weight, view(x, m.hidden), e, stream);
-    else
-      nf4_gemv(in, {weight}, view(x, m.hidden), e, stream);
+    nf4_gemv(in, weight, view(x, m.hidden), e, stream);
   }
 };
 
@@ -382,6 +374,39 @@ void sampling_figures(Bench& bench, const Model& m, std::int64_t rows) {
     kind("top-p 0.9999, hot", 2, {7, 1.5, 0.9999, 0, 0});
     kind("min-p", 2, {7, 0.7, 1, 0.05, 0});
   }
+}
+
+// The products of a layer from bf16 copies of the weights, by the library with algorithms chosen by timing: from some number of rows on they are the faster.
+void bf16_figures(Bench& bench, const Model& m, std::int64_t rows) {
+  struct Product {
+    const char* name;
+    std::int64_t n, k, first;  // first: its weights of all layers, among all
+  };
+  Product products[] = {{"qkv", m.qkv(), m.hidden, 0}, {"o", m.hidden, m.heads * m.head_dim, 0}, {"gate_up", 2 * m.ffn, m.hidden, 0}, {"down", m.hidden, m.ffn, 0}};
+  const std::string count = " rows " + std::to_string(rows);
+  const auto left_out = [&](const char* name) { return !bench.only.empty() && (std::string("bf16 ") + name + count).find(bench.only) == std::string::npos; };
+  if (std::ranges::all_of(products, [&](const Product& p) { return left_out(p.name); }) && left_out("all of a layer")) return;
+  std::int64_t values = 0, scratch_bytes = 0;
+  for (Product& p : products) {
+    p.first = values * m.layers;
+    values += p.n * p.k;
+    scratch_bytes = std::max(scratch_bytes, Gemm::tune_bytes(GemmForm::nt, rows, p.n, p.k, p.k, p.k, p.n, false));
+  }
+  const DeviceMemory weights = random_memory(2 * m.layers * values, bench.stream, fill_bf16), x = random_memory(2 * rows * m.ffn, bench.stream, fill_bf16), y(4 * rows * m.ffn),
+                     scratch(scratch_bytes);
+  Gemm gemm;
+  for (const Product& p : products)
+    gemm.tune(GemmForm::nt, rows, p.n, p.k, p.k, p.k, p.n, false, false, false, scratch.data(), scratch.bytes(), bench.stream);
+  const auto run = [&](const Product& p, std::int64_t i) {
+    gemm(GemmForm::nt, View<const bf16>(x.as<bf16>(), rows, p.k), View<const bf16>(weights.as<bf16>() + p.first + i % m.layers * p.n * p.k, p.n, p.k),
+         View<bf16>(y.as<bf16>(), rows, p.n), bench.stream);
+  };
+  const auto flops = [&](std::int64_t of) { return 2.0 * static_cast<double>(of * rows); };
+  for (const Product& p : products)
+    bench.row(std::string("bf16 ") + p.name + count, 2 * m.layers, 2.0 * static_cast<double>(p.n * p.k), flops(p.n * p.k), [&](std::int64_t i) { run(p, i); });
+  bench.row("bf16 all of a layer" + count, m.layers, 2.0 * static_cast<double>(values), flops(values), [&](std::int64_t i) {
+    for (const Product& p : products) run(p, i);
+  });
 }
 
 void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, std::int64_t context, const std::vector<std::string>& chains) {
@@ -493,7 +518,8 @@ int main(int argc, char** argv) {
       const Weights weights(m, bench.stream);
       for (const std::int64_t rows : row_counts) {
         std::printf("%s, %lld rows, context %lld\n", m.name, static_cast<long long>(rows), static_cast<long long>(context));
-        figures(bench, m, weights, rows, context, chains);
+        if (rows <= kGemvRows) figures(bench, m, weights, rows, context, chains);
+        if (rows >= kGemvRows / 2) bf16_figures(bench, m, rows);
       }
     }
   } catch (const Error& error) {

@@ -263,8 +263,9 @@ Products with_packed(Products p, const PackedNf4& weight, bool gated) {
   return p;
 }
 
-void multiply_packed(const Products& p, bool gated, cudaStream_t stream) {
-  require(multiply_few(p, gated, stream), "rows of ", p.x.cols, " values do not fit into shared memory");
+void multiply_packed(const Products& p, bool gated, bool same_order, cudaStream_t stream) {
+  const bool together = (p.x.rows > 4 || same_order) && has_warpgroup_products();  // without those: a few rows after another
+  if (together || !multiply_few(p, gated, same_order ? 1 : 4, stream)) multiply_packed_rows(p, gated, stream);
 }
 
 void multiply(const Products& p, bool gated, cudaStream_t stream) {
@@ -287,7 +288,9 @@ void multiply(const Products& p, bool gated, cudaStream_t stream) {
 }  // namespace
 }  // namespace nf4
 
-std::int64_t nf4_gemv_workspace(std::int64_t rows) { return rows <= 4 ? 0 : 4 * nf4::kMostGroups + nf4::partials_bytes(rows); }
+std::int64_t nf4_gemv_workspace(std::int64_t rows) {
+  return 4 * nf4::kMostGroups + std::max(rows <= 4 ? 0 : nf4::partials_bytes(rows), nf4::packed_partials_bytes(rows));
+}
 
 void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream) {
   nf4::multiply(nf4::with_weights(nf4::make_products(x, y, extras), weights, false), false, stream);
@@ -300,13 +303,13 @@ void nf4_gemv_gated(Activation act, View<const bf16> x, const GemvWeights& weigh
 }
 
 void nf4_gemv(View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream) {
-  nf4::multiply_packed(nf4::with_packed(nf4::make_products(x, y, extras), weight, false), false, stream);
+  nf4::multiply_packed(nf4::with_packed(nf4::make_products(x, y, extras), weight, false), false, extras.same_order, stream);
 }
 
 void nf4_gemv_gated(Activation act, View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream) {
   nf4::Products p = nf4::with_packed(nf4::make_products(x, y, extras), weight, true);
   p.gelu = act == Activation::gelu_tanh;
-  nf4::multiply_packed(p, true, stream);
+  nf4::multiply_packed(p, true, extras.same_order, stream);
 }
 
 }  // namespace engine::cuda

@@ -30,7 +30,9 @@ struct GemvExtras {
   RowAdapters adapters{};         // with `low` as lora_rows_shrink made it of the same (normalized) x
   View<const bf16> low{};
   View<const bf16> residual{};    // like y, which it may be: y = bf16(residual + bf16(product))
-  void* workspace = nullptr;      // nf4_gemv_workspace(rows) bytes, for more than 4 rows
+  void* workspace = nullptr;      // nf4_gemv_workspace(rows) bytes, for more than 4 rows and for same_order
+  // Of packed weights: a row has the same bits however many there are, from 1 to 64; else only from 5 on. x is not normalized then.
+  bool same_order = false;
 };
 // Zeroed once before its first use; calls of one stream share it.
 std::int64_t nf4_gemv_workspace(std::int64_t rows);
@@ -42,7 +44,8 @@ void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, cons
 // There is no residual; a bias is [gate | up].
 void nf4_gemv_gated(Activation act, View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
 
-// The same of packed weights. The order of the sums of 1 to 4 rows depends on how many there are.
+// The same of packed weights. The order of the sums of 1 to 4 rows depends on how many there are, unless same_order is asked for. From 5 rows on (and with
+// same_order) scales are fp16 and multiply the decoded codes in fp16: a weight's relative error is below 2^-9.4 (code, scale and product, each 2^-11).
 void nf4_gemv(View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
 void nf4_gemv_gated(Activation act, View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
 

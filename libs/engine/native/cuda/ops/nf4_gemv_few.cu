@@ -256,8 +256,7 @@ void launch_rows(const Products& p, const Division& d, cudaStream_t stream) {
 
 }  // namespace
 
-bool multiply_few(const Products& p, bool gated, cudaStream_t stream) {
-  std::int64_t most = 4;  // rows at a time
+bool multiply_few(const Products& p, bool gated, std::int64_t most, cudaStream_t stream) {
   while (most > 0 && divide(p, gated, most).blocks == 0) most /= 2;
   if (most == 0) return false;
   for (std::int64_t first = 0; first < p.x.rows; first += most) {

@@ -139,13 +139,17 @@ ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, 
   p.y.row(row)[output] = narrow(value);
 }
 
-// Of a packed weight, 1 to 4 rows (nf4_gemv_few.cu); false where x does not fit into shared memory.
-bool multiply_few(const Products& p, bool gated, cudaStream_t stream);
+// Of a packed weight, at most `most` ≤ 4 rows at a time (nf4_gemv_few.cu); false where x does not fit into shared memory.
+bool multiply_few(const Products& p, bool gated, std::int64_t most, cudaStream_t stream);
 
 // 5 to 64 rows (nf4_gemv_rows.cu), and fewer where x does not fit into shared memory. Its workspace: counters of kMostGroups groups of outputs, which are
 // zero before and after, then the partial sums.
 inline constexpr std::int64_t kMostGroups = 4096;
 std::int64_t partials_bytes(std::int64_t rows);
 void multiply_rows(const Products& p, bool gated, cudaStream_t stream);
+
+// 1 to 64 rows of a packed weight (nf4_gemv_packed_rows.cu). Its workspace: the same counters, then its own partial sums.
+std::int64_t packed_partials_bytes(std::int64_t rows);
+void multiply_packed_rows(const Products& p, bool gated, cudaStream_t stream);
 
 }  // namespace engine::cuda::nf4

@@ -102,6 +102,20 @@ ENGINE_DEVICE void unpack_f16(std::uint32_t pair, float& low, float& high) {
 #endif
 }
 
+// The products of two pairs of fp16 values, rounded to nearest even.
+ENGINE_DEVICE std::uint32_t multiply_pairs_f16(std::uint32_t a, std::uint32_t b) {
+#ifdef ENGINE_CUDA_EMULATED
+  float x[2], y[2];
+  unpack_f16(a, x[0], x[1]);
+  unpack_f16(b, y[0], y[1]);
+  return pack_f16(x[0] * y[0], x[1] * y[1]);
+#else
+  std::uint32_t product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+#endif
+}
+
 // Byte i of the result is byte (selector >> 4·i) & 7 of {a, b}, a's first.
 ENGINE_DEVICE std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
 #ifdef ENGINE_CUDA_EMULATED
@@ -252,6 +266,17 @@ ENGINE_DEVICE uint4 load16_passing(const void* address) {
 #endif
 }
 
+// The same when `there`, without a branch; else `to` stays.
+ENGINE_DEVICE void load16_once_if(bool there, const void* address, uint4& to) {
+#ifdef ENGINE_CUDA_EMULATED
+  if (there) to = load16(address);
+#else
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0;\n@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+               : "+r"(to.x), "+r"(to.y), "+r"(to.z), "+r"(to.w)
+               : "l"(address), "r"(static_cast<int>(there)));
+#endif
+}
+
 // Four fp32 values of 16 bytes, and back.
 ENGINE_DEVICE float float_of(std::uint32_t bits) {
 #ifdef ENGINE_CUDA_EMULATED
@@ -320,6 +345,25 @@ ENGINE_DEVICE void copy_async_wait() {
   emulation::wait_copies(kLeft);
 #else
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+#endif
+}
+
+// An address in shared memory as a number (in the emulation it counts from dynamic shared memory), and the 4 bytes `kAhead` behind it.
+ENGINE_DEVICE std::uint32_t shared_number(const void* address) {
+#ifdef ENGINE_CUDA_EMULATED
+  return static_cast<std::uint32_t>(static_cast<const unsigned char*>(address) - static_cast<const unsigned char*>(emulation::dynamic_shared()));
+#else
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(address));
+#endif
+}
+template <int kAhead>
+ENGINE_DEVICE std::uint32_t load_shared4(std::uint32_t number) {
+#ifdef ENGINE_CUDA_EMULATED
+  return *reinterpret_cast<const std::uint32_t*>(static_cast<const unsigned char*>(emulation::dynamic_shared()) + number + kAhead);
+#else
+  std::uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1 + %2];" : "=r"(v) : "r"(number), "n"(kAhead));
+  return v;
 #endif
 }
 

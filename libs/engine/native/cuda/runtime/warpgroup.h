@@ -2,7 +2,7 @@
 //   Each instruction has its device form and its emulated definition (emulation/warpgroup.cpp). All threads of the group take part in each.
 //   A kernel that uses them has a body only where ENGINE_WARPGROUP_PRODUCTS is defined, and is started only where has_warpgroup_products() of stream.h says so.
 //
-//   D [64, N] += A [64, 16] · B [16, N], bf16 operands, fp32 sums (PTX ISA, "Asynchronous wgmma.m64nNk16"). Warp w of the group owns rows 16·w … + 15
+//   D [64, N] += A [64, 16] · B [16, N], bf16 or fp16 operands, fp32 sums (PTX ISA, "Asynchronous wgmma.m64nNk16"). Warp w of the group owns rows 16·w … + 15
 //   of D as neighbouring m16n8 C fragments of ptx.h, and of A, when A is in registers, as its A fragment.
 //
 //   An operand in shared memory is rows of 128 bytes (64 values), whose eight 16-byte chunks are permuted by the row: chunk c of row r is at c ^ (r % 8).
@@ -32,6 +32,7 @@ struct GroupProduct {
   std::uint64_t a_matrix, b_matrix;
   std::uint16_t n;
   bool a_in_registers, b_transposed, add;
+  bool fp16 = false;  // the operands; else bf16
 };
 void start_product(const GroupProduct& product);
 void fence_products();
@@ -63,6 +64,38 @@ ENGINE_DEVICE void fence_shared_for_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
+
+// ---- counting barriers (mbarrier): 8 bytes of shared memory. A phase is over when `arrivals` threads have arrived; then the next begins.
+
+// By one thread; a barrier of the block precedes the first use.
+ENGINE_DEVICE void prepare_counter(std::uint64_t* counter, unsigned arrivals) {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::prepare_counter(counter, arrivals);
+#elif defined(ENGINE_WARPGROUP_PRODUCTS)
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(counter))), "r"(arrivals) : "memory");
+#endif
+}
+// What this thread has written is seen by whoever has waited for the phase.
+ENGINE_DEVICE void arrive(std::uint64_t* counter) {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::arrive_at_counter(counter);
+#elif defined(ENGINE_WARPGROUP_PRODUCTS)
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(counter))) : "memory");
+#endif
+}
+// Until phase number `parity` modulo 2 is over, counted from 0. Of a barrier at its first phase, the one before, 1, is over.
+ENGINE_DEVICE void wait_for_phase(std::uint64_t* counter, unsigned parity) {
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::wait_at_counter(counter, parity);
+#elif defined(ENGINE_WARPGROUP_PRODUCTS)
+  asm volatile("{ .reg .pred p;\nagain: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra over;\nbra again;\nover: }" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(counter))),
+               "r"(parity)
+               : "memory");
+#endif
+}
+
+// ---- products
 
 // Before the first product, and before one that reads registers which other instructions have changed since the last.
 ENGINE_DEVICE void fence_products() {
@@ -160,6 +193,33 @@ ENGINE_DEVICE void multiply_group(float (&d)[F][4], const std::uint32_t (&a)[4],
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ENGINE_D64_NAMES "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70; }"
                  : ENGINE_D64
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(kTransposedB)));
+#endif
+}
+
+// d += A·B of fp16 operands, each warp's 16 rows of A in its registers, B [N, 16] of 8, 16, 32 or 64 columns; sums run along its rows.
+template <int F>
+ENGINE_DEVICE void multiply_group_f16(float (&d)[F][4], const std::uint32_t (&a)[4], std::uint64_t b) {
+  static_assert(F == 1 || F == 2 || F == 4 || F == 8, "a product is 8, 16, 32 or 64 columns wide");
+#ifdef ENGINE_CUDA_EMULATED
+  emulation::start_product({&d[0][0], {a[0], a[1], a[2], a[3]}, 0, b, 8 * F, true, false, true, true});
+#elif defined(ENGINE_WARPGROUP_PRODUCTS)
+  if constexpr (F == 1)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, 0;"
+                 : ENGINE_D4(0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  else if constexpr (F == 2)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9, %10, %11}, %12, 1, 1, 1, 0;"
+                 : ENGINE_D4(0), ENGINE_D4(1)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  else if constexpr (F == 4)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+                 "{%16, %17, %18, %19}, %20, 1, 1, 1, 0;"
+                 : ENGINE_D4(0), ENGINE_D4(1), ENGINE_D4(2), ENGINE_D4(3)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" ENGINE_D32_NAMES "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+                 : ENGINE_D32
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 #endif
 }
 

@@ -28,7 +28,7 @@ constexpr std::size_t kGuard = 128;             // poisoned bytes after it, look
 constexpr int kPoison = 0xff;
 constexpr std::size_t kChunk = 16;
 
-enum class State : std::uint8_t { ready, in_warp, at_barrier, done };
+enum class State : std::uint8_t { ready, in_warp, at_barrier, at_counter, done };
 
 struct PendingCopy {
   void* to;
@@ -41,6 +41,7 @@ struct Fiber {
   Context context;
   State state = State::done;
   dim3 index;
+  const std::uint64_t* counter = nullptr;  // that it waits at
   std::vector<PendingCopy> copies;
   int committed = 0;  // groups
   std::vector<std::size_t> unfenced;  // 16-byte chunks of dynamic shared memory that its copies have filled
@@ -210,6 +211,30 @@ void sync_block() {
   m.at_barrier = 0;
   for (unsigned t = 0; t < m.threads; ++t)
     if (m.fibers[t].state == State::at_barrier) m.fibers[t].state = State::ready;
+}
+
+// A counting barrier's word: arrivals that a phase takes, arrivals that are missing, phases that are over; 16 bits each.
+void prepare_counter(std::uint64_t* counter, unsigned arrivals) {
+  if (arrivals == 0 || arrivals > 0xffff) fault("a counting barrier for no arrivals, or too many");
+  *counter = std::uint64_t{arrivals} | std::uint64_t{arrivals} << 16;
+}
+
+void arrive_at_counter(std::uint64_t* counter) {
+  Machine& m = machine();
+  const std::uint64_t all = *counter & 0xffff, missing = *counter >> 16 & 0xffff, phases = *counter >> 32 & 0xffff;
+  if (missing == 0 || missing > all || *counter >> 48 != 0) fault("arrives at a counting barrier that was not prepared");
+  *counter = all | (missing == 1 ? all : missing - 1) << 16 | (phases + (missing == 1 ? 1 : 0) & 0xffff) << 32;
+  if (missing > 1) return;
+  for (unsigned t = 0; t < m.threads; ++t)
+    if (m.fibers[t].state == State::at_counter && m.fibers[t].counter == counter) m.fibers[t].state = State::ready;
+}
+
+void wait_at_counter(const std::uint64_t* counter, unsigned parity) {
+  Machine& m = machine();
+  while ((*counter >> 32 & 1) == parity) {
+    m.fibers[m.running].counter = counter;
+    yield_as(State::at_counter);
+  }
 }
 
 void* dynamic_shared() { return machine().dynamic; }

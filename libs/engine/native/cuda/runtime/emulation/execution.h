@@ -40,6 +40,9 @@ const std::byte* meet(Together what, const void* mine, std::size_t bytes, Combin
 void check_aligned16(const void* address);
 
 void sync_block();
+void prepare_counter(std::uint64_t* counter, unsigned arrivals);
+void arrive_at_counter(std::uint64_t* counter);
+void wait_at_counter(const std::uint64_t* counter, unsigned parity);
 void* dynamic_shared();
 // Shared memory of a declaration, told by the address of something static beside it.
 void* static_shared(const void* site, std::size_t bytes);

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/bf16.h"
 #include "core/error.h"
 
 namespace engine::cuda::emulation {
@@ -31,11 +32,10 @@ std::array<Products, kMostWarps> warps;
 
 Products& mine() { return warps[now.thread.x / kLanes]; }
 
-float low(std::uint32_t pair) { return std::bit_cast<float>(pair << 16); }
-float high(std::uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
+float wide(std::uint32_t bits, bool fp16) { return fp16 ? to_float(f16{static_cast<std::uint16_t>(bits)}) : std::bit_cast<float>(bits << 16); }
 
 // The matrix of a descriptor, 16 of the sum by `count` of M or N: matrix(outer, inner) = to[outer * 16 + inner].
-void read_matrix(std::uint64_t descriptor, bool transposed, unsigned first, unsigned count, float* to) {
+void read_matrix(std::uint64_t descriptor, bool transposed, bool fp16, unsigned first, unsigned count, float* to) {
   const std::uint64_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
   if (descriptor >> 62 != 1) fault("a matrix descriptor that does not say 128-byte swizzle");
   const auto chunk = [](std::uint64_t at) {
@@ -44,18 +44,17 @@ void read_matrix(std::uint64_t descriptor, bool transposed, unsigned first, unsi
     std::memcpy(values.data(), shared_for_products(at, sizeof values), sizeof values);
     return values;
   };
-  const auto wide = [](std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); };
   if (transposed) {
     for (unsigned outer = first; outer < first + count; outer += 8)
       for (unsigned inner = 0; inner < 16; ++inner) {
         const auto values = chunk(start + outer / 64 * leading + outer % 64 * 2 + inner / 8 * stride + inner % 8 * 128);
-        for (unsigned i = 0; i < 8; ++i) to[(outer - first + i) * 16 + inner] = wide(values[i]);
+        for (unsigned i = 0; i < 8; ++i) to[(outer - first + i) * 16 + inner] = wide(values[i], fp16);
       }
   } else {
     for (unsigned outer = first; outer < first + count; ++outer)
       for (unsigned inner = 0; inner < 16; inner += 8) {
         const auto values = chunk(start + outer / 8 * stride + outer % 8 * 128 + inner * 2);
-        for (unsigned i = 0; i < 8; ++i) to[(outer - first) * 16 + inner + i] = wide(values[i]);
+        for (unsigned i = 0; i < 8; ++i) to[(outer - first) * 16 + inner + i] = wide(values[i], fp16);
       }
   }
 }
@@ -66,8 +65,8 @@ void carry_out(const Pending& p, unsigned warp) {
   if (p.shape.a_in_registers)
     std::memcpy(a, p.a, sizeof a);
   else
-    read_matrix(p.shape.a_matrix, false, warp % 4 * 16, 16, &a[0][0]);
-  read_matrix(p.shape.b_matrix, p.shape.b_transposed, 0, n, &b[0][0]);
+    read_matrix(p.shape.a_matrix, false, p.shape.fp16, warp % 4 * 16, 16, &a[0][0]);
+  read_matrix(p.shape.b_matrix, p.shape.b_transposed, p.shape.fp16, 0, n, &b[0][0]);
   for (unsigned lane = 0; lane < kLanes; ++lane)
     for (unsigned f = 0; f < n / 8; ++f)
       for (unsigned i = 0; i < 4; ++i) {
@@ -88,13 +87,13 @@ void note_product(const std::byte* slots, std::byte*) {
     std::memcpy(&given, slots + lane * kSlotBytes, sizeof given);
     if (lane == 0) p.shape = given;
     if (given.a_matrix != p.shape.a_matrix || given.b_matrix != p.shape.b_matrix || given.n != p.shape.n || given.add != p.shape.add ||
-        given.a_in_registers != p.shape.a_in_registers || given.b_transposed != p.shape.b_transposed)
+        given.a_in_registers != p.shape.a_in_registers || given.b_transposed != p.shape.b_transposed || given.fp16 != p.shape.fp16)
       fault("lanes give different operands to one product");
     p.d[lane] = given.d;
     for (unsigned i = 0; i < 4; ++i) {
       const unsigned row = lane / 4 + 8 * (i % 2), column = 2 * (lane % 4) + 8 * (i / 2);
-      p.a[row][column] = low(given.a[i]);
-      p.a[row][column + 1] = high(given.a[i]);
+      p.a[row][column] = wide(given.a[i] & 0xffffu, given.fp16);
+      p.a[row][column + 1] = wide(given.a[i] >> 16, given.fp16);
     }
   }
   p.group = products.committed;

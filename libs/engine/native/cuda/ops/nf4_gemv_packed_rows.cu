@@ -1,0 +1,425 @@
+// nf4_gemv_packed_rows.cu: products of 1 to 64 rows with packed NF4 weights, on warpgroup products: weights are the left operand, made in registers, rows of
+// x the right one, which the tensor cores read from shared memory.
+//   A unit of work is a group of tiles, one for each warp, by 256 values of K; units are counted along K first. Every thread block takes an equal share of
+//   them in a row, so that all multiprocessors end together whatever the shape. Sums of a tile that several blocks share are joined by the last of them, in
+//   the order of K: the shares depend on the shape alone, so a row's bits do not depend on the others.
+//   Of 64 values of K a warp reads its tile's 1,024 codes by one load of 16 bytes a lane, long before it uses them; it looks 512 pairs up, multiplies them
+//   by their scales, and starts four products of 16. While those go on in the background it decodes the next 64.
+//   Floors, on each multiprocessor: memory brings 36 weights a cycle. Shared memory gives 64 by the table, of which products of 64 rows take half the time
+//   again: 32. 64 rows need 1/32 cycle of the tensor cores for a weight, fewer rows less. A warp issues some 70 instructions for 1,024: 58.
+//   Adapters: low·Bᵀ is added to a tile's finished sums by mma.sync, each different adapter once for all of its rows.
+#include <algorithm>
+
+#include "core/error.h"
+#include "cuda/ops/nf4_products.h"
+#include "cuda/runtime/launch.h"
+#include "cuda/runtime/stream.h"
+#include "cuda/runtime/warpgroup.h"
+
+namespace engine::cuda::nf4 {
+namespace {
+
+constexpr int kUnit = kQuad * kBlock;
+constexpr int kMostRows = 64;
+constexpr int kProducers = 4;    // warps that bring x
+constexpr int kTableAt = 2048;   // the table's address in shared memory, known to the compiler; what the system keeps for itself lies before it
+
+// A place among the units: number `k` of K, of a group of tiles.
+struct Place {
+  int group, k;
+};
+
+// What block b of `grid` takes of `units` begins at unit…
+ENGINE_DEVICE std::int64_t first_unit(std::int64_t block, std::int64_t units, std::int64_t grid) { return block * units / grid; }
+// …and who has a unit.
+ENGINE_DEVICE std::int64_t owner(std::int64_t unit, std::int64_t units, std::int64_t grid) { return ((unit + 1) * grid - 1) / units; }
+
+// kColumns · 8 rows of x, a group of 4 · kGroups tiles.
+template <int kColumns, int kGroups>
+struct Layout {
+  static constexpr int kRows = 8 * kColumns;
+  static constexpr int kWarps = 4 * kGroups, kThreads = (kWarps + kProducers) * kWarp;
+  static constexpr int kMatrixBytes = kRows * kBlock * 2;        // of x of a block of 64: rows of 128 bytes, as warpgroup.h says
+  static constexpr int kStageBytes = kQuad * kMatrixBytes;
+  static constexpr int kStages = kColumns <= 4 ? 4 : 3;          // of x
+  static constexpr int kTeam = kRows <= 16 ? 1 : kRows / 16;     // producers that bring a unit's x together
+  static constexpr int kTeams = kProducers / kTeam, kRowsEach = kRows / kTeam;
+  static constexpr int kAhead = kGroups == 2 ? 2 : 1;            // units whose weights are in registers or under way
+  static constexpr int kTileSums = kTile * kRows;
+  static constexpr int kTogether = kColumns <= 2 ? 4 : kColumns == 4 ? 2 : 1;  // partial sums that are under way when they are joined
+  static constexpr std::int64_t kShared = kTableAt + kTableBytes + kStages * kStageBytes;
+  static constexpr int kResident = kGroups == 2 && kShared <= 113 * 1024 ? 2 : 1;
+};
+
+// ---- adapters. What is known of them lies in the table's free half.
+
+// An adapter that rows of x have.
+struct Adapter {
+  const bf16* b[3];
+  std::int32_t rank[3];
+  std::uint32_t rows[2];  // a bit for each
+};
+// What a row of x has.
+struct RowAdapter {
+  std::int32_t id, leads;  // leads: it is the first with its adapter
+  std::int32_t rank[3];    // 0 where it has none
+};
+ENGINE_DEVICE unsigned char* free_piece(unsigned char* table, int i) { return table + 256 * i + 128; }
+ENGINE_DEVICE Adapter* adapter_at(unsigned char* table, int i) { return reinterpret_cast<Adapter*>(free_piece(table, i)); }
+ENGINE_DEVICE RowAdapter* row_adapter_at(unsigned char* table, int row) { return reinterpret_cast<RowAdapter*>(free_piece(table, kMostRows + row)); }
+ENGINE_DEVICE int& adapters_of(unsigned char* table) { return *reinterpret_cast<int*>(free_piece(table, 2 * kMostRows)); }
+// A stage's counting barriers, there too: x is there, and nobody reads it any more.
+ENGINE_DEVICE std::uint64_t* full(unsigned char* table, int stage) { return reinterpret_cast<std::uint64_t*>(free_piece(table, 2 * kMostRows + 1)) + stage; }
+ENGINE_DEVICE std::uint64_t* empty(unsigned char* table, int stage) { return full(table, 8 + stage); }
+
+// All threads of the block; a barrier has to follow.
+ENGINE_DEVICE void note_adapters(const Products& p, unsigned char* table) {
+  const int row = static_cast<int>(threadIdx.x), rows = static_cast<int>(p.x.rows);
+  const std::int32_t id = row < rows ? p.adapters.adapter[row] : -1;
+  if (row < kMostRows) row_adapter_at(table, row)->id = id;
+  __syncthreads();
+  std::uint32_t same[2] = {};
+  bool leads = id >= 0;
+  if (row < kMostRows) {
+    for (int other = 0; other < rows; ++other)
+      if (row_adapter_at(table, other)->id == id) {
+        same[other / 32] |= 1u << (other % 32);
+        if (other < row) leads = false;
+      }
+    row_adapter_at(table, row)->leads = leads ? 1 : 0;
+  }
+  __syncthreads();
+  if (row >= kMostRows) return;
+  int place = 0;
+  for (int other = 0; other < row; ++other) place += row_adapter_at(table, other)->leads;
+  if (row == kMostRows - 1) adapters_of(table) = place + (leads ? 1 : 0);
+  for (int part = 0; part < 3; ++part) {
+    const bool has = id >= 0 && part < p.adapters.parts;
+    const LoraEntry entry = has ? p.adapters.entries[id * p.adapters.parts + part] : LoraEntry{};
+    row_adapter_at(table, row)->rank[part] = entry.rank;
+    if (!leads) continue;
+    adapter_at(table, place)->b[part] = entry.b;
+    adapter_at(table, place)->rank[part] = entry.rank;
+    if (part < 2) adapter_at(table, place)->rows[part] = same[part];
+  }
+}
+
+// Adds to a tile's values: at[h] is what rows g + 8·h of the tile are.   sum[n] is a C fragment (ptx.h) of rows 8·n … of x
+template <int kColumns>
+ENGINE_DEVICE void add_low_rank(const Products& p, unsigned char* table, const TileRow (&at)[2], int first_part, int last_part, float (&sum)[kColumns][4]) {
+  const int lane = static_cast<int>(lane_id()), g = lane / 4, t = lane % 4, count = adapters_of(table);
+  for (int part = first_part; part <= last_part; ++part)
+    for (int k = 2 * t; k < p.adapters.ranks + 2 * t; k += 16) {  // this lane's values of 16 of the rank
+      std::uint32_t b[kColumns][2];
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        const int rank = row_adapter_at(table, 8 * n + g)->rank[part];
+        const bf16* low = p.low.row(8 * n + g) + part * p.adapters.ranks + k;
+        b[n][0] = k < rank ? *reinterpret_cast<const std::uint32_t*>(low) : 0;
+        b[n][1] = k + 8 < rank ? *reinterpret_cast<const std::uint32_t*>(low + 8) : 0;
+      }
+      const auto load = [&](int adapter, std::uint32_t(&a)[4]) {
+        const Adapter& of = *adapter_at(table, adapter);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const bf16* from = of.b[part] + std::int64_t{at[h].row} * of.rank[part] + k;
+          const bool own = at[h].part == part;
+          a[h] = own && k < of.rank[part] ? *reinterpret_cast<const std::uint32_t*>(from) : 0;
+          a[2 + h] = own && k + 8 < of.rank[part] ? *reinterpret_cast<const std::uint32_t*>(from + 8) : 0;
+        }
+      };
+      std::uint32_t next[4] = {};
+      if (count > 0) load(0, next);
+      for (int adapter = 0; adapter < count; ++adapter) {
+        const std::uint32_t a[4] = {next[0], next[1], next[2], next[3]};
+        if (adapter + 1 < count) load(adapter + 1, next);
+        const std::uint32_t* rows = adapter_at(table, adapter)->rows;
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) {
+          const std::uint32_t members = rows[n / 4] >> (n % 4 * 8) & 0xffu;
+          if (members == 0) continue;
+          float added[4] = {};
+          mma(added, a, b[n][0], b[n][1]);
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            if ((members >> (2 * t + i % 2) & 1u) != 0) sum[n][i] += added[i];  // what another's adapter would make of this row is dropped, were it infinite
+        }
+      }
+    }
+}
+
+// y from the sums of a tile, C fragments of 8 rows of x each.
+template <bool kGated, int kColumns>
+ENGINE_DEVICE void finish_tile(const Products& p, unsigned char* table, int tile, float (&sum)[kColumns][4]) {
+  const int lane = static_cast<int>(lane_id()), g = lane / 4, t = lane % 4;
+  const TileRow at[2] = {tile_row<kGated>(p, tile, g), tile_row<kGated>(p, tile, g + 8)};
+  int output[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int part = at[h].part < 0 ? 0 : at[h].part;
+    output[h] = p.first[part] + at[h].row;
+    const float unit = kRange * p.unit[part], bias = p.bias != nullptr ? widen(p.bias[output[h]]) : 0.0f;
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) sum[n][2 * h + i] = fmaf(sum[n][2 * h + i], unit, bias);
+  }
+  if (p.adapters.entries != nullptr) {
+    const int last = tile_row<kGated>(p, tile, kTile - 1).part;
+    add_low_rank(p, table, at, tile_row<kGated>(p, tile, 0).part, last < 0 ? static_cast<int>(p.adapters.parts) - 1 : last, sum);
+  }
+  const auto inside = [&](int n, int i) { return 8 * n + 2 * t + i % 2 < p.y.rows && at[kGated ? 0 : i / 2].part >= 0; };
+  if (!kGated && p.residual.data != nullptr) {
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (inside(n, i)) sum[n][i] = widen(p.residual.row(8 * n + 2 * t + i % 2)[output[i / 2]]) + widen(narrow(sum[n][i]));
+  }
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+    for (int i = 0; i < (kGated ? 2 : 4); ++i) {
+      if (!inside(n, i)) continue;
+      float value = sum[n][i];
+      if (kGated) value = activate(widen(narrow(value)), p.gelu) * widen(narrow(sum[n][i + 2]));
+      p.y.row(8 * n + 2 * t + i % 2)[output[i / 2]] = narrow(value);
+    }
+}
+
+#ifdef ENGINE_WARPGROUP_PRODUCTS
+// A unit's weights of one warp, as loaded.
+struct Weights {
+  uint4 codes[kQuad];
+  uint4 scales;
+};
+
+ENGINE_DEVICE std::uint32_t decode(std::uint32_t word, int i, std::uint32_t lane4) {
+  return load_shared4<kTableAt>(permute_bytes(word, lane4, 0x5504u + 16u * static_cast<unsigned>(i)));
+}
+// The A operands of half a block, whose scales are {of row g, of row g + 8}.
+ENGINE_DEVICE void decode_half(std::uint32_t upper, std::uint32_t lower, std::uint32_t scales, std::uint32_t lane4, std::uint32_t (&a)[2][4]) {
+  const std::uint32_t of_upper = permute_bytes(scales, scales, 0x1010), of_lower = permute_bytes(scales, scales, 0x3232);
+#pragma unroll
+  for (int s = 0; s < 2; ++s)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      a[s][2 * i] = multiply_pairs_f16(decode(upper, 2 * s + i, lane4), of_upper);
+      a[s][2 * i + 1] = multiply_pairs_f16(decode(lower, 2 * s + i, lane4), of_lower);
+    }
+}
+
+// A producer's work: x of units first … last - 1 as fp16, through the stages. It brings rows of 256 values; the teams of producers take turns.
+//   Pair t of 16-byte chunk c of a block is pair 8·t + c of x, as the codes' places in A ask for.
+//   These are warps of their own because fence_shared_for_products waits for all loads of its thread, and the others always have weights under way.
+template <class L>
+ENGINE_DEVICE void bring_x(const Products& p, unsigned char* table, unsigned char* x, int producer, int first, int last) {
+  const int blocks = static_cast<int>(p.x.cols / kBlock), depth = (blocks + kQuad - 1) / kQuad;
+  const int lane = static_cast<int>(lane_id()), block = lane / 8, chunk = lane % 8, row = producer % L::kTeam;
+  const bf16* from = p.x.row(row) + block * kBlock + 2 * chunk;
+  unsigned char* to = x + block * L::kMatrixBytes;
+  for (int unit = first + producer / L::kTeam; unit < last; unit += L::kTeams) {
+    const int k = unit % depth, stage = (unit - first) % L::kStages, turn = (unit - first) / L::kStages;
+    const bool inside = kQuad * k + block < blocks;
+    std::uint32_t words[L::kRowsEach][4];
+#pragma unroll
+    for (int i = 0; i < L::kRowsEach; ++i)
+#pragma unroll
+      for (int t = 0; t < 4; ++t)
+        words[i][t] = inside && row + i * L::kTeam < static_cast<int>(p.x.rows) ? *reinterpret_cast<const std::uint32_t*>(from + i * L::kTeam * p.x.stride + k * kUnit + 16 * t) : 0;
+    wait_for_phase(empty(table, stage), static_cast<unsigned>(turn & 1) ^ 1u);
+#pragma unroll
+    for (int i = 0; i < L::kRowsEach; ++i) {
+      const int r = row + i * L::kTeam;
+      float values[8];
+      widen8({words[i][0], words[i][1], words[i][2], words[i][3]}, values);
+      store16(to + stage * L::kStageBytes + r * 128 + 16 * (chunk ^ (r & 7)), to_operand(values));
+    }
+    fence_shared_for_products();
+    arrive(full(table, stage));
+  }
+}
+#endif
+
+template <int kColumns, int kGroups, bool kGated>
+__global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kColumns, kGroups>::kResident) multiply(Products p, int tiles) {
+#ifdef ENGINE_WARPGROUP_PRODUCTS
+  using L = Layout<kColumns, kGroups>;
+  allow_next();
+  unsigned char* table = static_cast<unsigned char*>(block_shared()) + (kTableAt - static_cast<int>(shared_number(block_shared())));
+  unsigned char* x = table + kTableBytes;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  const int blocks = static_cast<int>(p.x.cols / kBlock), depth = (blocks + kQuad - 1) / kQuad;  // units along K
+  const std::int64_t units = std::int64_t{(tiles + L::kWarps - 1) / L::kWarps} * depth;
+  const auto first = static_cast<int>(first_unit(blockIdx.x, units, gridDim.x)), last = static_cast<int>(first_unit(blockIdx.x + 1, units, gridDim.x));
+
+  // Weights. Blocks beyond K are another tile's, times scales of zero.
+  Place ahead{first / depth, first % depth};
+  int left = last - first;  // units that are still to be brought
+  const std::uint8_t* codes_ahead = nullptr;
+  const std::uint32_t* scales_ahead = nullptr;
+  const auto go_to_tile = [&] {
+    const int wanted = L::kWarps * ahead.group + warp;
+    const std::int64_t tile = wanted < tiles ? wanted : tiles - 1;  // beyond the last: any
+    codes_ahead = p.codes + (tile * blocks + ahead.k * kQuad) * kBlockBytes + 16 * lane;
+    scales_ahead = p.scales + ((tile * depth + ahead.k) * 8 + lane / 4) * kQuad;
+  };
+  const auto next_ahead = [&] {
+    --left;
+    codes_ahead += kQuad * kBlockBytes;
+    scales_ahead += 8 * kQuad;
+    if (++ahead.k < depth) return;
+    ahead = {ahead.group + 1, 0};
+    go_to_tile();
+  };
+  go_to_tile();
+  Weights weights[L::kAhead] = {};
+  if (warp < L::kWarps) {
+#pragma unroll
+    for (Weights& to : weights) {
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) load16_once_if(left > 0, codes_ahead + j * kBlockBytes, to.codes[j]);
+      load16_once_if(left > 0, scales_ahead, to.scales);
+      next_ahead();
+    }
+  }
+  fill_table(table, p.book);
+  if (thread < L::kStages) {
+    prepare_counter(full(table, thread), L::kTeam * kWarp);
+    prepare_counter(empty(table, thread), L::kWarps);
+  }
+  if (p.adapters.entries != nullptr) note_adapters(p, table);
+  __syncthreads();
+  wait_for_previous();
+  if (warp >= L::kWarps) return bring_x<L>(p, table, x, warp - L::kWarps, first, last);
+
+  const std::uint32_t lane4 = 4u * static_cast<unsigned>(lane);
+  const std::uint64_t x_matrix = matrix_descriptor(x, 16, 1024);
+  const auto after = [&](int k) { return k + 1 == depth ? 0 : k + 1; };
+  float sum[kColumns][4] = {};
+  std::uint32_t a[2][2][4] = {};
+  const auto decode_into = [&](std::uint32_t(&to)[2][4], const Weights& of, int half) {
+    const uint4& codes = of.codes[half / 2];
+    const std::uint32_t scales[kQuad] = {of.scales.x, of.scales.y, of.scales.z, of.scales.w};
+    decode_half(half % 2 == 0 ? codes.x : codes.y, half % 2 == 0 ? codes.z : codes.w, scales[half / 2], lane4, to);
+  };
+  Place at{first / depth, first % depth};
+  int begun = first, unit = first, stage = 0;  // begun: of the group at hand
+  unsigned parity = 0;                         // of the stage's phase
+  const auto multiply_unit = [&](Weights& now) {
+    decode_into(a[0], now, 0);
+    wait_for_phase(full(table, stage), parity);
+    const std::uint64_t b = further(x_matrix, shuffle(stage, 0) * L::kStageBytes);  // shuffled: so the compiler knows that all lanes have the same
+#pragma unroll
+    for (int j = 0; j < 2 * kQuad; ++j) {  // a[j % 2] is half a block, decoded
+      fence_products();
+#pragma unroll
+      for (int s = 0; s < 2; ++s) multiply_group_f16(sum, a[j % 2][s], further(b, j / 2 * L::kMatrixBytes + 64 * (j % 2) + 32 * s));
+      commit_products();
+      if (j + 1 < 2 * kQuad) {
+        wait_products<1>(a[(j + 1) % 2]);
+        decode_into(a[(j + 1) % 2], now, j + 1);
+      }
+      if (j % 2 == 0) load16_once_if(left > 0, codes_ahead + j / 2 * kBlockBytes, now.codes[j / 2]);
+      if (j == 2 * kQuad - 2) load16_once_if(left > 0, scales_ahead, now.scales);
+    }
+    wait_products<0>(sum, a[0], a[1]);
+    if (lane == 0) arrive(empty(table, stage));
+    next_ahead();
+    if (++stage == L::kStages) {
+      stage = 0;
+      parity ^= 1u;
+    }
+  };
+  const auto end_unit = [&] {
+    const int group = at.group;
+    at.k = after(at.k);
+    if (at.k == 0) ++at.group;
+    ++unit;
+    if (unit < last && at.k != 0) return;
+
+    // The end of this block's part of the group.
+    const int tile = L::kWarps * group + warp;
+    if (tile < tiles) {
+      const std::int64_t group_first = std::int64_t{group} * depth, first_owner = owner(group_first, units, gridDim.x),
+                         last_owner = owner(group_first + depth - 1, units, gridDim.x);
+      bool whole = first_owner == last_owner;
+      if (!whole) {
+        // A block's first part lies in its first slot, its last in the second.
+        const auto slot = [&](std::int64_t block, bool second) { return p.partials + ((2 * block + (second ? 1 : 0)) * L::kWarps + warp) * L::kTileSums + 4 * lane; };
+        float* mine = slot(blockIdx.x, begun != first);
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) store_floats4(mine + n * 4 * kWarp, sum[n]);
+        sync_warp();
+        unsigned* counter = p.arrivals + first_owner * L::kWarps + warp;  // no block is the first of two groups that are split
+        const unsigned arrived = shuffle(lane == 0 ? count_arrival(counter) : 0u, 0);
+        whole = arrived == last_owner - first_owner;  // the others are there
+        if (whole) {
+          acquire();
+          if (lane == 0) *counter = 0;
+#pragma unroll
+          for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum[n][i] = 0;
+          for (std::int64_t from = first_owner; from <= last_owner; from += L::kTogether) {
+            float more[L::kTogether][kColumns][4] = {};
+#pragma unroll
+            for (int i = 0; i < L::kTogether; ++i) {
+              const std::int64_t block = from + i;
+              if (block > last_owner) continue;
+              const float* there = slot(block, block == first_owner && first_unit(block, units, gridDim.x) < group_first);
+#pragma unroll
+              for (int n = 0; n < kColumns; ++n) load_floats4(there + n * 4 * kWarp, more[i][n]);
+            }
+#pragma unroll
+            for (int i = 0; i < L::kTogether; ++i)
+#pragma unroll
+              for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+                for (int v = 0; v < 4; ++v) sum[n][v] += more[i][n][v];  // zeros behind the last owner
+          }
+        }
+      }
+      if (whole) finish_tile<kGated>(p, table, tile, sum);
+    }
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[n][i] = 0;
+    begun = unit;
+  };
+#pragma unroll 1
+  while (unit < last) {
+#pragma unroll
+    for (int i = 0; i < L::kAhead; ++i) {
+      if (unit >= last) break;
+      multiply_unit(weights[i]);
+      end_unit();
+    }
+  }
+#endif
+}
+
+template <int kColumns, int kGroups>
+void launch_layout(const Products& p, bool gated, std::int64_t tiles, cudaStream_t stream) {
+  using L = Layout<kColumns, kGroups>;
+  const std::int64_t units = ceil_div(tiles, L::kWarps) * ceil_div(p.x.cols, kUnit);  // everyone has one at least
+  const std::int64_t grid = std::min<std::int64_t>(multiprocessors(), units);
+  launch_chained(stream, blocks(grid), L::kThreads, L::kShared, gated ? multiply<kColumns, kGroups, true> : multiply<kColumns, kGroups, false>, p, static_cast<int>(tiles));
+}
+
+}  // namespace
+
+std::int64_t packed_partials_bytes(std::int64_t rows) { return std::int64_t{2} * multiprocessors() * 16 * kTile * (rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64) * 4; }
+
+void multiply_packed_rows(const Products& p, bool gated, cudaStream_t stream) {
+  const std::int64_t rows = p.x.rows, tiles = ceil_div(p.first[3], kTile);
+  require(has_warpgroup_products(), "rows of ", p.x.cols, " values do not fit into shared memory");
+  require(p.norm.weight == nullptr, "x of ", rows, " rows cannot be normalized on the way in");
+  require(p.partials != nullptr, "a product of ", rows, " rows needs a workspace");
+  require(rows <= kMostRows, "a product of ", rows, " rows");
+  require(16 * multiprocessors() <= kMostGroups, "a device of ", multiprocessors(), " multiprocessors");
+  (rows <= 8 ? launch_layout<1, 4> : rows <= 16 ? launch_layout<2, 4> : rows <= 32 ? launch_layout<4, 4> : launch_layout<8, 4>)(p, gated, tiles, stream);
+}
+
+}  // namespace engine::cuda::nf4
