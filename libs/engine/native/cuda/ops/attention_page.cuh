@@ -137,20 +137,24 @@ struct Page {
       }
   }
 
-  // Sums of heads 8n + 2t and 8n + 2t + 1 to rows [8·N][stride] of floats.
+  // Sums of heads 8n + 2t and 8n + 2t + 1 to rows [8·N][stride] of floats. Every other group of four lanes begins with the second head: with a stride of
+  // 4 modulo 8 the lanes of one access then lie in different banks.
   template <int N>
   static ENGINE_DEVICE void store_sums(const float (&o)[kBlocks][N][4], float* to, int stride) {
-    const int t = static_cast<int>(lane_id()) % 4;
+    const int t = static_cast<int>(lane_id()) % 4, turned = static_cast<int>(lane_id()) / 4 % 2;
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
       for (int j = 0; j < 2; ++j)
 #pragma unroll
         for (int piece = 0; piece < kValuePieces; ++piece) {
-          float* row = to + (8 * n + 2 * t + j) * stride + value_column(piece);
+          float* row = to + (8 * n + 2 * t + (j ^ turned)) * stride + value_column(piece);
           float x[kValue];
 #pragma unroll
-          for (int i = 0; i < kValue; ++i) x[i] = o[piece * kValue / 2 + i / 2][n][i % 2 * 2 + j];
+          for (int i = 0; i < kValue; ++i) {
+            const float(&pair)[4] = o[piece * kValue / 2 + i / 2][n];
+            x[i] = turned != 0 ? pair[i % 2 * 2 + 1 - j] : pair[i % 2 * 2 + j];
+          }
           if constexpr (kValue >= 4) {
 #pragma unroll
             for (int i = 0; i < kValue; i += 4) store_floats4(row + i, x + i);
