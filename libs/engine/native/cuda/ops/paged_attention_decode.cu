@@ -30,6 +30,7 @@ namespace {
 constexpr int kDecodeWarps = 8, kDecodeThreads = kDecodeWarps * kWarp;
 constexpr int kRound = kDecodeWarps * kPage;  // tokens that a block has at once
 constexpr int kMostParts = 64;                // of a row
+static_assert(kMostParts == 2 * kWarp);
 constexpr int kBlockTokens = 1024;            // that a block goes through at most, or one part: a long row among short ones is not left to few blocks
 
 // Tokens of a part when a row sees `tokens`: whole rounds.
@@ -169,7 +170,15 @@ ENGINE_DEVICE void store4(bf16* to, const float (&x)[4], float factor) {
 template <int D>
 ENGINE_DEVICE void join_parts(const float* sums, const float* weights, int most_parts, int parts, int heads, bf16* out) {
   const int lane = static_cast<int>(lane_id());
+  constexpr int ahead = 8;  // parts whose sums are asked for at once
   for (int r = static_cast<int>(threadIdx.x) / kWarp; r < heads; r += kDecodeWarps) {
+    const float* from = sums + std::int64_t{r} * most_parts * D;
+    float x[ahead][4];
+    const auto bring = [&](int first, int d) {
+#pragma unroll
+      for (int j = 0; j < ahead; ++j) load_floats4(from + std::int64_t{lesser(first + j, parts - 1)} * D + lesser(d, D - 4), x[j]);
+    };
+    bring(0, 4 * lane);
     float factors[kMostParts / kWarp], totals[kMostParts / kWarp];  // of parts lane, lane + 32
     float top = -infinity(), total = 0;
 #pragma unroll
@@ -183,25 +192,20 @@ ENGINE_DEVICE void join_parts(const float* sums, const float* weights, int most_
     top = warp_max(top);
 #pragma unroll
     for (int i = 0; i < kMostParts / kWarp; ++i) {
-      factors[i] = exp2_fast(factors[i] - top);
+      factors[i] = exp2_fast(factors[i] - top);  // 0 for parts that are not there
       total = fmaf(totals[i], factors[i], total);
     }
     const float inverse = 1.0f / warp_sum(total);
-#pragma unroll
-    for (int first = 0; first < D; first += 4 * kWarp) {
-      const int d = first + 4 * lane;
-      const float* from = sums + std::int64_t{r} * most_parts * D + lesser(d, D - 4);
+    for (int d = 4 * lane; d - 4 * lane < D; d += 4 * kWarp) {
       float value[4] = {};
+      for (int first = 0; first < parts; first += ahead) {
+        if (first > 0 || d > 4 * lane) bring(first, d);
+        const float some = first < kWarp ? factors[0] : factors[1];
 #pragma unroll
-      for (int i = 0; i < kMostParts / kWarp; ++i) {
-        const int count = lesser(parts - i * kWarp, kWarp);
-#pragma unroll 8
-        for (int j = 0; j < count; ++j) {
-          const float factor = shuffle(factors[i], static_cast<unsigned>(j));
-          float x[4];
-          load_floats4(from + std::int64_t{i * kWarp + j} * D, x);
+        for (int j = 0; j < ahead; ++j) {
+          const float factor = shuffle(some, static_cast<unsigned>(first % kWarp + j));
 #pragma unroll
-          for (int c = 0; c < 4; ++c) value[c] = fmaf(x[c], factor, value[c]);
+          for (int c = 0; c < 4; ++c) value[c] = fmaf(x[j][c], factor, value[c]);
         }
       }
       if (d < D) store4(out + r * D + d, value, inverse);
@@ -367,14 +371,15 @@ __global__ void __launch_bounds__(kDecodeThreads, (Decode<D, N>::kBlocksAtOnce))
     for (int i = thread; i < heads * (D / 4); i += kDecodeThreads) {
       const int r = i / (D / 4), d = i % (D / 4) * 4;
       float top = -infinity(), total = 0, value[4] = {};
-      for (int w = 0; w < busy; ++w) top = fmaxf(top, tops[w * Here::kRows + r]);
+#pragma unroll
+      for (int w = 0; w < kDecodeWarps; ++w) top = fmaxf(top, tops[(w < busy ? w : 0) * Here::kRows + r]);
 #pragma unroll
       for (int w = 0; w < kDecodeWarps; ++w) {
-        if (w >= busy) break;
-        const float factor = exp2_fast(tops[w * Here::kRows + r] - top);
-        total = fmaf(totals[w * Here::kRows + r], factor, total);
+        const int from = (w < busy ? w : 0) * Here::kRows + r;  // a factor of 0 where there is none
+        const float factor = w < busy ? exp2_fast(tops[from] - top) : 0.0f;
+        total = fmaf(totals[from], factor, total);
         float x[4];
-        load_floats4(all + (w * Here::kRows + r) * Here::kSumStride + d, x);
+        load_floats4(all + from * Here::kSumStride + d, x);
 #pragma unroll
         for (int c = 0; c < 4; ++c) value[c] = fmaf(x[c], factor, value[c]);
       }
