@@ -1,8 +1,8 @@
 // nf4_gemv_packed_rows.cu: products of 1 to 64 rows with packed NF4 weights, on warpgroup products: weights are the left operand, made in registers, rows of
 // x the right one, which the tensor cores read from shared memory.
-//   A unit of work is a group of tiles, one for each warp, by 256 values of K; units are counted along K first. Every thread block takes an equal share of
-//   them in a row, so that all multiprocessors end together whatever the shape. Sums of a tile that several blocks share are joined by the last of them, in
-//   the order of K: the shares depend on the shape alone, so a row's bits do not depend on the others.
+//   A unit of work is a group of tiles, one for each warp, by 256 values of K; units are counted along K first. Every thread block takes the same number of
+//   them in a row, the fewest that will do, so that all multiprocessors end together whatever the shape. Sums of a tile that several blocks share are joined
+//   by the last of them, in the order of K: the shares depend on the shape alone, so a row's bits do not depend on the others.
 //   Of 64 values of K a warp reads its tile's 1,024 codes by one load of 16 bytes a lane, long before it uses them; it looks 512 pairs up, multiplies them
 //   by their scales, and starts four products of 16. While those go on in the background it decodes the next 64.
 //   Floors, on each multiprocessor: memory brings 36 weights a cycle. Shared memory gives 64 by the table, of which products of 64 rows take half the time
@@ -28,11 +28,6 @@ constexpr int kTableAt = 2048;   // the table's address in shared memory, known 
 struct Place {
   int group, k;
 };
-
-// What block b of `grid` takes of `units` begins at unit…
-ENGINE_DEVICE std::int64_t first_unit(std::int64_t block, std::int64_t units, std::int64_t grid) { return block * units / grid; }
-// …and who has a unit.
-ENGINE_DEVICE std::int64_t owner(std::int64_t unit, std::int64_t units, std::int64_t grid) { return ((unit + 1) * grid - 1) / units; }
 
 // kColumns · 8 rows of x, a group of 4 · kGroups tiles.
 template <int kColumns, int kGroups>
@@ -107,42 +102,48 @@ ENGINE_DEVICE void note_adapters(const Products& p, unsigned char* table) {
 // Adds to a tile's values: at[h] is what rows g + 8·h of the tile are.   sum[n] is a C fragment (ptx.h) of rows 8·n … of x
 template <int kColumns>
 ENGINE_DEVICE void add_low_rank(const Products& p, unsigned char* table, const TileRow (&at)[2], int first_part, int last_part, float (&sum)[kColumns][4]) {
+  constexpr int kAtOnce = 4;  // adapters whose B is under way
   const int lane = static_cast<int>(lane_id()), g = lane / 4, t = lane % 4, count = adapters_of(table);
-  for (int part = first_part; part <= last_part; ++part)
-    for (int k = 2 * t; k < p.adapters.ranks + 2 * t; k += 16) {  // this lane's values of 16 of the rank
-      std::uint32_t b[kColumns][2];
+  for (int k = 2 * t; k < p.adapters.ranks + 2 * t; k += 16)  // this lane's values of 16 of the rank
+    for (int begin = 0; begin < count; begin += kAtOnce) {
+      std::uint32_t all[kAtOnce][4];  // the left operands, each row of its own part
 #pragma unroll
-      for (int n = 0; n < kColumns; ++n) {
-        const int rank = row_adapter_at(table, 8 * n + g)->rank[part];
-        const bf16* low = p.low.row(8 * n + g) + part * p.adapters.ranks + k;
-        b[n][0] = k < rank ? *reinterpret_cast<const std::uint32_t*>(low) : 0;
-        b[n][1] = k + 8 < rank ? *reinterpret_cast<const std::uint32_t*>(low + 8) : 0;
-      }
-      const auto load = [&](int adapter, std::uint32_t(&a)[4]) {
-        const Adapter& of = *adapter_at(table, adapter);
+      for (int i = 0; i < kAtOnce; ++i) {
+        const Adapter& of = *adapter_at(table, begin + i < count ? begin + i : begin);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const bf16* from = of.b[part] + std::int64_t{at[h].row} * of.rank[part] + k;
-          const bool own = at[h].part == part;
-          a[h] = own && k < of.rank[part] ? *reinterpret_cast<const std::uint32_t*>(from) : 0;
-          a[2 + h] = own && k + 8 < of.rank[part] ? *reinterpret_cast<const std::uint32_t*>(from + 8) : 0;
+          const int part = at[h].part < 0 ? 0 : at[h].part, rank = at[h].part < 0 || begin + i >= count ? 0 : of.rank[part];
+          const bf16* from = of.b[part] + std::int64_t{at[h].row} * rank + k;
+          all[i][h] = k < rank ? *reinterpret_cast<const std::uint32_t*>(from) : 0;
+          all[i][2 + h] = k + 8 < rank ? *reinterpret_cast<const std::uint32_t*>(from + 8) : 0;
         }
-      };
-      std::uint32_t next[4] = {};
-      if (count > 0) load(0, next);
-      for (int adapter = 0; adapter < count; ++adapter) {
-        const std::uint32_t a[4] = {next[0], next[1], next[2], next[3]};
-        if (adapter + 1 < count) load(adapter + 1, next);
-        const std::uint32_t* rows = adapter_at(table, adapter)->rows;
+      }
+      for (int part = first_part; part <= last_part; ++part) {
+        std::uint32_t b[kColumns][2];
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) {
-          const std::uint32_t members = rows[n / 4] >> (n % 4 * 8) & 0xffu;
-          if (members == 0) continue;
-          float added[4] = {};
-          mma(added, a, b[n][0], b[n][1]);
+          const int rank = row_adapter_at(table, 8 * n + g)->rank[part];
+          const bf16* low = p.low.row(8 * n + g) + part * p.adapters.ranks + k;
+          b[n][0] = k < rank ? *reinterpret_cast<const std::uint32_t*>(low) : 0;
+          b[n][1] = k + 8 < rank ? *reinterpret_cast<const std::uint32_t*>(low + 8) : 0;
+        }
 #pragma unroll
-          for (int i = 0; i < 4; ++i)
-            if ((members >> (2 * t + i % 2) & 1u) != 0) sum[n][i] += added[i];  // what another's adapter would make of this row is dropped, were it infinite
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (begin + i >= count) break;
+          std::uint32_t a[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) a[j] = at[j % 2].part == part ? all[i][j] : 0;
+          const std::uint32_t* rows = adapter_at(table, begin + i)->rows;
+#pragma unroll
+          for (int n = 0; n < kColumns; ++n) {
+            const std::uint32_t members = rows[n / 4] >> (n % 4 * 8) & 0xffu;
+            if (members == 0) continue;
+            float added[4] = {};
+            mma(added, a, b[n][0], b[n][1]);
+#pragma unroll
+            for (int v = 0; v < 4; ++v)
+              if ((members >> (2 * t + v % 2) & 1u) != 0) sum[n][v] += added[v];  // what another's adapter would make of this row is dropped, were it infinite
+          }
         }
       }
     }
@@ -242,7 +243,7 @@ ENGINE_DEVICE void bring_x(const Products& p, unsigned char* table, unsigned cha
 #endif
 
 template <int kColumns, int kGroups, bool kGated>
-__global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kColumns, kGroups>::kResident) multiply(Products p, int tiles) {
+__global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kColumns, kGroups>::kResident) multiply(Products p, int tiles, int share) {
 #ifdef ENGINE_WARPGROUP_PRODUCTS
   using L = Layout<kColumns, kGroups>;
   allow_next();
@@ -250,8 +251,8 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kC
   unsigned char* x = table + kTableBytes;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const int blocks = static_cast<int>(p.x.cols / kBlock), depth = (blocks + kQuad - 1) / kQuad;  // units along K
-  const std::int64_t units = std::int64_t{(tiles + L::kWarps - 1) / L::kWarps} * depth;
-  const auto first = static_cast<int>(first_unit(blockIdx.x, units, gridDim.x)), last = static_cast<int>(first_unit(blockIdx.x + 1, units, gridDim.x));
+  const int units = (tiles + L::kWarps - 1) / L::kWarps * depth;
+  const int first = static_cast<int>(blockIdx.x) * share, last = first + share < units ? first + share : units;
 
   // Weights. Blocks beyond K are another tile's, times scales of zero.
   Place ahead{first / depth, first % depth};
@@ -341,19 +342,18 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kC
     // The end of this block's part of the group.
     const int tile = L::kWarps * group + warp;
     if (tile < tiles) {
-      const std::int64_t group_first = std::int64_t{group} * depth, first_owner = owner(group_first, units, gridDim.x),
-                         last_owner = owner(group_first + depth - 1, units, gridDim.x);
+      const int group_first = group * depth, first_owner = group_first / share, last_owner = (group_first + depth - 1) / share;
       bool whole = first_owner == last_owner;
       if (!whole) {
         // A block's first part lies in its first slot, its last in the second.
-        const auto slot = [&](std::int64_t block, bool second) { return p.partials + ((2 * block + (second ? 1 : 0)) * L::kWarps + warp) * L::kTileSums + 4 * lane; };
-        float* mine = slot(blockIdx.x, begun != first);
+        const auto slot = [&](int block, bool second) { return p.partials + std::int64_t{(2 * block + (second ? 1 : 0)) * L::kWarps + warp} * L::kTileSums + 4 * lane; };
+        float* mine = slot(static_cast<int>(blockIdx.x), begun != first);
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) store_floats4(mine + n * 4 * kWarp, sum[n]);
         sync_warp();
         unsigned* counter = p.arrivals + first_owner * L::kWarps + warp;  // no block is the first of two groups that are split
         const unsigned arrived = shuffle(lane == 0 ? count_arrival(counter) : 0u, 0);
-        whole = arrived == last_owner - first_owner;  // the others are there
+        whole = static_cast<int>(arrived) == last_owner - first_owner;  // the others are there
         if (whole) {
           acquire();
           if (lane == 0) *counter = 0;
@@ -361,13 +361,13 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kC
           for (int n = 0; n < kColumns; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) sum[n][i] = 0;
-          for (std::int64_t from = first_owner; from <= last_owner; from += L::kTogether) {
+          for (int from = first_owner; from <= last_owner; from += L::kTogether) {
             float more[L::kTogether][kColumns][4] = {};
 #pragma unroll
             for (int i = 0; i < L::kTogether; ++i) {
-              const std::int64_t block = from + i;
+              const int block = from + i;
               if (block > last_owner) continue;
-              const float* there = slot(block, block == first_owner && first_unit(block, units, gridDim.x) < group_first);
+              const float* there = slot(block, block == first_owner && block * share < group_first);
 #pragma unroll
               for (int n = 0; n < kColumns; ++n) load_floats4(there + n * 4 * kWarp, more[i][n]);
             }
@@ -403,9 +403,10 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kC
 template <int kColumns, int kGroups>
 void launch_layout(const Products& p, bool gated, std::int64_t tiles, cudaStream_t stream) {
   using L = Layout<kColumns, kGroups>;
-  const std::int64_t units = ceil_div(tiles, L::kWarps) * ceil_div(p.x.cols, kUnit);  // everyone has one at least
-  const std::int64_t grid = std::min<std::int64_t>(multiprocessors(), units);
-  launch_chained(stream, blocks(grid), L::kThreads, L::kShared, gated ? multiply<kColumns, kGroups, true> : multiply<kColumns, kGroups, false>, p, static_cast<int>(tiles));
+  const std::int64_t units = ceil_div(tiles, L::kWarps) * ceil_div(p.x.cols, kUnit);
+  require(units < std::int64_t{1} << 30, "a product of ", p.first[3], " outputs of ", p.x.cols, " values");
+  const std::int64_t share = ceil_div(units, multiprocessors());
+  launch_chained(stream, blocks(ceil_div(units, share)), L::kThreads, L::kShared, gated ? multiply<kColumns, kGroups, true> : multiply<kColumns, kGroups, false>, p, static_cast<int>(tiles), static_cast<int>(share));
 }
 
 }  // namespace
