@@ -62,18 +62,17 @@ CudaRunner::CudaRunner(const TrainingBase& base, int device, const RunnerOptions
   const BaseFormat format = base_format(base_.weights);
   DeviceArena arena(fixed_.data(), fixed_.bytes());
   memory_ = RunnerMemory::take(arena, base_.spec, geometry_, format, options_, {.decoded = plan_.decoded > 0});
-  upload_weights(memory_.weights, base_.spec, geometry_, base_.weights, stream_);
+  // Copies are decoded from the weights as stored: exact, unlike packed ones.
+  if (plan_.decoded > 0) decoded_.resize(format.size());
+  DeviceArena copies(decoded_memory_.data(), decoded_memory_.bytes());
+  const auto decode = [&](std::int64_t layer, Group group, const Nf4Parts& parts) {
+    const GroupShape& shape = geometry_[group];
+    bf16*& copy = decoded_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(group)];
+    copy = copies.take<bf16>(shape.elements());
+    decode_parts(parts, shape, copy, stream_);
+  };
+  upload_weights(memory_.weights, base_.spec, geometry_, base_.weights, stream_, plan_.decoded > 0 ? decode : SeeStored{});
   if (!base_.spec.tied) upload_table(base_.weights.embedding, memory_.embedding, false, stream_);
-  if (plan_.decoded > 0) {
-    DeviceArena copies(decoded_memory_.data(), decoded_memory_.bytes());
-    decoded_.resize(format.size());
-    for (std::size_t layer = 0; layer < format.size(); ++layer)
-      for (std::size_t g = 0; g < kGroups; ++g) {
-        if (memory_.weights.layers[layer].stored[g] != nullptr) continue;
-        decoded_[layer][g] = copies.take<bf16>(geometry_.groups[g].elements());
-        decode_group(memory_.weights, geometry_, static_cast<std::int64_t>(layer), static_cast<Group>(g), decoded_[layer][g], stream_);
-      }
-  }
   kv_ = std::make_unique<DeviceKv>(base_.spec, plan_.kv, stream_);
   const StepBuffers& b = memory_.buffers;
   products_ = std::make_unique<Products>(base_.spec, geometry_, memory_.weights, decoded_, adapters_, ProductBuffers{b.scratch, b.normed, b.gate_up, b.low, b.gemv_workspace},

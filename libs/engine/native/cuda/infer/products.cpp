@@ -9,17 +9,10 @@
 #include "cuda/ops/rmsnorm.h"
 
 namespace engine::cuda {
-namespace {
 
-constexpr std::int64_t kGemvDepth = 64;  // K of products that read NF4 weights comes in multiples of this
-
-}  // namespace
-
-void decode_group(const DeviceWeights& weights, const Geometry& geometry, std::int64_t layer, Group group, bf16* to, cudaStream_t stream) {
-  const GroupShape& shape = geometry[group];
+void decode_parts(const Nf4Parts& parts, const GroupShape& shape, bf16* to, cudaStream_t stream) {
   const View<bf16> all{to, shape.outputs, shape.inputs};
-  for (const GroupPart& part : shape.parts)
-    nf4_dequantize(weights.layers[static_cast<std::size_t>(layer)].nf4[static_cast<std::size_t>(part.projection)], all.row_range(part.first_output, part.outputs), stream);
+  for (std::size_t p = 0; p < shape.parts.size(); ++p) nf4_dequantize(parts[p], all.row_range(shape.parts[p].first_output, shape.parts[p].outputs), stream);
 }
 
 Products::Products(const ModelSpec& spec, const Geometry& geometry, const DeviceWeights& weights, const DecodedWeights& decoded, const AdapterCache& table,
@@ -28,7 +21,7 @@ Products::Products(const ModelSpec& spec, const Geometry& geometry, const Device
       gemm_(options.order == SumOrder::same_for_any_rows ? GemmLibrary::none : GemmLibrary::automatic) {}
 
 bool Products::reads_nf4(std::int64_t layer, Group group, std::int64_t rows) const noexcept {
-  if (weights_.layers[static_cast<std::size_t>(layer)].stored[static_cast<std::size_t>(group)] != nullptr || geometry_[group].inputs % kGemvDepth != 0) return false;
+  if (packed(layer, group).codes == nullptr) return false;
   return options_.order == SumOrder::same_for_any_rows || rows <= options_.crossover;
 }
 
@@ -42,11 +35,8 @@ RowAdapters Products::row_adapters(std::int64_t layer, Group group, const std::i
   return {table_.entries(layer, group), of, static_cast<std::int64_t>(geometry_[group].parts.size()), adapters_.ranks};
 }
 
-GemvWeights Products::gemv_weights(std::int64_t layer, Group group) const {
-  GemvWeights weights;
-  const std::vector<GroupPart>& parts = geometry_[group].parts;
-  for (std::size_t p = 0; p < parts.size(); ++p) weights[p] = weights_.layers[static_cast<std::size_t>(layer)].nf4[static_cast<std::size_t>(parts[p].projection)];
-  return weights;
+const PackedNf4& Products::packed(std::int64_t layer, Group group) const noexcept {
+  return weights_.layers[static_cast<std::size_t>(layer)].packed[static_cast<std::size_t>(group)];
 }
 
 // Of rows `first` … of a step: shrinks them for their adapters.
@@ -55,6 +45,7 @@ GemvExtras Products::gemv_extras(std::int64_t layer, Group group, View<bf16> x, 
   extras.norm = norm;
   extras.bias = weights_.layers[static_cast<std::size_t>(layer)].bias[static_cast<std::size_t>(group)];
   extras.workspace = buffers_.gemv_workspace;
+  extras.same_order = options_.order == SumOrder::same_for_any_rows;
   if (adapters_.ranks == 0) return extras;
   extras.adapters = row_adapters(layer, group, adapters_.all + first);
   const View<bf16> low{buffers_.low, x.rows, extras.adapters.parts * adapters_.ranks};
@@ -68,8 +59,12 @@ View<const bf16> Products::decoded(std::int64_t layer, Group group) const {
   const auto l = static_cast<std::size_t>(layer), g = static_cast<std::size_t>(group);
   if (weights_.layers[l].stored[g] != nullptr) return {weights_.layers[l].stored[g], shape.outputs, shape.inputs};
   if (!decoded_.empty()) return {decoded_[l][g], shape.outputs, shape.inputs};
-  decode_group(weights_, geometry_, layer, group, buffers_.scratch, stream_);
-  return {buffers_.scratch, shape.outputs, shape.inputs};
+  const View<bf16> scratch{buffers_.scratch, shape.outputs, shape.inputs};
+  if (packed(layer, group).codes != nullptr)
+    nf4_dequantize(packed(layer, group), scratch, stream_);
+  else
+    decode_parts(stored_parts(weights_.layers[l], shape), shape, scratch.data, stream_);
+  return scratch;
 }
 
 void Products::add_adapters(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y) {
@@ -112,7 +107,7 @@ void Products::operator()(std::int64_t layer, Group group, View<bf16> x, const R
     const View<bf16> rows = x.row_range(first, count), out = y.row_range(first, count);
     GemvExtras extras = gemv_extras(layer, group, rows, early ? RmsNorm{} : norm, first);
     if (onto == Onto::y) extras.residual = out;
-    nf4_gemv(rows, gemv_weights(layer, group), out, extras, stream_);                                    // [n, outputs]
+    nf4_gemv(rows, packed(layer, group), out, extras, stream_);                                          // [n, outputs]
   }
 }
 
@@ -127,7 +122,7 @@ void Products::gated(std::int64_t layer, View<bf16> x, const RmsNorm& norm, View
   for (std::int64_t first = 0; first < x.rows; first += kGemvRows) {
     const std::int64_t count = std::min(kGemvRows, x.rows - first);
     const View<bf16> rows = x.row_range(first, count);
-    nf4_gemv_gated(spec_.activation, rows, gemv_weights(layer, Group::gate_up), y.row_range(first, count),
+    nf4_gemv_gated(spec_.activation, rows, packed(layer, Group::gate_up), y.row_range(first, count),
                    gemv_extras(layer, Group::gate_up, rows, early ? RmsNorm{} : norm, first), stream_);  // [n, ffn]
   }
 }

@@ -1,7 +1,8 @@
 // products.h: the products of a decoder's blocks when it generates: few rows or many, over a base that is NF4 or 16-bit, with adapters.
 //   y = x·Wᵀ + bias + (x·Aᵀ)·(s·B)ᵀ      A and B of each row's own adapter
 //   Up to `crossover` rows an NF4 weight is decoded while it is read, once for all rows (ops/nf4_gemv.h). Above it the product is one of bf16 matrices: of
-//   copies that were decoded once, where there is memory for them, else of weights decoded into scratch; then adapters add to what was already rounded.
+//   copies that were decoded once, before the weights were packed, where there is memory for them, else of weights decoded into scratch, whose scales are then
+//   the packed ones (within 2^-11); then adapters add to what was already rounded.
 //   With SumOrder::same_for_any_rows a row's bits do not depend on the rows beside it: NF4 weights are always decoded while they are read, and bf16 ones
 //   go to the engine's own kernel, which sums in one order.
 #pragma once
@@ -78,7 +79,7 @@ class Products {
   View<bf16> normalize(View<bf16> x, const RmsNorm& norm) const;
   RowAdapters row_adapters(std::int64_t layer, Group group, const std::int32_t* of) const;
   GemvExtras gemv_extras(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, std::int64_t first) const;
-  GemvWeights gemv_weights(std::int64_t layer, Group group) const;
+  const PackedNf4& packed(std::int64_t layer, Group group) const noexcept;
   View<const bf16> decoded(std::int64_t layer, Group group) const;
   void multiply(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y, Onto onto);
   void add_adapters(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y);
@@ -95,7 +96,7 @@ class Products {
   cudaStream_t stream_ = nullptr;
 };
 
-// Decodes the NF4 parts of a product, one below another, into `to` [outputs, inputs].
-void decode_group(const DeviceWeights& weights, const Geometry& geometry, std::int64_t layer, Group group, bf16* to, cudaStream_t stream);
+// Decodes the parts of a product as stored, one below another, into `to` [outputs, inputs].
+void decode_parts(const Nf4Parts& parts, const GroupShape& shape, bf16* to, cudaStream_t stream);
 
 }  // namespace engine::cuda

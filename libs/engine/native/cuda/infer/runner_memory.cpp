@@ -58,7 +58,7 @@ StepSizes largest_step(const ModelSpec& spec, const RunnerOptions& options) {
 RunnerMemory RunnerMemory::take(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, const BaseFormat& format, const RunnerOptions& options,
                                 const Choices& choices) {
   RunnerMemory memory;
-  memory.weights = DeviceWeights::take(arena, spec, geometry, format);
+  memory.weights = DeviceWeights::take(arena, spec, geometry, format, Nf4Layout::packed);
   memory.embedding = spec.tied ? memory.weights.head : arena.take<bf16>(spec.vocab * spec.hidden);
   const std::int64_t rows = options.max_rows;
   StepBuffers& b = memory.buffers;

@@ -52,6 +52,35 @@ void upload_nf4(const Matrix& from, Matrix& to, const float* usual_map, const St
   to.nf4.offset = from.nf4.offset;
 }
 
+// Device memory of one group's NF4 weights as they are stored.
+class PackingRoom {
+ public:
+  Nf4Parts upload(const ModelSpec& spec, const GroupShape& group, const LayerWeights& from, const float* usual_map, const Stream& stream) {
+    DeviceArena counter;
+    take(counter, spec, group, from, usual_map);
+    if (memory_.bytes() < counter.used()) {
+      memory_ = DeviceMemory();
+      memory_ = DeviceMemory(counter.used());
+    }
+    DeviceArena arena(memory_.data(), memory_.bytes());
+    Nf4Parts parts = take(arena, spec, group, from, usual_map);
+    for (std::size_t i = 0; i < group.parts.size(); ++i) upload_nf4(from[group.parts[i].projection].weight, parts[i], usual_map, stream);
+    return parts;
+  }
+
+ private:
+  static Nf4Parts take(DeviceArena& arena, const ModelSpec& spec, const GroupShape& group, const LayerWeights& from, const float* usual_map) {
+    Nf4Parts parts;
+    for (std::size_t i = 0; i < group.parts.size(); ++i) {
+      const Projection projection = group.parts[i].projection;
+      parts[i] = take_nf4(arena, spec, projection, format_of(from[projection].weight), usual_map);
+    }
+    return parts;
+  }
+
+  DeviceMemory memory_;
+};
+
 // Values [first, first + count) of a float tensor as bf16.
 void convert(const Matrix& from, std::int64_t first, std::int64_t count, bf16* to) {
   const auto* bytes = static_cast<const std::byte*>(from.data) + first * dtype_size(from.dtype);
@@ -99,7 +128,13 @@ BaseFormat base_format(const DecoderWeights& weights) {
 
 BaseFormat nf4_format(const ModelSpec& spec) { return BaseFormat(static_cast<std::size_t>(spec.layers)); }
 
-DeviceWeights DeviceWeights::take(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, const BaseFormat& format) {
+Nf4Parts stored_parts(const DeviceLayer& layer, const GroupShape& group) {
+  Nf4Parts parts;
+  for (std::size_t p = 0; p < group.parts.size(); ++p) parts[p] = layer.nf4[static_cast<std::size_t>(group.parts[p].projection)];
+  return parts;
+}
+
+DeviceWeights DeviceWeights::take(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, const BaseFormat& format, Nf4Layout layout) {
   DeviceWeights weights;
   weights.map = arena.take<float>(256);
   for (std::int64_t l = 0; l < spec.layers; ++l) {
@@ -123,13 +158,16 @@ DeviceWeights DeviceWeights::take(DeviceArena& arena, const ModelSpec& spec, con
         else
           layer.bias[static_cast<std::size_t>(g)] = arena.take<bf16>(group.outputs);
       }
-      const bool nf4 = is_nf4(of, group);
+      const bool nf4 = is_nf4(of, group), packs = nf4 && layout == Nf4Layout::packed && nf4_packs(group.inputs);
+      std::vector<std::int64_t> part_rows;
       for (const GroupPart& part : group.parts) {
         const auto p = static_cast<std::size_t>(part.projection);
         require(Code::unsupported, of[p].nf4 == nf4, "on a GPU the projections of one product must all be NF4 or none; layer ", l, "'s ",
                 projection_name(part.projection), " is not as ", projection_name(group.parts.front().projection), " is");
-        if (nf4) layer.nf4[p] = take_nf4(arena, spec, part.projection, of[p], weights.map);
+        if (nf4 && !packs) layer.nf4[p] = take_nf4(arena, spec, part.projection, of[p], weights.map);
+        part_rows.push_back(part.outputs);
       }
+      if (packs) layer.packed[static_cast<std::size_t>(g)] = take_packed(arena, part_rows, group.inputs, static_cast<Group>(g) == Group::gate_up);
       if (!nf4) layer.stored[static_cast<std::size_t>(g)] = arena.take<bf16>(group.elements());
     }
   }
@@ -138,8 +176,9 @@ DeviceWeights DeviceWeights::take(DeviceArena& arena, const ModelSpec& spec, con
   return weights;
 }
 
-void upload_weights(DeviceWeights& to, const ModelSpec& spec, const Geometry& geometry, const DecoderWeights& from, const Stream& stream) {
+void upload_weights(DeviceWeights& to, const ModelSpec& spec, const Geometry& geometry, const DecoderWeights& from, const Stream& stream, const SeeStored& see) {
   copy_to_device(to.map, kDynamicSigned.data(), 256 * 4, stream);
+  PackingRoom room;
   for (std::size_t l = 0; l < to.layers.size(); ++l) {
     DeviceLayer& layer = to.layers[l];
     const LayerWeights& source = from.layers[l];
@@ -151,12 +190,19 @@ void upload_weights(DeviceWeights& to, const ModelSpec& spec, const Geometry& ge
     upload_vector(source.k_norm, layer.k_norm, spec.head_dim, stream);
     for (std::size_t g = 0; g < kGroups; ++g) {
       const GroupShape& group = geometry.groups[g];
+      const bool packs = layer.packed[g].codes != nullptr, nf4 = layer.stored[g] == nullptr;
+      if (packs) {
+        const Nf4Parts parts = room.upload(spec, group, source, to.map, stream);
+        if (see) see(static_cast<std::int64_t>(l), static_cast<Group>(g), parts);
+        nf4_pack(parts, layer.packed[g], stream);
+        stream.synchronize();  // the room is free again
+      }
       for (const GroupPart& part : group.parts) {
         const LinearWeights& linear = source[part.projection];
         const auto p = static_cast<std::size_t>(part.projection);
         if (layer.stored[g] != nullptr)
           upload_rows(linear.weight, layer.stored[g] + part.first_output * group.stride(), group.stride(), stream);
-        else
+        else if (!packs)
           upload_nf4(linear.weight, layer.nf4[p], to.map, stream);
         if (linear.bias == nullptr) continue;
         if (layer.qkv_bias != nullptr && static_cast<Group>(g) == Group::qkv) {
@@ -168,6 +214,7 @@ void upload_weights(DeviceWeights& to, const ModelSpec& spec, const Geometry& ge
           stream.synchronize();
         }
       }
+      if (see && nf4 && !packs) see(static_cast<std::int64_t>(l), static_cast<Group>(g), stored_parts(layer, group));
     }
   }
   upload_vector(from.final_norm, to.final_norm, spec.hidden, stream);
