@@ -21,8 +21,9 @@
 
 namespace engine::cuda {
 
-// Rows up to which an NF4 product that decodes while it reads is the faster one.
-inline constexpr std::int64_t kNf4Crossover = kGemvRows;
+// Rows up to which an NF4 product that decodes while it reads is the faster one: where decoded copies are kept (measured, docs/performance.md), and where
+// they would have to be made first.
+inline constexpr std::int64_t kNf4CrossoverBesideCopies = 32, kNf4Crossover = kGemvRows;
 
 // Many rows of one adapter, whose low-rank products are worth matrices of their own.
 struct AdapterSegment {
