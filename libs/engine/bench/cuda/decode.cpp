@@ -263,6 +263,7 @@ struct Step {
     if (!adapted) return e;
     constexpr std::int64_t parts[] = {3, 1, 2, 1}, before[] = {0, 3, 4, 6};
     e.adapters = {entries.data() + count_of_adapters_ * (7 * (i % m.layers) + before[group]), adapter.data(), parts[group], kRank};
+    if (packed() && nf4_gemv_shrinks(rows, in.cols, e.adapters)) return e;
     e.low = View<const bf16>(low.as<bf16>(), rows, parts[group] * kRank);
     lora_rows_shrink(in, e.norm, e.adapters, View<bf16>(low.as<bf16>(), rows, parts[group] * kRank), stream);
     return e;
@@ -457,8 +458,13 @@ void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, 
   for (const std::int64_t adapters : {1, 8}) {
     if (adapters > rows) continue;
     const Step adapted(m, w, rows, context, adapters, {7, 0, 1, 0, 0}, bench.stream);
-    bench.row("lora_rows_shrink gate_up" + count + " adapters " + std::to_string(adapters), 2 * m.layers, 4.0 * static_cast<double>(adapters * kRank * m.hidden), 0,
-              [&](std::int64_t i) { adapted.extras(i, 2, in, true); });
+    const auto shrink = [&](const char* name, int group, std::int64_t depth, View<const bf16> x) {
+      bench.row(std::string("lora_rows_shrink ") + name + count + " adapters " + std::to_string(adapters), 2 * m.layers, 2.0 * static_cast<double>(adapters * kRank * depth), 0,
+                [&](std::int64_t i) { adapted.extras(i, group, x, group != 3); });
+    };
+    shrink("qkv", 0, 3 * m.hidden, in);
+    shrink("gate_up", 2, 2 * m.hidden, in);
+    shrink("down", 3, m.ffn, adapted.view(adapted.gated, m.ffn));
     whole("step with adapters " + std::to_string(adapters), adapted);
   }
 }

@@ -39,7 +39,7 @@ const PackedNf4& Products::packed(std::int64_t layer, Group group) const noexcep
   return weights_.layers[static_cast<std::size_t>(layer)].packed[static_cast<std::size_t>(group)];
 }
 
-// Of rows `first` … of a step: shrinks them for their adapters.
+// Of rows `first` … of a step: shrinks them for their adapters, unless the product does.
 GemvExtras Products::gemv_extras(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, std::int64_t first) const {
   GemvExtras extras;
   extras.norm = norm;
@@ -48,6 +48,7 @@ GemvExtras Products::gemv_extras(std::int64_t layer, Group group, View<bf16> x, 
   extras.same_order = options_.order == SumOrder::same_for_any_rows;
   if (adapters_.ranks == 0) return extras;
   extras.adapters = row_adapters(layer, group, adapters_.all + first);
+  if (!extras.same_order && packed(layer, group).codes != nullptr && nf4_gemv_shrinks(x.rows, x.cols, extras.adapters)) return extras;  // the product does it
   const View<bf16> low{buffers_.low, x.rows, extras.adapters.parts * adapters_.ranks};
   lora_rows_shrink(x, norm, extras.adapters, low, stream_);
   extras.low = low;

@@ -1,88 +1,141 @@
-// head_gemv.cu: 128 outputs a block, 16 a warp: the A operand of mma.m16n8k16, read from memory straight into its registers, 8 KB of a warp under way. x passes
-//   through shared memory 128 values at a time. Floor: 2 B · V · K over memory bandwidth.
+// head_gemv.cu: one block a multiprocessor, whose warps take 32 outputs each (two A operands of mma.m16n8k16) and then the 32 that are a grid further on.
+//   The head's rows and x pass through shared memory, 64 values of each at a time, three such stages on their way while one is multiplied: up to 144 KB of a
+//   multiprocessor. With fewer outputs a block, 64 rows of x would take as much of the second-level cache's bandwidth as the head.
+//   Floor: 2 B · V · K over memory bandwidth.
 //   Which k a place of an operand means is free, as long as A and B agree: lane (g, t) has 8 neighbouring values, 8t … of each 32.
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/error.h"
 #include "cuda/ops/head_gemv.h"
 #include "cuda/runtime/launch.h"
 #include "cuda/runtime/ptx.h"
+#include "cuda/runtime/stream.h"
 
 namespace engine::cuda {
 namespace {
 
-constexpr int kWarps = 8, kThreads = kWarps * kWarp, kTile = 16, kOutputs = kWarps * kTile;
-constexpr int kStep = 128, kLoads = kStep / 32;  // values of K; loads of a lane and row
+constexpr int kTile = 16, kTiles = 2, kOutputs = kTiles * kTile;  // of a warp
+constexpr int kMostWarps = 12;
+constexpr int kStep = 64, kChunks = kStep / 8, kStages = 4;  // values of K of a stage; of 16 bytes each
 
 // kColumns · 8 rows of x.
 template <int kColumns>
-__global__ void __launch_bounds__(kThreads, 2) multiply(View<const bf16> x, View<const bf16> head, float softcap, View<float> logits) {
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1) multiply(View<const bf16> x, View<const bf16> head, float softcap, View<float> logits) {
   constexpr int kRows = 8 * kColumns;
   allow_next();
-  SHARED_ARRAY(bf16, tiles, 2 * kRows * kStep);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, g = lane / 4, t = lane % 4;
-  const std::int64_t output = std::int64_t{blockIdx.x} * kOutputs + thread / kWarp * kTile + g, depth = x.cols;
-  const bf16* upper = head.row(output < head.rows ? output : 0) + 8 * t;  // one that is not there: the first
-  const bf16* lower = head.row(output + 8 < head.rows ? output + 8 : 0) + 8 * t;
-  uint4 weights[2][kLoads];
-  const auto load_weights = [&](std::int64_t k) {
-#pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      const bool inside = k + 32 * j + 8 * t < depth;
-      weights[0][j] = inside ? load16_once(upper + k + 32 * j) : uint4{};
-      weights[1][j] = inside ? load16_once(lower + k + 32 * j) : uint4{};
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), warps = threads / kWarp, warp = thread / kWarp, lane = thread % kWarp;
+  const int g = lane / 4, t = lane % 4, outputs = warps * kOutputs, stage_values = (outputs + kRows) * kStep;
+  auto* stages = static_cast<bf16*>(block_shared());  // of each: [outputs] rows of the head, [kRows] of x
+  const std::int64_t depth = x.cols, first = std::int64_t{blockIdx.x} * outputs, further = std::int64_t{gridDim.x} * outputs;
+  const auto groups = static_cast<int>((head.rows - first + further - 1) / further);  // of this block's outputs
+  const auto each = static_cast<int>((depth + kStep - 1) / kStep);
+  const auto place = [](int row, int chunk) { return row * kStep + 8 * (chunk ^ (row & 1) << 2); };  // neighbouring rows in different banks
+
+  int ahead = 0;
+  std::int64_t k_ahead = 0, output_ahead = first;
+  const auto bring_head = [&] {
+    bf16* to = stages + ahead * stage_values;
+    for (int i = thread; i < outputs * kChunks; i += threads) {
+      const int row = i / kChunks, chunk = i % kChunks;
+      const bool inside = output_ahead + row < head.rows && k_ahead + 8 * chunk < depth;
+      copy_async16(to + place(row, chunk), inside ? head.row(output_ahead + row) + k_ahead + 8 * chunk : head.data, inside ? 16 : 0);
     }
   };
-  const auto bring_x = [&](std::int64_t k, int buffer) {
-    for (int i = thread; i < kRows * (kStep / 8); i += kThreads) {
-      const int row = i / (kStep / 8), chunk = i % (kStep / 8);
-      const std::int64_t column = k + 8 * chunk;
-      const bool inside = row < x.rows && column < depth;
-      copy_async16(tiles + (buffer * kRows + row) * kStep + 8 * (chunk ^ (row & 1) << 2), inside ? x.row(row) + column : x.data, inside ? 16 : 0);
+  const auto bring_x = [&] {
+    bf16* to = stages + ahead * stage_values + outputs * kStep;
+    for (int i = thread; i < kRows * kChunks; i += threads) {
+      const int row = i / kChunks, chunk = i % kChunks;
+      const bool inside = row < x.rows && k_ahead + 8 * chunk < depth;
+      copy_async16(to + place(row, chunk), inside ? x.row(row) + k_ahead + 8 * chunk : x.data, inside ? 16 : 0);
     }
-    copy_async_commit();
   };
-  load_weights(0);
-  wait_for_previous();
-  bring_x(0, 0);
-  float sums[kColumns][4] = {};
-  int buffer = 0;
-  for (std::int64_t k = 0; k < depth; k += kStep, buffer ^= 1) {
-    std::uint32_t a[2 * kLoads][4];
-#pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      const uint4 u = weights[0][j], l = weights[1][j];
-      a[2 * j][0] = u.x;
-      a[2 * j][1] = l.x;
-      a[2 * j][2] = u.y;
-      a[2 * j][3] = l.y;
-      a[2 * j + 1][0] = u.z;
-      a[2 * j + 1][1] = l.z;
-      a[2 * j + 1][2] = u.w;
-      a[2 * j + 1][3] = l.w;
-    }
-    copy_async_wait<0>();
-    __syncthreads();  // this tile is there, and nobody reads the other
-    if (k + kStep < depth) {
-      load_weights(k + kStep);
-      bring_x(k + kStep, 1 - buffer);
-    }
-#pragma unroll
-    for (int n = 0; n < kColumns; ++n)
-#pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
-        const uint4 b = load16(tiles + (buffer * kRows + 8 * n + g) * kStep + 8 * ((4 * j + t) ^ (g & 1) << 2));
-        mma(sums[n], a[2 * j], b.x, b.y);
-        mma(sums[n], a[2 * j + 1], b.z, b.w);
-      }
+  const auto go_on = [&] {
+    ahead = ahead + 1 < kStages ? ahead + 1 : 0;
+    k_ahead += kStep;
+    if (k_ahead < depth) return;
+    k_ahead = 0;
+    output_ahead += further;
+  };
+  // The head's first stages do not wait for x.
+  for (int s = 0; s < kStages - 1; ++s) {
+    bring_head();
+    go_on();
   }
+  ahead = 0;
+  k_ahead = 0;
+  output_ahead = first;
+  wait_for_previous();
+  for (int s = 0; s < kStages - 1; ++s) {
+    bring_x();
+    copy_async_commit();
+    go_on();
+  }
+  int stage = 0;
+  for (int group = 0; group < groups; ++group) {
+    float sums[kTiles][kColumns][4] = {};
+#pragma unroll 1
+    for (int step = 0; step < each; ++step) {
+      copy_async_wait<kStages - 2>();
+      __syncthreads();  // this stage is there, and nobody reads the one before
+      if (output_ahead < head.rows) {
+        bring_head();
+        bring_x();
+      }
+      copy_async_commit();
+      go_on();
+      const bf16* of_head = stages + stage * stage_values + warp * kOutputs * kStep;
+      const bf16* of_x = stages + stage * stage_values + outputs * kStep;
 #pragma unroll
-  for (int n = 0; n < kColumns; ++n)
+      for (int j = 0; j < kStep / 32; ++j) {
+        uint4 upper[kTiles], lower[kTiles], b[kColumns];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const std::int64_t row = 8 * n + 2 * t + i % 2, at = output + i / 2 * 8;
-      if (row < logits.rows && at < logits.cols) logits.row(row)[at] = softcap > 0 ? softcap * tanhf(sums[n][i] / softcap) : sums[n][i];
+        for (int i = 0; i < kTiles; ++i) {
+          upper[i] = load16(of_head + place(kTile * i + g, 4 * j + t));
+          lower[i] = load16(of_head + place(kTile * i + g + 8, 4 * j + t));
+        }
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) b[n] = load16(of_x + place(8 * n + g, 4 * j + t));
+        // Products that follow each other add to different sums: one that waits for the sum before it takes ten times as long.
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) mma(sums[i][n], {upper[i].x, lower[i].x, upper[i].y, lower[i].y}, b[n].x, b[n].y);
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) mma(sums[i][n], {upper[i].z, lower[i].z, upper[i].w, lower[i].w}, b[n].z, b[n].w);
+      }
+      stage = stage + 1 < kStages ? stage + 1 : 0;
     }
+    const std::int64_t output = first + group * further + warp * kOutputs + g;
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i)
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+          const std::int64_t row = 8 * n + 2 * t + s % 2, at = output + kTile * i + s / 2 * 8;
+          const float sum = sums[i][n][s];
+          if (row < logits.rows && at < logits.cols) logits.row(row)[at] = softcap > 0 ? softcap * tanhf(sum / softcap) : sum;
+        }
+  }
+  copy_async_wait<0>();
+}
+
+std::int64_t shared_bytes(std::int64_t warps, std::int64_t rows) { return kStages * 2 * kStep * (warps * kOutputs + rows); }
+
+// Warps of a block such that the busiest multiprocessor has the fewest outputs, and then the most warps; not less than half of what there is memory for.
+std::int64_t warps_for(std::int64_t outputs, std::int64_t rows) {
+  std::int64_t most = kMostWarps;
+  while (most > 1 && shared_bytes(most, rows) > block_shared_bytes()) --most;
+  std::int64_t best = most, least = std::numeric_limits<std::int64_t>::max();
+  for (std::int64_t warps = most; 2 * warps >= most; --warps) {
+    const std::int64_t busiest = ceil_div(ceil_div(outputs, warps * kOutputs), multiprocessors()) * warps;
+    if (busiest < least) best = warps, least = busiest;
+  }
+  return best;
 }
 
 }  // namespace
@@ -92,8 +145,10 @@ void head_gemv(View<const bf16> x, View<const bf16> head, float softcap, View<fl
   require(x.cols == head.cols && x.cols % 8 == 0, "rows of ", x.cols, " values with a head of ", head.cols, "; the device takes multiples of 8");
   require(logits.rows == x.rows && logits.cols == head.rows, "the logits are ", logits.rows, "x", logits.cols, " for ", x.rows, " rows and a head of ", head.rows);
   if (head.rows == 0) return;
-  launch_chained(stream, blocks(ceil_div(head.rows, kOutputs)), kThreads, 0,
-                 x.rows <= 8 ? multiply<1> : x.rows <= 16 ? multiply<2> : x.rows <= 32 ? multiply<4> : multiply<8>, x, head, softcap, logits);
+  const std::int64_t columns = x.rows <= 8 ? 1 : x.rows <= 16 ? 2 : x.rows <= 32 ? 4 : 8, warps = warps_for(head.rows, 8 * columns);
+  const std::int64_t grid = std::min<std::int64_t>(multiprocessors(), ceil_div(head.rows, warps * kOutputs));
+  launch_chained(stream, blocks(grid), static_cast<unsigned>(warps * kWarp), shared_bytes(warps, 8 * columns),
+                 columns == 1 ? multiply<1> : columns == 2 ? multiply<2> : columns == 4 ? multiply<4> : multiply<8>, x, head, softcap, logits);
 }
 
 }  // namespace engine::cuda

@@ -1,6 +1,7 @@
 // lora_rows.cu: shrink: one block for a row and one rank (of few rows, where latency counts) or eight (so that x is read less often); its threads divide K,
 // in the same order either way. Reads 2 B · K for each rank of each row: the adapters' bytes when every row has its own, otherwise mostly from the
-// second-level cache. Expand: a thread for an output of a row.
+// second-level cache. Chained: values of A, all of them up to a K of 20,480 (4,096 with eight ranks), are under way before x is there.
+// Expand: a thread for an output of a row.
 #include "core/error.h"
 #include "cuda/ops/block_reduce.h"
 #include "cuda/ops/lora_rows.h"
@@ -16,17 +17,24 @@ constexpr std::int64_t kFewRows = 8;
 // kRanks of low's columns.
 template <int kRanks>
 __global__ void __launch_bounds__(kThreads) shrink(View<const bf16> x, RmsNorm norm, RowAdapters adapters, View<bf16> low) {
+  constexpr unsigned kHeld = kRanks == 1 ? 10 : 2;  // times 8 values of each of a thread's ranks
   allow_next();
-  wait_for_previous();
   SHARED_ARRAY(float, partial, kRanks * kWarps);
-  const std::int64_t row = blockIdx.x;
+  const std::int64_t row = blockIdx.x, column = std::int64_t{blockIdx.y} * kRanks, part = column / adapters.ranks, first = column % adapters.ranks;
   const std::int32_t adapter = adapters.adapter[row];
-  if (adapter < 0) return;
-  const std::int64_t column = std::int64_t{blockIdx.y} * kRanks, part = column / adapters.ranks, first = column % adapters.ranks;
-  const LoraEntry entry = adapters.entries[adapter * adapters.parts + part];
-  if (first >= entry.rank) return;  // ranks are multiples of 8
-
+  const LoraEntry entry = adapter < 0 ? LoraEntry{} : adapters.entries[adapter * adapters.parts + part];
+  const bool none = adapter < 0 || first >= entry.rank;  // ranks are multiples of 8
   const auto units = static_cast<unsigned>(x.cols / 8);
+  const bf16* a = none ? nullptr : entry.a + first * x.cols;
+  uint4 held[kHeld][kRanks] = {};
+#pragma unroll
+  for (unsigned i = 0; i < kHeld; ++i)
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r)
+      if (!none && threadIdx.x + i * kThreads < units) held[i][r] = load16_once(a + r * x.cols + 8 * (threadIdx.x + i * kThreads));
+  wait_for_previous();
+  if (none) return;
+
   const bf16* from = x.row(row);
   float inverse = 0;
   if (norm.weight != nullptr) {
@@ -39,10 +47,8 @@ __global__ void __launch_bounds__(kThreads) shrink(View<const bf16> x, RmsNorm n
     }
     inverse = 1.0f / sqrtf(block_sum(squares) / static_cast<float>(x.cols) + norm.eps);
   }
-  const bf16* a = entry.a + first * x.cols;
   float sums[kRanks] = {};
-#pragma unroll 2
-  for (unsigned unit = threadIdx.x; unit < units; unit += kThreads) {
+  const auto add = [&](unsigned unit, const uint4(&of_a)[kRanks]) {
     float v[8];
     widen8(load16(from + 8 * unit), v);
     if (norm.weight != nullptr) {
@@ -52,10 +58,20 @@ __global__ void __launch_bounds__(kThreads) shrink(View<const bf16> x, RmsNorm n
 #pragma unroll
     for (int r = 0; r < kRanks; ++r) {
       float u[8];
-      widen8(load16_once(a + r * x.cols + 8 * unit), u);
+      widen8(of_a[r], u);
 #pragma unroll
       for (int i = 0; i < 8; ++i) sums[r] = fmaf(u[i], v[i], sums[r]);
     }
+  };
+#pragma unroll
+  for (unsigned i = 0; i < kHeld; ++i)
+    if (threadIdx.x + i * kThreads < units) add(threadIdx.x + i * kThreads, held[i]);
+#pragma unroll 2
+  for (unsigned unit = threadIdx.x + kHeld * kThreads; unit < units; unit += kThreads) {
+    uint4 of_a[kRanks];
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) of_a[r] = load16_once(a + r * x.cols + 8 * unit);
+    add(unit, of_a);
   }
 #pragma unroll
   for (int r = 0; r < kRanks; ++r) {

@@ -30,7 +30,7 @@ struct RowAdapters {
 };
 
 // low [T, parts · ranks] of x [T, K]. With norm.weight not null, of the normalized rows (rmsnorm.h), each rounded to bf16. Columns beyond a row's rank are
-// not written, nor read by what takes low.
+// not written, nor read by what takes low. Who has which, entries and A are read while the kernel before still runs: no kernel writes them.
 void lora_rows_shrink(View<const bf16> x, const RmsNorm& norm, const RowAdapters& adapters, View<bf16> low, cudaStream_t stream);
 
 // y [T, Σ outputs] += low·Bᵀ, rounded once; part p's columns are [first_output[p], first_output[p + 1]). For products that do not add it themselves.

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "cuda/ops/block_reduce.h"
+#include "cuda/ops/lora_fold.cuh"
 #include "cuda/ops/nf4_gemv.h"
 #include "cuda/ops/nf4_products.h"
 #include "cuda/runtime/launch.h"
@@ -219,7 +220,8 @@ void launch_rows(const Products& p, bool gated, std::int64_t tiles, std::int64_t
 Products make_products(View<const bf16> x, View<bf16> y, const GemvExtras& extras) {
   require(x.rows >= 1 && x.rows <= kGemvRows, x.rows, " rows; a product by vectors takes 1 to ", kGemvRows);
   return {.x = x, .weight = {}, .codes = nullptr, .scales = nullptr, .unit = {1, 1, 1}, .first = {}, .norm = extras.norm, .bias = extras.bias, .low = extras.low,
-          .adapters = extras.adapters, .residual = extras.residual, .y = y, .book = nf4_book(), .gelu = false, .arrivals = static_cast<unsigned*>(extras.workspace),
+          .adapters = extras.adapters, .residual = extras.residual, .y = y, .book = nf4_book(), .gelu = false, .shrinks = extras.adapters.entries != nullptr && extras.low.data == nullptr,
+          .arrivals = static_cast<unsigned*>(extras.workspace),
           .partials = extras.workspace == nullptr ? nullptr : reinterpret_cast<float*>(static_cast<unsigned*>(extras.workspace) + kMostGroups)};
 }
 
@@ -234,7 +236,9 @@ void check(const Products& p, bool gated) {
           " rows of 16384; there are ", p.x.rows, " of ", p.x.cols);
   require(p.residual.data == nullptr || (p.residual.rows == p.y.rows && p.residual.cols == p.y.cols), "the residual is ", p.residual.rows, "x", p.residual.cols,
           ", the result ", p.y.rows, "x", p.y.cols);
-  require(p.adapters.entries == nullptr || (p.low.rows == p.x.rows && p.low.cols >= p.adapters.parts * p.adapters.ranks && p.adapters.ranks % 8 == 0),
+  require(!p.shrinks || (p.codes != nullptr && p.arrivals != nullptr && nf4_gemv_shrinks(p.x.rows, p.x.cols, p.adapters)),
+          "adapters without their shrunk rows, and with a workspace, are for packed weights and at most ", kGemvNormRows, " rows; there are ", p.x.rows);
+  require(p.adapters.entries == nullptr || p.shrinks || (p.low.rows == p.x.rows && p.low.cols >= p.adapters.parts * p.adapters.ranks && p.adapters.ranks % 8 == 0),
           "the adapters' rows are ", p.low.rows, "x", p.low.cols, " for ", p.adapters.parts, " parts of rank ", p.adapters.ranks);
 }
 
@@ -265,7 +269,10 @@ Products with_packed(Products p, const PackedNf4& weight, bool gated) {
 
 void multiply_packed(const Products& p, bool gated, bool same_order, cudaStream_t stream) {
   const bool together = (p.x.rows > 4 || same_order) && has_warpgroup_products();  // without those: a few rows after another
-  if (together || !multiply_few(p, gated, same_order ? 1 : 4, stream)) multiply_packed_rows(p, gated, stream);
+  require(!p.shrinks || !same_order, "with one order for any rows low is given");
+  if (!together && multiply_few(p, gated, same_order ? 1 : 4, stream)) return;
+  require(!p.shrinks, "rows of ", p.x.cols, " values do not fit into shared memory; low has to be given");
+  multiply_packed_rows(p, gated, stream);
 }
 
 void multiply(const Products& p, bool gated, cudaStream_t stream) {
@@ -288,8 +295,18 @@ void multiply(const Products& p, bool gated, cudaStream_t stream) {
 }  // namespace
 }  // namespace nf4
 
+namespace {
+constexpr std::int64_t kMostShrunk = 768, kMostPieces = 8;  // columns of low that a product makes, shares along K
+}
+
 std::int64_t nf4_gemv_workspace(std::int64_t rows) {
-  return 4 * nf4::kMostGroups + std::max(rows <= 4 ? 0 : nf4::partials_bytes(rows), nf4::packed_partials_bytes(rows));
+  const std::int64_t plain = rows <= kGemvNormRows ? 4 * rows * kMostShrunk * kMostPieces : nf4::partials_bytes(rows);
+  return 4 * nf4::kMostGroups + std::max(plain, nf4::packed_partials_bytes(rows));
+}
+
+bool nf4_gemv_shrinks(std::int64_t rows, std::int64_t depth, const RowAdapters& adapters) {
+  const std::int64_t columns = adapters.parts * adapters.ranks;
+  return rows <= kGemvNormRows && columns <= std::min(kMostShrunk, depth) && depth <= kMostPieces * nf4::kShareValues;
 }
 
 void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream) {

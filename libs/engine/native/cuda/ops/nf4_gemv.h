@@ -27,15 +27,17 @@ using GemvWeights = std::array<Matrix, 3>;
 struct GemvExtras {
   RmsNorm norm{};                 // weight null: x is taken as it is; else x's rows are normalized and rounded to bf16 first
   const bf16* bias = nullptr;     // [Σ N_p]
-  RowAdapters adapters{};         // with `low` as lora_rows_shrink made it of the same (normalized) x
-  View<const bf16> low{};
+  RowAdapters adapters{};         // with `low` as lora_rows_shrink made it of the same (normalized) x;
+  View<const bf16> low{};         // without data where nf4_gemv_shrinks: the product of packed weights then makes it itself
   View<const bf16> residual{};    // like y, which it may be: y = bf16(residual + bf16(product))
-  void* workspace = nullptr;      // nf4_gemv_workspace(rows) bytes, for more than 4 rows and for same_order
-  // Of packed weights: a row has the same bits however many there are, from 1 to 64; else only from 5 on. x is not normalized then.
+  void* workspace = nullptr;      // nf4_gemv_workspace(rows) bytes, for more than 4 rows, for same_order and for adapters without `low`
+  // Of packed weights: a row has the same bits however many there are, from 1 to 64; else only from 5 on. x is not normalized then, and low is given.
   bool same_order = false;
 };
 // Zeroed once before its first use; calls of one stream share it.
 std::int64_t nf4_gemv_workspace(std::int64_t rows);
+// Of rows of `depth` values. A few values of x are summed in another order then, and x is taken as it is for the weights.
+bool nf4_gemv_shrinks(std::int64_t rows, std::int64_t depth, const RowAdapters& adapters);
 
 // x [rows, K], y [rows, Σ N_p].
 void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);

@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "cuda/ops/block_reduce.h"
+#include "cuda/ops/lora_fold.cuh"
 #include "cuda/ops/nf4_products.h"
 #include "cuda/runtime/launch.h"
 #include "cuda/runtime/stream.h"
@@ -93,6 +94,20 @@ ENGINE_DEVICE void stage_rows(const Products& p, unsigned char* table, unsigned 
   }
 }
 
+// Where adapters say what is added to a block's outputs: into the second-level cache.
+template <bool kGated, int kThreads>
+ENGINE_DEVICE void bring_b(const Products& p, int first, int own) {
+  for (int i = static_cast<int>(threadIdx.x); i < own * kTile; i += kThreads) {
+    const TileRow at = tile_row<kGated>(p, first + i / kTile, i % kTile);
+    for (std::int64_t row = 0; row < p.x.rows && at.part >= 0; ++row) {
+      const std::int32_t adapter = p.adapters.adapter[row];
+      if (adapter < 0) continue;
+      const LoraEntry& entry = p.adapters.entries[adapter * p.adapters.parts + at.part];
+      if (entry.rank > 0) prefetch(entry.b + at.row * entry.rank);
+    }
+  }
+}
+
 // The codes and scales of a quad, of one lane.
 struct Quad {
   uint4 codes[kQuad], scales;
@@ -136,6 +151,12 @@ __global__ void __launch_bounds__(kWarps * kWarp, 16 / kWarps) multiply(Products
   for (int s = 0; s < kAhead; ++s) bring(ahead[s]);
   bring_norm<kThreads>(p, table);
   fill_table(table, p.book);
+  const Shares shares(p);
+  ShareOfA share{};
+  if (p.shrinks) {
+    share = load_share(p, shares, shares.first);
+    bring_b<kGated, kThreads>(p, first, own);
+  }
   wait_for_previous();
   // Thread i finishes output i (and i + kThreads …): what it adds is under way before the products.
   constexpr int kOutputs = kGated ? kTile / 2 : kTile;
@@ -147,6 +168,7 @@ __global__ void __launch_bounds__(kWarps * kWarp, 16 / kWarps) multiply(Products
   }
   stage_rows<kRows, kThreads>(p, table, x);
   __syncthreads();
+  if (p.shrinks) make_shares(p, shares, share, [&](int row, int unit) { return x + row * row_bytes + 16 * (unit ^ (row & 1)); });
 
   const std::uint32_t lane4 = 4u * static_cast<unsigned>(lane);
   const bool column = g < kRows;  // the columns beyond stay zero
@@ -207,7 +229,14 @@ __global__ void __launch_bounds__(kWarps * kWarp, 16 / kWarps) multiply(Products
     }
   }
   if (quad > 0 && count > 0) keep();
+  if (p.shrinks && thread == kThreads - 1) wait_for_shares(p, shares);
   __syncthreads();
+  bf16* low = nullptr;
+  if (p.shrinks) {
+    low = reinterpret_cast<bf16*>(x);  // which nobody reads any more
+    join_shares(p, shares, low);
+    __syncthreads();
+  }
 
   const auto sum_of = [&](int mine, int row, int r) {  // over the warps that have quads of the tile, in the order of K
     float sum = 0;
@@ -218,7 +247,7 @@ __global__ void __launch_bounds__(kWarps * kWarp, 16 / kWarps) multiply(Products
   for (int i = thread; i < own * kRows * kOutputs; i += kThreads) {
     const int r = i % kOutputs, row = i / kOutputs % kRows, mine = i / kOutputs / kRows;
     const float sum = sum_of(mine, row, r), up = kGated ? sum_of(mine, row, r + 8) : 0.0f;
-    finish<kGated>(p, first + mine, r, row, sum, up, residual, i == thread);
+    finish<kGated>(p, first + mine, r, row, sum, up, residual, i == thread, low);
   }
 }
 

@@ -152,20 +152,37 @@ TEST("products normalize their rows on the way in, and add what each row's adapt
       const DeviceRows out(b, outputs);
       multiply(packed, w, device_x.view(), out.view(), extras);
       CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows");
+      if (!packed || b > kGemvNormRows) continue;
+      extras.low = {};
+      for (int time = 0; time < 2; ++time) {  // the workspace is left as it was found
+        const DeviceRows itself(b, outputs);
+        multiply(packed, w, device_x.view(), itself.view(), extras);
+        CHECK_ERROR(relative_error(itself.read(), y), kRounding, b, " rows, which the product shrinks itself");
+      }
     }
   }
 }
 
-TEST("long rows are normalized on the way in, too") {
+TEST("long rows are normalized on the way in, and shrunk for their adapters, too") {
   const std::int64_t k = 8192 + 64, n = 16;
   const Stack w(WeightKind::nf4_double, {n}, k);
   const auto norm_weight = random_values(k, 9), x = random_bf16(3 * k, 1, 3.0f);
   const DeviceBuffer<float> device_norm(norm_weight);
   std::vector<float> normed(x.size());
   engine::rmsnorm_forward(cpu(), engine::RmsNorm{norm_weight.data(), k, 1e-6f, 0.0f}, rows(x, 3, k), rows(normed, 3, k), nullptr);
-  const DeviceRows device_x(x, 3, k), out(3, n);
-  multiply(true, w, device_x.view(), out.view(), {.norm = {device_norm.data(), 1e-6f, 0.0f}});
-  CHECK_ERROR(relative_error(out.read(), w.product(rounded(normed), 3)), kRounding, "three rows");
+  const AdapterCase adapters(3, k, {n}, 24);
+  normed = rounded(normed);
+  auto y = w.product(normed, 3);
+  const DeviceRows device_x(x, 3, k), out(3, n), adapted(3, n);
+  GemvExtras extras{.norm = {device_norm.data(), 1e-6f, 0.0f}};
+  multiply(true, w, device_x.view(), out.view(), extras);
+  CHECK_ERROR(relative_error(out.read(), y), kRounding, "three rows");
+  const Workspace workspace(3);
+  extras.adapters = adapters.view();
+  extras.workspace = workspace.data();
+  adapters.add(normed, y);
+  multiply(true, w, device_x.view(), adapted.view(), extras);
+  CHECK_ERROR(relative_error(adapted.read(), y), kRounding, "three rows with adapters");
 }
 
 TEST("a row's result does not depend on how many rows there are, up to 4 and from 5 on") {

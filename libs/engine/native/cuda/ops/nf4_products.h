@@ -30,6 +30,7 @@ struct Products {
   View<bf16> y;
   NfBook book;
   bool gelu;  // of a gated product
+  bool shrinks;         // low is not given but made of x by the kernel itself (lora_fold.cuh)
   unsigned* arrivals;   // of split sums
   float* partials;
 };
@@ -88,13 +89,13 @@ ENGINE_DEVICE uint4 to_operand(const float (&v)[8]) {
   return {pack_f16(v[0] * s, v[1] * s), pack_f16(v[2] * s, v[3] * s), pack_f16(v[4] * s, v[5] * s), pack_f16(v[6] * s, v[7] * s)};
 }
 
-// Σ_j low[row, part's j] · B[n, j] of the row's adapter.
-ENGINE_DEVICE float low_rank_term(const Products& p, std::int64_t row, int part, std::int64_t n) {
+// Σ_j low[row, part's j] · B[n, j] of the row's adapter. `made`: low [rows, parts · ranks], where it is not p.low.
+ENGINE_DEVICE float low_rank_term(const Products& p, std::int64_t row, int part, std::int64_t n, const bf16* made) {
   if (p.adapters.entries == nullptr) return 0.0f;
   const std::int32_t adapter = p.adapters.adapter[row];
   if (adapter < 0) return 0.0f;
   const LoraEntry entry = p.adapters.entries[adapter * p.adapters.parts + part];
-  const bf16* low = p.low.row(row) + part * p.adapters.ranks;
+  const bf16* low = (made != nullptr ? made + row * p.adapters.parts * p.adapters.ranks : p.low.row(row)) + part * p.adapters.ranks;
   const bf16* b = entry.b + n * entry.rank;
   float sum = 0;
   for (int j = 0; j < entry.rank; j += 8) {
@@ -108,11 +109,11 @@ ENGINE_DEVICE float low_rank_term(const Products& p, std::int64_t row, int part,
 }
 
 // The product itself: of x, from the sum of operands' products.
-ENGINE_DEVICE float product(const Products& p, float sum, std::int64_t row, int part, int n) {
+ENGINE_DEVICE float product(const Products& p, float sum, std::int64_t row, int part, int n, const bf16* low) {
   const int output = p.first[part] + n;
   float value = sum * (kRange * p.unit[part]);
   if (p.bias != nullptr) value += widen(p.bias[output]);
-  return value + low_rank_term(p, row, part, n);
+  return value + low_rank_term(p, row, part, n, low);
 }
 
 ENGINE_DEVICE float activate(float x, bool gelu) {
@@ -124,13 +125,14 @@ ENGINE_DEVICE float activate(float x, bool gelu) {
 // Writes y[row, …] of row `r` of a tile from its sum; of a gated tile r < 8 and `up` is the sum of row r + 8.
 // `residual`: the one to add, where it has been read already.
 template <bool kGated>
-ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, float sum, float up, float residual = 0, bool has_residual = false) {
+ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, float sum, float up, float residual = 0, bool has_residual = false,
+                          const bf16* low = nullptr) {
   const TileRow at = tile_row<kGated>(p, tile, r);
   if (at.part < 0 || row >= p.y.rows) return;
-  float value = product(p, sum, row, at.part, at.row);
+  float value = product(p, sum, row, at.part, at.row, low);
   if (kGated) {
     const float gate = widen(narrow(value));
-    value = activate(gate, p.gelu) * widen(narrow(product(p, up, row, 1, at.row)));
+    value = activate(gate, p.gelu) * widen(narrow(product(p, up, row, 1, at.row, low)));
     p.y.row(row)[at.row] = narrow(value);
     return;
   }

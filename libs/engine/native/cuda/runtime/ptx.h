@@ -154,6 +154,30 @@ ENGINE_DEVICE unsigned count_arrival(unsigned* counter) {
   return atomicAdd(counter, 1u);
 #endif
 }
+#ifndef ENGINE_CUDA_EMULATED
+// A counter's value; what was written before the arrivals that it counts is seen by this thread, and by others behind a barrier.
+ENGINE_DEVICE unsigned load_acquire(const unsigned* counter) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+}
+#endif
+// What another block wrote: from the cache that multiprocessors share.
+ENGINE_DEVICE float load_shared_cache(const float* address) {
+#ifdef ENGINE_CUDA_EMULATED
+  return *address;
+#else
+  float value;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(address) : "memory");
+  return value;
+#endif
+}
+// Brings the line of an address into that cache.
+ENGINE_DEVICE void prefetch(const void* address) {
+#ifndef ENGINE_CUDA_EMULATED
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#endif
+}
 // Adds to a word of shared memory that other threads add to.
 ENGINE_DEVICE void add_shared(unsigned* word, unsigned value) {
 #ifdef ENGINE_CUDA_EMULATED

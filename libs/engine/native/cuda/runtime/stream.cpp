@@ -119,6 +119,11 @@ int multiprocessors() {
   return attribute(cudaDevAttrMultiProcessorCount, known);
 }
 
+std::int64_t block_shared_bytes() {
+  static Known known{};
+  return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, known);
+}
+
 bool can_chain() {
   static Known known{};
   return attribute(cudaDevAttrComputeCapabilityMajor, known) >= 9;

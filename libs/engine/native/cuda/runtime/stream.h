@@ -82,6 +82,8 @@ DeviceInfo device_info(int device);
 void use_device(int device);
 // Multiprocessors of the current device, read once for each device.
 int multiprocessors();
+// The most shared memory a block can have on it.
+std::int64_t block_shared_bytes();
 // Whether the current device can begin a kernel before the previous one has ended (compute capability 9.0; launch.h).
 bool can_chain();
 // Whether the current device runs the products of warpgroup.h, and this library has its code for them.
