@@ -25,11 +25,13 @@ type AnyMethod = (request: unknown, context: CallContext) => unknown;
 
 /**
  * Binds handlers to a generated service definition. A method without a handler answers UNIMPLEMENTED, reason
- * METHOD_NOT_IMPLEMENTED; a request that does not decode answers INVALID_ARGUMENT, reason REQUEST_MALFORMED.
+ * METHOD_NOT_IMPLEMENTED; a request that does not decode answers INVALID_ARGUMENT, reason REQUEST_MALFORMED. Messages of the methods in `whole` have all
+ * their fields, so that none is copied to fill in what is missing.
  */
 export function bind<D extends TsProtoServiceDefinition>(
   definition: D,
   implementation: PartialImplementation<D>,
+  whole: readonly (keyof D['methods'])[] = [],
 ): ServiceBinding {
   const methods: Record<string, MethodDefinition<unknown, unknown, unknown, unknown>> = {};
   const handlers: Record<string, AnyMethod> = {};
@@ -47,7 +49,9 @@ export function bind<D extends TsProtoServiceDefinition>(
           return malformed;
         }
       },
-      responseSerialize: encoderOf(method.responseType),
+      responseSerialize: whole.includes(key)
+        ? (message) => method.responseType.encode(message).finish()
+        : encoderOf(method.responseType),
       responseDeserialize: (bytes) => method.responseType.decode(bytes),
       options: method.options,
     };
@@ -100,7 +104,16 @@ function checked(
   const admit = (request: unknown) =>
     method.requestStream ? acceptAll(request as AsyncIterable<unknown>) : accept(request);
   if (!method.responseStream) return async (request, context) => await handler(admit(request), context);
-  return async function* (request, context) {
-    yield* handler(admit(request), context) as AsyncIterable<unknown>;
+  return (request, context) => {
+    try {
+      return handler(admit(request), context);
+    } catch (error) {
+      return failing(error);
+    }
   };
+}
+
+// biome-ignore lint/correctness/useYield: a stream that fails before its first message
+async function* failing(error: unknown): AsyncGenerator<never> {
+  throw error;
 }

@@ -5,13 +5,13 @@ import { type ClientTls, channelCredentials } from './tls.ts';
 
 export type ChannelOptions = {
   readonly tls?: ClientTls | undefined;
-  /** How often it asks, while calls are open, whether the server is still there. Default: every 10 s. */
-  readonly keepaliveMs?: number | undefined;
+  /** While calls are open it asks so often whether the server is still there, and waits so long for an answer. Default: every 10 s, for 10 s. */
+  readonly keepalive?: { readonly everyMs: number; readonly timeoutMs: number } | undefined;
 };
 
 /**
  * A channel to every address `host:port` resolves to, calls spread round robin. It connects at the first call, finds
- * a dead peer within 13 s while calls are open, and follows changes in DNS. `address` may name a scheme (`dns:///`,
+ * a dead peer within 20 s while calls are open, and follows changes in DNS. `address` may name a scheme (`dns:///`,
  * `unix:/path`). Closing it is the caller's part.
  */
 export function openChannel(address: string, o: ChannelOptions = {}): Channel {
@@ -20,8 +20,9 @@ export function openChannel(address: string, o: ChannelOptions = {}): Channel {
   return createChannel(target, channelCredentials(o.tls), {
     ...messageLimits,
     'grpc.service_config': JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }),
-    'grpc.keepalive_time_ms': o.keepaliveMs ?? 10_000,
-    'grpc.keepalive_timeout_ms': 3_000,
+    'grpc.keepalive_time_ms': o.keepalive?.everyMs ?? 10_000,
+    // As long as the slowest answer of a process that is starved of processor time: all calls of a connection end with it.
+    'grpc.keepalive_timeout_ms': o.keepalive?.timeoutMs ?? 10_000,
     'grpc.keepalive_permit_without_calls': 0,
     'grpc.initial_reconnect_backoff_ms': 200,
     'grpc.max_reconnect_backoff_ms': 5_000,

@@ -25,14 +25,14 @@ export function createTerminator(): Terminator {
   return {
     endWatches: () => watches.abort(shuttingDown()),
     endAll: () => all.abort(shuttingDown()),
-    middleware: async function* terminate<Request, Response>(
+    middleware: function terminate<Request, Response>(
       call: ServerMiddlewareCall<Request, Response>,
       context: CallContext,
     ): CallGenerator<Response> {
       const end =
         call.responseStream && isEndless(call.method) ? AbortSignal.any([watches.signal, all.signal]) : all.signal;
       const signal = AbortSignal.any([context.signal, end]);
-      return yield* endedBy<Response>(end, call.next(call.request, { ...context, signal }));
+      return endedBy<Response>(end, call.next(call.request, { ...context, signal }));
     },
   };
 }

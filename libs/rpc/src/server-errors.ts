@@ -2,7 +2,7 @@ import { Failure, toFailure } from '@medmesh/errors';
 import { rpc } from '@medmesh/proto';
 import { type CallContext, ServerError, type ServerMiddlewareCall } from 'nice-grpc';
 import { remainingMs } from './deadline.ts';
-import type { CallGenerator } from './generators.ts';
+import { type CallGenerator, withErrors } from './generators.ts';
 import { statusDetailsTrailer, toStatus } from './status.ts';
 
 /** A Failure on its way out: the status gRPC sends, and the Failure for the log. */
@@ -17,18 +17,16 @@ export class FailedCall extends ServerError {
 }
 
 /** Turns whatever a handler throws into a status with details. A ServerError (a forwarded one, a health answer) passes. */
-export async function* translateErrors<Request, Response>(
+export function translateErrors<Request, Response>(
   call: ServerMiddlewareCall<Request, Response>,
   context: CallContext,
 ): CallGenerator<Response> {
-  try {
-    return yield* call.next(call.request, context);
-  } catch (e) {
-    if (e instanceof ServerError) throw e;
+  return withErrors(call.next(call.request, context), (e) => {
+    if (e instanceof ServerError) return e;
     const failure = failureOf(e, context);
     context.trailer.set(statusDetailsTrailer, rpc.Status.encode(toStatus(failure)).finish());
-    throw new FailedCall(failure);
-  }
+    return new FailedCall(failure);
+  });
 }
 
 function failureOf(e: unknown, context: CallContext): Failure {

@@ -15,6 +15,8 @@ const generate = async function* ({ text }: Note): AsyncGenerator<Note> {
   if (text === 'fail') throw new Failure('resource_exhausted', 'read faster', { reason: 'SLOW_READER' });
 };
 
+const often = { everyMs: 150, timeoutMs: 3_000 };
+
 /** Reads the first message, then nothing for a while, then all the rest. */
 async function readSlowly(stream: AsyncIterable<Note>, pauseMs: number): Promise<string[]> {
   const texts: string[] = [];
@@ -25,13 +27,13 @@ async function readSlowly(stream: AsyncIterable<Note>, pauseMs: number): Promise
 }
 
 test.each([
-  { looks: 'client', keepalive: { client: 150, server: undefined } },
+  { looks: 'client', keepalive: { client: often, server: undefined } },
   { looks: 'server', keepalive: { client: undefined, server: 150 } },
 ])(
   'a slow reader gets every message and the status after its connection was asked to move on, when the $looks looks for dead peers',
   async ({ keepalive }) => {
     const server = await startTestServer({ generate }, { maxConnectionAgeMs: 100, keepaliveMs: keepalive.server });
-    const channel = openChannel(server.address, { keepaliveMs: keepalive.client });
+    const channel = openChannel(server.address, { keepalive: keepalive.client });
     const client = createClient(EchoServiceDefinition, channel);
     const whole = readSlowly(client.generate({ text: '' }), 800);
     const failed = rejection(readSlowly(client.generate({ text: 'fail' }), 800));
@@ -44,7 +46,7 @@ test.each([
 
 test('a slow reader gets every message and the status from a server that drains', async () => {
   const server = await startTestServer({ generate }, { keepaliveMs: 150 });
-  const channel = openChannel(server.address, { keepaliveMs: 150 });
+  const channel = openChannel(server.address, { keepalive: often });
   const client = createClient(EchoServiceDefinition, channel);
   const whole = readSlowly(client.generate({ text: '' }), 800);
   const failed = rejection(readSlowly(client.generate({ text: 'fail' }), 800));
@@ -71,7 +73,9 @@ test('a peer that falls silent while its connection is closing is found by the n
     near.on('close', () => far.destroy());
   }).listen(0, '127.0.0.1');
   await once(between, 'listening');
-  const channel = openChannel(`127.0.0.1:${(between.address() as AddressInfo).port}`, { keepaliveMs: 150 });
+  const channel = openChannel(`127.0.0.1:${(between.address() as AddressInfo).port}`, {
+    keepalive: { everyMs: 150, timeoutMs: 300 },
+  });
   const stream = createClient(EchoServiceDefinition, channel).generate({ text: '' })[Symbol.asyncIterator]();
   await stream.next();
   const draining = server.drain(10_000);
