@@ -6,15 +6,17 @@ export function tellDeviceLost(model: Model, onLost: () => void): Model {
     if (error instanceof EngineError && error.code === 'device_lost') onLost();
     return error;
   };
+  async function* telling<T>(steps: AsyncIterable<T>) {
+    try {
+      yield* steps;
+    } catch (error) {
+      throw told(error);
+    }
+  }
   return {
     ...model,
-    async *generate(o) {
-      try {
-        yield* model.generate(o);
-      } catch (error) {
-        throw told(error);
-      }
-    },
+    generate: (o) => telling(model.generate(o)),
+    generateBatches: (o) => telling(model.generateBatches(o)),
     async scoreContinuation(o) {
       try {
         return await model.scoreContinuation(o);
