@@ -263,7 +263,7 @@ struct Step {
     if (!adapted) return e;
     constexpr std::int64_t parts[] = {3, 1, 2, 1}, before[] = {0, 3, 4, 6};
     e.adapters = {entries.data() + count_of_adapters_ * (7 * (i % m.layers) + before[group]), adapter.data(), parts[group], kRank};
-    if (packed() && nf4_gemv_shrinks(rows, in.cols, e.adapters)) return e;
+    if (nf4_gemv_shrinks(rows, in.cols, e.adapters)) return e;
     e.low = View<const bf16>(low.as<bf16>(), rows, parts[group] * kRank);
     lora_rows_shrink(in, e.norm, e.adapters, View<bf16>(low.as<bf16>(), rows, parts[group] * kRank), stream);
     return e;
