@@ -113,7 +113,7 @@ function checked(
   };
 }
 
-// biome-ignore lint/correctness/useYield: a stream that fails before its first message
-async function* failing(error: unknown): AsyncGenerator<never> {
-  throw error;
-}
+/** A stream that fails before its first message. */
+const failing = (error: unknown): AsyncIterable<never> => ({
+  [Symbol.asyncIterator]: () => ({ next: () => Promise.reject(error as Error) }),
+});
