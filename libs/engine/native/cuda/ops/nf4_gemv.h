@@ -1,12 +1,11 @@
 // nf4_gemv.h: products of few rows with NF4 weights, which are read once.   y[b] = x[b]·Wᵀ (+ bias) (+ low[b]·Bᵀ) (+ residual[b])
-//   For generation: 1 ≤ rows ≤ 64. W is up to three matrices of the same K, one below another.
-//   Weights are code · scale: the code's value as fp16 (relative error below 2^-11), the scale of its block of 64 as fp32 on the sum of the block's products.
+//   For generation: 1 ≤ rows ≤ 64. W is packed (nf4_pack.h), up to three matrices of the same K, one below another.
+//   Weights are code · scale: the code's value as fp16, the scale of its block of 64 as fp16, each within 2^-11. For 1 to 4 rows the scale multiplies the fp32
+//   sum of the block's products; from 5 rows on (and with same_order) the code's value, in fp16: a weight's relative error is below 2^-9.4 then.
 //   They are not rounded to bf16, as nf4_dequantize does. x is taken as fp16 of x / 16: exact for 2^-10 ≤ |x| < 2^20, within 2^-21 below, infinite above.
-//   Sums are fp32 in an order that does not depend on how many rows there are.
+//   Sums are fp32. From 5 rows on (and with same_order) a row's bits do not depend on how many there are.
 //   Asynchronous, and safe in a captured graph: reads nothing from the host.
 #pragma once
-
-#include <array>
 
 #include "cuda/ops/lora_rows.h"
 #include "cuda/ops/nf4_pack.h"
@@ -21,17 +20,14 @@ namespace engine::cuda {
 inline constexpr std::int64_t kGemvRows = 64;
 inline constexpr std::int64_t kGemvNormRows = 4;  // the most for which x may be normalized on the way in; with more, rmsnorm_forward goes first
 
-// Up to three weights [N_p, K] of dtype nf4 in device memory; K a multiple of 64, codes 16-byte aligned. Unused ones have no data.
-using GemvWeights = std::array<Matrix, 3>;
-
 struct GemvExtras {
   RmsNorm norm{};                 // weight null: x is taken as it is; else x's rows are normalized and rounded to bf16 first
   const bf16* bias = nullptr;     // [Σ N_p]
   RowAdapters adapters{};         // with `low` as lora_rows_shrink made it of the same (normalized) x;
-  View<const bf16> low{};         // without data where nf4_gemv_shrinks: the product of packed weights then makes it itself
+  View<const bf16> low{};         // without data where nf4_gemv_shrinks: the product then makes it itself
   View<const bf16> residual{};    // like y, which it may be: y = bf16(residual + bf16(product))
   void* workspace = nullptr;      // nf4_gemv_workspace(rows) bytes, for more than 4 rows, for same_order and for adapters without `low`
-  // Of packed weights: a row has the same bits however many there are, from 1 to 64; else only from 5 on. x is not normalized then, and low is given.
+  // A row has the same bits however many there are, from 1 to 64; else only from 5 on. x is not normalized then, and low is given.
   bool same_order = false;
 };
 // Zeroed once before its first use; calls of one stream share it.
@@ -40,15 +36,10 @@ std::int64_t nf4_gemv_workspace(std::int64_t rows);
 bool nf4_gemv_shrinks(std::int64_t rows, std::int64_t depth, const RowAdapters& adapters);
 
 // x [rows, K], y [rows, Σ N_p].
-void nf4_gemv(View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
-
-// y [rows, F] = act(x·gateᵀ) · (x·upᵀ), of weights {gate, up}, each [F, K], F a multiple of 8. gate and up are rounded to bf16 before, as if stored.
-// There is no residual; a bias is [gate | up].
-void nf4_gemv_gated(Activation act, View<const bf16> x, const GemvWeights& weights, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
-
-// The same of packed weights. The order of the sums of 1 to 4 rows depends on how many there are, unless same_order is asked for. From 5 rows on (and with
-// same_order) scales are fp16 and multiply the decoded codes in fp16: a weight's relative error is below 2^-9.4 (code, scale and product, each 2^-11).
 void nf4_gemv(View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
+
+// y [rows, F] = act(x·gateᵀ) · (x·upᵀ), of {gate, up} packed for it, each [F, K], F a multiple of 8. gate and up are rounded to bf16 before, as if stored.
+// There is no residual; a bias is [gate | up].
 void nf4_gemv_gated(Activation act, View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream);
 
 }  // namespace engine::cuda

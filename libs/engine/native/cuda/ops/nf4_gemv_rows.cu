@@ -1,269 +1,426 @@
-// nf4_gemv_rows.cu: 5 to 64 rows. The units of work are 128 outputs by 128 values of K, counted along K first; every thread block takes an equal share of
-// them in a row, so that all multiprocessors end together whatever the shape. Sums of an output that several blocks share are joined by the last of them,
-// in the order of K: the shares depend on the shape alone, so a row's bits do not depend on the others.
-//   A warp has 32 outputs and one of a unit's two blocks of 64: it decodes 2,048 weights into the registers of 8 A operands, then multiplies them by 8 rows
-//   of x after another. Floors: 0.516 B · N · K over memory bandwidth, up to about 32 rows; then 2 · rows · N · K over the rate of mma.sync.
+// nf4_gemv_rows.cu: products of 1 to 64 rows with packed NF4 weights, on warpgroup products: weights are the left operand, made in registers, rows of
+// x the right one, which the tensor cores read from shared memory.
+//   A unit of work is a group of tiles, one for each warp, by 256 values of K; units are counted along K first. Every thread block takes the same number of
+//   them in a row, the fewest that will do, so that all multiprocessors end together whatever the shape. Sums of a tile that several blocks share are joined
+//   by the last of them, in the order of K: the shares depend on the shape alone, so a row's bits do not depend on the others.
+//   Of 64 values of K a warp reads its tile's 1,024 codes by one load of 16 bytes a lane, long before it uses them; it looks 512 pairs up, multiplies them
+//   by their scales, and starts four products of 16. While those go on in the background it decodes the next 64.
+//   Floors, on each multiprocessor: memory brings 36 weights a cycle. Shared memory gives 64 by the table, of which products of 64 rows take half the time
+//   again: 32. 64 rows need 1/32 cycle of the tensor cores for a weight, fewer rows less. A warp issues some 70 instructions for 1,024: 58.
+//   Adapters: low·Bᵀ is added to a tile's finished sums by mma.sync, each different adapter once for all of its rows.
 #include <algorithm>
 
 #include "core/error.h"
 #include "cuda/ops/nf4_products.h"
 #include "cuda/runtime/launch.h"
 #include "cuda/runtime/stream.h"
+#include "cuda/runtime/warpgroup.h"
 
 namespace engine::cuda::nf4 {
 namespace {
 
-constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kOutputs = 128, kTiles = kOutputs / kTile;
-constexpr int kUnit = 2 * kBlock;
-constexpr int kStages = 4;  // units under way, in the table's free half: 1 KB for each warp
-static_assert(8 * kWarps * kStages == 256);
+constexpr int kUnit = kQuad * kBlock;
+constexpr int kMostRows = 64;
+constexpr int kProducers = 4;    // warps that bring x
+constexpr int kTableAt = 2048;   // the table's address in shared memory, known to the compiler; what the system keeps for itself lies before it
 
-// A walk along the units: number `k` of K, of a group of outputs.
-struct Walk {
+// A place among the units: number `k` of K, of a group of tiles.
+struct Place {
   int group, k;
-  ENGINE_DEVICE Walk(int unit, int depth) : group(unit / depth), k(unit % depth) {}
-  ENGINE_DEVICE void step(int depth) {
-    if (++k < depth) return;
-    k = 0;
-    ++group;
-  }
 };
 
-// kColumns · 8 rows of x.
-template <int kColumns>
+// kColumns · 8 rows of x, a group of 4 · kGroups tiles.
+template <int kColumns, int kGroups>
 struct Layout {
   static constexpr int kRows = 8 * kColumns;
-  static constexpr int kXBytes = kRows * kUnit * 2;                         // of one unit's x
-  static constexpr int kPieces = (kRows * kUnit / 8 + kThreads - 1) / kThreads;  // of 16 bytes, for each thread
-  static constexpr int kSums = kOutputs * kRows;
-  static constexpr std::int64_t kShared = kTableBytes + 2 * kXBytes + 4 * (3 * 256 + kSums);
+  static constexpr int kWarps = 4 * kGroups, kThreads = (kWarps + kProducers) * kWarp;
+  static constexpr int kMatrixBytes = kRows * kBlock * 2;        // of x of a block of 64: rows of 128 bytes, as warpgroup.h says
+  static constexpr int kStageBytes = kQuad * kMatrixBytes;
+  static constexpr int kStages = kColumns <= 4 ? 4 : 3;          // of x
+  static constexpr int kTeam = kRows <= 16 ? 1 : kRows / 16;     // producers that bring a unit's x together
+  static constexpr int kTeams = kProducers / kTeam, kRowsEach = kRows / kTeam;
+  static constexpr int kAhead = kGroups == 2 ? 2 : 1;            // units whose weights are in registers or under way
+  static constexpr int kTileSums = kTile * kRows;
+  static constexpr int kTogether = kColumns <= 2 ? 4 : kColumns == 4 ? 2 : 1;  // partial sums that are under way when they are joined
+  static constexpr std::int64_t kShared = kTableAt + kTableBytes + kStages * kStageBytes;
+  static constexpr int kResident = kGroups == 2 && kShared <= 113 * 1024 ? 2 : 1;
 };
 
-// What share of `units` block b of `grid` takes begins at unit…
-ENGINE_DEVICE std::int64_t first_unit(std::int64_t block, std::int64_t units, std::int64_t grid) { return block * units / grid; }
-// …and who has a unit.
-ENGINE_DEVICE std::int64_t owner(std::int64_t unit, std::int64_t units, std::int64_t grid) { return ((unit + 1) * grid - 1) / units; }
+// ---- adapters. What is known of them lies in the table's free half.
 
-template <int kColumns, bool kGated>
-__global__ void __launch_bounds__(kThreads, 1) multiply(Products p, int groups) {
-  using L = Layout<kColumns>;
-  allow_next();
-  auto* table = static_cast<unsigned char*>(block_shared());
-  unsigned char* x = table + kTableBytes;
-  auto* maps = reinterpret_cast<float*>(x + 2 * L::kXBytes);
-  float* sums = maps + 3 * 256;  // of kOutputs, in the order [part of 32][tile][column][register][lane]
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp, g = lane / 4, t = lane % 4;
-  const int part = warp / 2, half = warp % 2;  // of the outputs, of a unit
-  const int blocks = static_cast<int>(p.x.cols / kBlock), depth = (blocks + 1) / 2;  // units along K
-  const std::int64_t units = std::int64_t{groups} * depth;
-  const auto first = static_cast<int>(first_unit(blockIdx.x, units, gridDim.x)), last = static_cast<int>(first_unit(blockIdx.x + 1, units, gridDim.x));
+// An adapter that rows of x have.
+struct Adapter {
+  const bf16* b[3];
+  std::int32_t rank[3];
+  std::uint32_t rows[2];  // a bit for each
+};
+// What a row of x has.
+struct RowAdapter {
+  std::int32_t id, leads;  // leads: it is the first with its adapter
+  std::int32_t rank[3];    // 0 where it has none
+};
+ENGINE_DEVICE unsigned char* free_piece(unsigned char* table, int i) { return table + 256 * i + 128; }
+ENGINE_DEVICE Adapter* adapter_at(unsigned char* table, int i) { return reinterpret_cast<Adapter*>(free_piece(table, i)); }
+ENGINE_DEVICE RowAdapter* row_adapter_at(unsigned char* table, int row) { return reinterpret_cast<RowAdapter*>(free_piece(table, kMostRows + row)); }
+ENGINE_DEVICE int& adapters_of(unsigned char* table) { return *reinterpret_cast<int*>(free_piece(table, 2 * kMostRows)); }
+// A stage's counting barriers, there too: x is there, and nobody reads it any more.
+ENGINE_DEVICE std::uint64_t* full(unsigned char* table, int stage) { return reinterpret_cast<std::uint64_t*>(free_piece(table, 2 * kMostRows + 1)) + stage; }
+ENGINE_DEVICE std::uint64_t* empty(unsigned char* table, int stage) { return full(table, 8 + stage); }
 
-  // Weights: lane l brings this warp's block of row l of its 32 (32 bytes), and what its scale is made from.
-  unsigned char* ring = table + 2048 * kStages * warp + 128;
-  unsigned char* slot_of_lane = ring + lane / 4 * 256 + lane % 4 * 32;
-  ScaleParts scales[kStages] = {};
-  RowScales of[kStages] = {};
-  Walk ahead(first, depth);
-  int left = last - first, group_ahead = -1;  // units that are still to be brought
-  const std::uint8_t* codes_ahead = nullptr;
-  RowScales row_ahead{};
-  const auto bring = [&](int stage, ScaleParts& scale, RowScales& row) {
-    if (left-- > 0) {
-      if (ahead.group != group_ahead) {
-        group_ahead = ahead.group;
-        const TileRow at = tile_row<kGated>(p, kTiles * ahead.group + 2 * part + lane / kTile, lane % kTile);  // one that is not there: the first
-        const DeviceNf4& w = p.weight[at.part < 0 ? 0 : at.part];
-        codes_ahead = w.codes + std::int64_t{at.row} * (p.x.cols / 2);
-        row_ahead = row_scales(w, at.part < 0 ? 0 : at.part, at.row * blocks);
-      }
-      const int wanted = 2 * ahead.k + half, block = wanted < blocks ? wanted : blocks - 1;  // beyond the last: any, times zeros of x
-      copy_async16(slot_of_lane + 2048 * stage, codes_ahead + (kBlock / 2) * block);
-      copy_async16(slot_of_lane + 2048 * stage + 16, codes_ahead + (kBlock / 2) * block + 16);
-      scale = load_scale(row_ahead, block);
-      row = row_ahead;
-    }
-    copy_async_commit();
-    ahead.step(depth);
-  };
-#pragma unroll
-  for (int s = 0; s < kStages; ++s) bring(s, scales[s], of[s]);
-  fill_table(table, p.book);
-  copy_maps(p, maps);
-  wait_for_previous();
-
-  // x: piece i of a unit is 8 values of row i / 16. Chunks of odd rows are swapped in pairs: neighbouring rows lie in different banks.
-  uint4 pieces[L::kPieces] = {};
-  const int row_of_thread = thread / 16, column_of_thread = thread % 16 * 8;
-  const bf16* x_of_thread = p.x.row(row_of_thread) + column_of_thread;
-  const auto load_x = [&](int unit_of_k) {
-    const int k = unit_of_k * kUnit;
-    const bool inside = k + column_of_thread < static_cast<int>(p.x.cols);
-#pragma unroll
-    for (int i = 0; i < L::kPieces; ++i)
-      pieces[i] = inside && row_of_thread + i * (kThreads / 16) < static_cast<int>(p.x.rows) ? load16(x_of_thread + i * (kThreads / 16) * p.x.stride + k) : uint4{};
-  };
-  const auto store_x = [&](int buffer) {
-#pragma unroll
-    for (int i = 0; i < L::kPieces; ++i) {
-      const int piece = thread + i * kThreads, row = piece / 16, chunk = piece % 16;
-      if (row >= L::kRows) continue;
-      float values[8];
-      widen8(pieces[i], values);
-      store16(x + buffer * L::kXBytes + row * 2 * kUnit + 16 * (chunk ^ (row & 1)), to_operand(values));
-    }
-  };
-  Walk at(first, depth);
-  load_x(at.k);
-  store_x(0);
+// All threads of the block; a barrier has to follow.
+ENGINE_DEVICE void note_adapters(const Products& p, unsigned char* table) {
+  const int row = static_cast<int>(threadIdx.x), rows = static_cast<int>(p.x.rows);
+  const std::int32_t id = row < rows ? p.adapters.adapter[row] : -1;
+  if (row < kMostRows) row_adapter_at(table, row)->id = id;
   __syncthreads();
-
-  const std::uint32_t lane4 = 4u * static_cast<unsigned>(lane);
-  const unsigned char* codes_of_lane = ring + g / 4 * 256 + g % 4 * 32 + 8 * t;
-  const unsigned char* x_of_lane = x + g * 2 * kUnit + 2 * kBlock * half + 32 * t;
-  const int swap = 16 * (g & 1);
-  float total[2][kColumns][4] = {};
-
-  int begun = first;  // of the group at hand
-#pragma unroll 1
-  for (int unit = first; unit < last; ++unit) {
-    const int stage = (unit - first) & (kStages - 1), buffer = (unit - first) & 1;
-    const int group = at.group;
-    at.step(depth);  // to the next
-    if (unit + 1 < last) load_x(at.k);
-    copy_async_wait<kStages - 1>();
-    sync_warp();
-    uint2 codes[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) codes[i] = *reinterpret_cast<const uint2*>(codes_of_lane + 2048 * stage + 512 * i);
-    const float scale = scale_of(of[0], scales[0], maps);
-    sync_warp();  // all have their codes
-#pragma unroll
-    for (int s = 0; s + 1 < kStages; ++s) {
-      scales[s] = scales[s + 1];
-      of[s] = of[s + 1];
-    }
-    bring(stage, scales[kStages - 1], of[kStages - 1]);
-
-    std::uint32_t a[2][4][4];
-#pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-      for (int s = 0; s < 4; ++s) {
-        const std::uint32_t above = s < 2 ? codes[2 * m].x : codes[2 * m].y, below = s < 2 ? codes[2 * m + 1].x : codes[2 * m + 1].y;
-        a[m][s][0] = decode(table, above, 2 * s % 4, lane4);
-        a[m][s][1] = decode(table, below, 2 * s % 4, lane4);
-        a[m][s][2] = decode(table, above, 2 * s % 4 + 1, lane4);
-        a[m][s][3] = decode(table, below, 2 * s % 4 + 1, lane4);
+  std::uint32_t same[2] = {};
+  bool leads = id >= 0;
+  if (row < kMostRows) {
+    for (int other = 0; other < rows; ++other)
+      if (row_adapter_at(table, other)->id == id) {
+        same[other / 32] |= 1u << (other % 32);
+        if (other < row) leads = false;
       }
-    float row_scale[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) row_scale[i] = shuffle(scale, static_cast<unsigned>(g + 8 * i));
-#pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-      const unsigned char* from = x_of_lane + buffer * L::kXBytes + 8 * n * 2 * kUnit;
-      const uint4 b0 = load16(from + swap), b1 = load16(from + 16 - swap);
-      const std::uint32_t b[8] = {b0.x, b0.y, b0.z, b0.w, b1.x, b1.y, b1.z, b1.w};
-      float sum[2][4] = {};
-#pragma unroll
-      for (int s = 0; s < 4; ++s)
-#pragma unroll
-        for (int m = 0; m < 2; ++m) mma_f16(sum[m], a[m][s], b[2 * s], b[2 * s + 1]);
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) total[m][n][i] = fmaf(row_scale[2 * m + i / 2], sum[m][i], total[m][n][i]);
-    }
-    if (unit + 1 < last) store_x(1 - buffer);
-    __syncthreads();
-
-    if (unit + 1 < last && at.group == group) continue;
-
-    // The end of this block's part of the group: the two halves of K are joined.
-    float* mine = sums + part * 2 * kColumns * 4 * kWarp + lane;
-    for (int turn = 1; turn >= 0; --turn) {
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int n = 0; n < kColumns; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            float& there = mine[((m * kColumns + n) * 4 + i) * kWarp];
-            if (half == turn) there = turn == 1 ? total[m][n][i] : total[m][n][i] + there;
-          }
-      __syncthreads();
-    }
-#pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-      for (int n = 0; n < kColumns; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) total[m][n][i] = 0;
-
-    const std::int64_t group_first = std::int64_t{group} * depth, first_owner = owner(group_first, units, gridDim.x),
-                       last_owner = owner(group_first + depth - 1, units, gridDim.x);
-    bool whole = first_owner == last_owner;
-    if (!whole) {
-      // A block's first part lies in its first slot, its last in the second.
-      float* slot = p.partials + (2 * std::int64_t{blockIdx.x} + (begun == first ? 0 : 1)) * L::kSums;
-      for (int i = 4 * thread; i < L::kSums; i += 4 * kThreads) store16(slot + i, load16(sums + i));
-      __syncthreads();
-      SHARED_ARRAY(unsigned, arrived, 1);
-      if (thread == 0) *arrived = count_arrival(p.arrivals + group);
-      __syncthreads();
-      whole = *arrived == last_owner - first_owner;  // the others are there
-      if (whole) {
-        acquire();
-        if (thread == 0) p.arrivals[group] = 0;
-        for (int i = 4 * thread; i < L::kSums; i += 4 * kThreads) {
-          float joined[4] = {};
-          for (std::int64_t b = first_owner; b <= last_owner; ++b) {
-            const bool second = b == first_owner && first_unit(b, units, gridDim.x) < group_first;
-            float more[4];
-            load_floats4(p.partials + (2 * b + (second ? 1 : 0)) * L::kSums + i, more);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) joined[j] += more[j];
-          }
-          store_floats4(sums + i, joined);
-        }
-        __syncthreads();
-      }
-    }
-    if (whole) {
-      const auto sum_of = [&](int output, int row) {
-        const int within = output % kTile, column = row / 8;
-        const int owner_lane = within % 8 * 4 + row % 8 / 2, reg = within / 8 * 2 + row % 2;
-        return sums[((output / kTile * kColumns + column) * 4 + reg) * kWarp + owner_lane];
-      };
-      constexpr int kEach = kGated ? kOutputs / 2 : kOutputs;
-      for (int i = thread; i < kEach * L::kRows; i += kThreads) {
-        const int row = i / kEach, column = i % kEach;
-        const int tile = kGated ? column / 8 : column / kTile, r = kGated ? column % 8 : column % kTile;
-        finish<kGated>(p, kTiles * group + tile, r, row, sum_of(tile * kTile + r, row), kGated ? sum_of(tile * kTile + r + 8, row) : 0.0f);
-      }
-    }
-    __syncthreads();  // the sums are free again
-    begun = unit + 1;
+    row_adapter_at(table, row)->leads = leads ? 1 : 0;
+  }
+  __syncthreads();
+  if (row >= kMostRows) return;
+  int place = 0;
+  for (int other = 0; other < row; ++other) place += row_adapter_at(table, other)->leads;
+  if (row == kMostRows - 1) adapters_of(table) = place + (leads ? 1 : 0);
+  for (int part = 0; part < 3; ++part) {
+    const bool has = id >= 0 && part < p.adapters.parts;
+    const LoraEntry entry = has ? p.adapters.entries[id * p.adapters.parts + part] : LoraEntry{};
+    row_adapter_at(table, row)->rank[part] = entry.rank;
+    if (!leads) continue;
+    adapter_at(table, place)->b[part] = entry.b;
+    adapter_at(table, place)->rank[part] = entry.rank;
+    if (part < 2) adapter_at(table, place)->rows[part] = same[part];
   }
 }
 
+// Adds to a tile's values: at[h] is what rows g + 8·h of the tile are.   sum[n] is a C fragment (ptx.h) of rows 8·n … of x
 template <int kColumns>
-void launch_columns(const Products& p, bool gated, std::int64_t groups, cudaStream_t stream) {
-  const std::int64_t units = groups * ceil_div(p.x.cols, kUnit);  // everyone has one at least
-  launch_chained(stream, blocks(std::min<std::int64_t>(multiprocessors(), units)), kThreads, Layout<kColumns>::kShared, gated ? multiply<kColumns, true> : multiply<kColumns, false>, p,
-                 static_cast<int>(groups));
+ENGINE_DEVICE void add_low_rank(const Products& p, unsigned char* table, const TileRow (&at)[2], int first_part, int last_part, float (&sum)[kColumns][4]) {
+  constexpr int kAtOnce = 4;  // adapters whose B is under way
+  const int lane = static_cast<int>(lane_id()), g = lane / 4, t = lane % 4, count = adapters_of(table);
+  for (int k = 2 * t; k < p.adapters.ranks + 2 * t; k += 16)  // this lane's values of 16 of the rank
+    for (int begin = 0; begin < count; begin += kAtOnce) {
+      std::uint32_t all[kAtOnce][4];  // the left operands, each row of its own part
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const Adapter& of = *adapter_at(table, begin + i < count ? begin + i : begin);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int part = at[h].part < 0 ? 0 : at[h].part, rank = at[h].part < 0 || begin + i >= count ? 0 : of.rank[part];
+          const bf16* from = of.b[part] + std::int64_t{at[h].row} * rank + k;
+          all[i][h] = k < rank ? *reinterpret_cast<const std::uint32_t*>(from) : 0;
+          all[i][2 + h] = k + 8 < rank ? *reinterpret_cast<const std::uint32_t*>(from + 8) : 0;
+        }
+      }
+      for (int part = first_part; part <= last_part; ++part) {
+        std::uint32_t b[kColumns][2];
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) {
+          const int rank = row_adapter_at(table, 8 * n + g)->rank[part];
+          const bf16* low = p.low.row(8 * n + g) + part * p.adapters.ranks + k;
+          b[n][0] = k < rank ? *reinterpret_cast<const std::uint32_t*>(low) : 0;
+          b[n][1] = k + 8 < rank ? *reinterpret_cast<const std::uint32_t*>(low + 8) : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (begin + i >= count) break;
+          std::uint32_t a[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) a[j] = at[j % 2].part == part ? all[i][j] : 0;
+          const std::uint32_t* rows = adapter_at(table, begin + i)->rows;
+#pragma unroll
+          for (int n = 0; n < kColumns; ++n) {
+            const std::uint32_t members = rows[n / 4] >> (n % 4 * 8) & 0xffu;
+            if (members == 0) continue;
+            float added[4] = {};
+            mma(added, a, b[n][0], b[n][1]);
+#pragma unroll
+            for (int v = 0; v < 4; ++v)
+              if ((members >> (2 * t + v % 2) & 1u) != 0) sum[n][v] += added[v];  // what another's adapter would make of this row is dropped, were it infinite
+          }
+        }
+      }
+    }
+}
+
+// y from the sums of a tile, C fragments of 8 rows of x each.
+template <bool kGated, int kColumns>
+ENGINE_DEVICE void finish_tile(const Products& p, unsigned char* table, int tile, float (&sum)[kColumns][4]) {
+  const int lane = static_cast<int>(lane_id()), g = lane / 4, t = lane % 4;
+  const TileRow at[2] = {tile_row<kGated>(p, tile, g), tile_row<kGated>(p, tile, g + 8)};
+  int output[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int part = at[h].part < 0 ? 0 : at[h].part;
+    output[h] = p.first[part] + at[h].row;
+    const float unit = kRange * p.unit[part], bias = p.bias != nullptr ? widen(p.bias[output[h]]) : 0.0f;
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) sum[n][2 * h + i] = fmaf(sum[n][2 * h + i], unit, bias);
+  }
+  if (p.adapters.entries != nullptr) {
+    const int last = tile_row<kGated>(p, tile, kTile - 1).part;
+    add_low_rank(p, table, at, tile_row<kGated>(p, tile, 0).part, last < 0 ? static_cast<int>(p.adapters.parts) - 1 : last, sum);
+  }
+  const auto inside = [&](int n, int i) { return 8 * n + 2 * t + i % 2 < p.y.rows && at[kGated ? 0 : i / 2].part >= 0; };
+  if (!kGated && p.residual.data != nullptr) {
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (inside(n, i)) sum[n][i] = widen(p.residual.row(8 * n + 2 * t + i % 2)[output[i / 2]]) + widen(narrow(sum[n][i]));
+  }
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+    for (int i = 0; i < (kGated ? 2 : 4); ++i) {
+      if (!inside(n, i)) continue;
+      float value = sum[n][i];
+      if (kGated) value = activate(widen(narrow(value)), p.gelu) * widen(narrow(sum[n][i + 2]));
+      p.y.row(8 * n + 2 * t + i % 2)[output[i / 2]] = narrow(value);
+    }
+}
+
+#ifdef ENGINE_WARPGROUP_PRODUCTS
+// A unit's weights of one warp, as loaded.
+struct Weights {
+  uint4 codes[kQuad];
+  uint4 scales;
+};
+
+ENGINE_DEVICE std::uint32_t decode(std::uint32_t word, int i, std::uint32_t lane4) {
+  return load_shared4<kTableAt>(permute_bytes(word, lane4, 0x5504u + 16u * static_cast<unsigned>(i)));
+}
+// The A operands of half a block, whose scales are {of row g, of row g + 8}.
+ENGINE_DEVICE void decode_half(std::uint32_t upper, std::uint32_t lower, std::uint32_t scales, std::uint32_t lane4, std::uint32_t (&a)[2][4]) {
+  const std::uint32_t of_upper = permute_bytes(scales, scales, 0x1010), of_lower = permute_bytes(scales, scales, 0x3232);
+#pragma unroll
+  for (int s = 0; s < 2; ++s)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      a[s][2 * i] = multiply_pairs_f16(decode(upper, 2 * s + i, lane4), of_upper);
+      a[s][2 * i + 1] = multiply_pairs_f16(decode(lower, 2 * s + i, lane4), of_lower);
+    }
+}
+
+// A producer's work: x of units first … last - 1 as fp16, through the stages. It brings rows of 256 values; the teams of producers take turns.
+//   Pair t of 16-byte chunk c of a block is pair 8·t + c of x, as the codes' places in A ask for.
+//   These are warps of their own because fence_shared_for_products waits for all loads of its thread, and the others always have weights under way.
+template <class L>
+ENGINE_DEVICE void bring_x(const Products& p, unsigned char* table, unsigned char* x, int producer, int first, int last) {
+  const int blocks = static_cast<int>(p.x.cols / kBlock), depth = (blocks + kQuad - 1) / kQuad;
+  const int lane = static_cast<int>(lane_id()), block = lane / 8, chunk = lane % 8, row = producer % L::kTeam;
+  const bf16* from = p.x.row(row) + block * kBlock + 2 * chunk;
+  unsigned char* to = x + block * L::kMatrixBytes;
+  for (int unit = first + producer / L::kTeam; unit < last; unit += L::kTeams) {
+    const int k = unit % depth, stage = (unit - first) % L::kStages, turn = (unit - first) / L::kStages;
+    const bool inside = kQuad * k + block < blocks;
+    std::uint32_t words[L::kRowsEach][4];
+#pragma unroll
+    for (int i = 0; i < L::kRowsEach; ++i)
+#pragma unroll
+      for (int t = 0; t < 4; ++t)
+        words[i][t] = inside && row + i * L::kTeam < static_cast<int>(p.x.rows) ? *reinterpret_cast<const std::uint32_t*>(from + i * L::kTeam * p.x.stride + k * kUnit + 16 * t) : 0;
+    wait_for_phase(empty(table, stage), static_cast<unsigned>(turn & 1) ^ 1u);
+#pragma unroll
+    for (int i = 0; i < L::kRowsEach; ++i) {
+      const int r = row + i * L::kTeam;
+      float values[8];
+      widen8({words[i][0], words[i][1], words[i][2], words[i][3]}, values);
+      store16(to + stage * L::kStageBytes + r * 128 + 16 * (chunk ^ (r & 7)), to_operand(values));
+    }
+    fence_shared_for_products();
+    arrive(full(table, stage));
+  }
+}
+#endif
+
+template <int kColumns, int kGroups, bool kGated>
+__global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kColumns, kGroups>::kResident) multiply(Products p, int tiles, int share) {
+#ifdef ENGINE_WARPGROUP_PRODUCTS
+  using L = Layout<kColumns, kGroups>;
+  allow_next();
+  unsigned char* table = static_cast<unsigned char*>(block_shared()) + (kTableAt - static_cast<int>(shared_number(block_shared())));
+  unsigned char* x = table + kTableBytes;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+  const int blocks = static_cast<int>(p.x.cols / kBlock), depth = (blocks + kQuad - 1) / kQuad;  // units along K
+  const int units = (tiles + L::kWarps - 1) / L::kWarps * depth;
+  const int first = static_cast<int>(blockIdx.x) * share, last = first + share < units ? first + share : units;
+
+  // Weights. Blocks beyond K are another tile's, times scales of zero.
+  Place ahead{first / depth, first % depth};
+  int left = last - first;  // units that are still to be brought
+  const std::uint8_t* codes_ahead = nullptr;
+  const std::uint32_t* scales_ahead = nullptr;
+  const auto go_to_tile = [&] {
+    const int wanted = L::kWarps * ahead.group + warp;
+    const std::int64_t tile = wanted < tiles ? wanted : tiles - 1;  // beyond the last: any
+    codes_ahead = p.codes + (tile * blocks + ahead.k * kQuad) * kBlockBytes + 16 * lane;
+    scales_ahead = p.scales + ((tile * depth + ahead.k) * 8 + lane / 4) * kQuad;
+  };
+  const auto next_ahead = [&] {
+    --left;
+    codes_ahead += kQuad * kBlockBytes;
+    scales_ahead += 8 * kQuad;
+    if (++ahead.k < depth) return;
+    ahead = {ahead.group + 1, 0};
+    go_to_tile();
+  };
+  go_to_tile();
+  Weights weights[L::kAhead] = {};
+  if (warp < L::kWarps) {
+#pragma unroll
+    for (Weights& to : weights) {
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) load16_once_if(left > 0, codes_ahead + j * kBlockBytes, to.codes[j]);
+      load16_once_if(left > 0, scales_ahead, to.scales);
+      next_ahead();
+    }
+  }
+  fill_table(table, p.book);
+  if (thread < L::kStages) {
+    prepare_counter(full(table, thread), L::kTeam * kWarp);
+    prepare_counter(empty(table, thread), L::kWarps);
+  }
+  if (p.adapters.entries != nullptr) note_adapters(p, table);
+  __syncthreads();
+  wait_for_previous();
+  if (warp >= L::kWarps) return bring_x<L>(p, table, x, warp - L::kWarps, first, last);
+
+  const std::uint32_t lane4 = 4u * static_cast<unsigned>(lane);
+  const std::uint64_t x_matrix = matrix_descriptor(x, 16, 1024);
+  const auto after = [&](int k) { return k + 1 == depth ? 0 : k + 1; };
+  float sum[kColumns][4] = {};
+  std::uint32_t a[2][2][4] = {};
+  const auto decode_into = [&](std::uint32_t(&to)[2][4], const Weights& of, int half) {
+    const uint4& codes = of.codes[half / 2];
+    const std::uint32_t scales[kQuad] = {of.scales.x, of.scales.y, of.scales.z, of.scales.w};
+    decode_half(half % 2 == 0 ? codes.x : codes.y, half % 2 == 0 ? codes.z : codes.w, scales[half / 2], lane4, to);
+  };
+  Place at{first / depth, first % depth};
+  int begun = first, unit = first, stage = 0;  // begun: of the group at hand
+  unsigned parity = 0;                         // of the stage's phase
+  const auto multiply_unit = [&](Weights& now) {
+    decode_into(a[0], now, 0);
+    wait_for_phase(full(table, stage), parity);
+    const std::uint64_t b = further(x_matrix, shuffle(stage, 0) * L::kStageBytes);  // shuffled: so the compiler knows that all lanes have the same
+#pragma unroll
+    for (int j = 0; j < 2 * kQuad; ++j) {  // a[j % 2] is half a block, decoded
+      fence_products();
+#pragma unroll
+      for (int s = 0; s < 2; ++s) multiply_group_f16(sum, a[j % 2][s], further(b, j / 2 * L::kMatrixBytes + 64 * (j % 2) + 32 * s));
+      commit_products();
+      if (j + 1 < 2 * kQuad) {
+        wait_products<1>(a[(j + 1) % 2]);
+        decode_into(a[(j + 1) % 2], now, j + 1);
+      }
+      if (j % 2 == 0) load16_once_if(left > 0, codes_ahead + j / 2 * kBlockBytes, now.codes[j / 2]);
+      if (j == 2 * kQuad - 2) load16_once_if(left > 0, scales_ahead, now.scales);
+    }
+    wait_products<0>(sum, a[0], a[1]);
+    if (lane == 0) arrive(empty(table, stage));
+    next_ahead();
+    if (++stage == L::kStages) {
+      stage = 0;
+      parity ^= 1u;
+    }
+  };
+  const auto end_unit = [&] {
+    const int group = at.group;
+    at.k = after(at.k);
+    if (at.k == 0) ++at.group;
+    ++unit;
+    if (unit < last && at.k != 0) return;
+
+    // The end of this block's part of the group.
+    const int tile = L::kWarps * group + warp;
+    if (tile < tiles) {
+      const int group_first = group * depth, first_owner = group_first / share, last_owner = (group_first + depth - 1) / share;
+      bool whole = first_owner == last_owner;
+      if (!whole) {
+        // A block's first part lies in its first slot, its last in the second.
+        const auto slot = [&](int block, bool second) { return p.partials + std::int64_t{(2 * block + (second ? 1 : 0)) * L::kWarps + warp} * L::kTileSums + 4 * lane; };
+        float* mine = slot(static_cast<int>(blockIdx.x), begun != first);
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) store_floats4(mine + n * 4 * kWarp, sum[n]);
+        sync_warp();
+        unsigned* counter = p.arrivals + first_owner * L::kWarps + warp;  // no block is the first of two groups that are split
+        const unsigned arrived = shuffle(lane == 0 ? count_arrival(counter) : 0u, 0);
+        whole = static_cast<int>(arrived) == last_owner - first_owner;  // the others are there
+        if (whole) {
+          acquire();
+          if (lane == 0) *counter = 0;
+#pragma unroll
+          for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum[n][i] = 0;
+          for (int from = first_owner; from <= last_owner; from += L::kTogether) {
+            float more[L::kTogether][kColumns][4] = {};
+#pragma unroll
+            for (int i = 0; i < L::kTogether; ++i) {
+              const int block = from + i;
+              if (block > last_owner) continue;
+              const float* there = slot(block, block == first_owner && block * share < group_first);
+#pragma unroll
+              for (int n = 0; n < kColumns; ++n) load_floats4(there + n * 4 * kWarp, more[i][n]);
+            }
+#pragma unroll
+            for (int i = 0; i < L::kTogether; ++i)
+#pragma unroll
+              for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+                for (int v = 0; v < 4; ++v) sum[n][v] += more[i][n][v];  // zeros behind the last owner
+          }
+        }
+      }
+      if (whole) finish_tile<kGated>(p, table, tile, sum);
+    }
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[n][i] = 0;
+    begun = unit;
+  };
+#pragma unroll 1
+  while (unit < last) {
+#pragma unroll
+    for (int i = 0; i < L::kAhead; ++i) {
+      if (unit >= last) break;
+      multiply_unit(weights[i]);
+      end_unit();
+    }
+  }
+#endif
+}
+
+template <int kColumns, int kGroups>
+void launch_layout(const Products& p, bool gated, std::int64_t tiles, cudaStream_t stream) {
+  using L = Layout<kColumns, kGroups>;
+  const std::int64_t units = ceil_div(tiles, L::kWarps) * ceil_div(p.x.cols, kUnit);
+  require(units < std::int64_t{1} << 30, "a product of ", p.first[3], " outputs of ", p.x.cols, " values");
+  const std::int64_t share = ceil_div(units, multiprocessors());
+  launch_chained(stream, blocks(ceil_div(units, share)), L::kThreads, L::kShared, gated ? multiply<kColumns, kGroups, true> : multiply<kColumns, kGroups, false>, p, static_cast<int>(tiles), static_cast<int>(share));
 }
 
 }  // namespace
 
-std::int64_t partials_bytes(std::int64_t rows) { return std::int64_t{2} * multiprocessors() * kOutputs * (rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64) * 4; }
+std::int64_t partials_bytes(std::int64_t rows) { return std::int64_t{2} * multiprocessors() * 16 * kTile * (rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64) * 4; }
 
 void multiply_rows(const Products& p, bool gated, cudaStream_t stream) {
-  const std::int64_t rows = p.x.rows, tiles = gated ? p.first[1] / 8 : ceil_div(p.first[3], kTile), groups = ceil_div(tiles, kTiles);
-  require(p.norm.weight == nullptr, "x of ", p.x.cols, " columns cannot be normalized on the way in");
+  const std::int64_t rows = p.x.rows, tiles = ceil_div(p.first[3], kTile);
+  require(has_warpgroup_products(), "rows of ", p.x.cols, " values do not fit into shared memory");
+  require(p.norm.weight == nullptr, "x of ", rows, " rows cannot be normalized on the way in");
   require(p.partials != nullptr, "a product of ", rows, " rows needs a workspace");
-  require(groups <= kMostGroups, "a product of ", p.first[3], " outputs");
-  (rows <= 8 ? launch_columns<1> : rows <= 16 ? launch_columns<2> : rows <= 32 ? launch_columns<4> : launch_columns<8>)(p, gated, groups, stream);
+  require(rows <= kMostRows, "a product of ", rows, " rows");
+  require(16 * multiprocessors() <= kMostGroups, "a device of ", multiprocessors(), " multiprocessors");
+  (rows <= 8 ? launch_layout<1, 4> : rows <= 16 ? launch_layout<2, 4> : rows <= 32 ? launch_layout<4, 4> : launch_layout<8, 4>)(p, gated, tiles, stream);
 }
 
 }  // namespace engine::cuda::nf4

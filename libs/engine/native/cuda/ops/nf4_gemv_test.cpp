@@ -22,7 +22,6 @@ struct Stack {
   std::vector<OwnedWeight> host;
   std::vector<DeviceWeight> device;
   std::int64_t outputs = 0, depth;
-  GemvWeights views{};
   DeviceMemory packed_memory;
   PackedNf4 packed;
 
@@ -33,6 +32,7 @@ struct Stack {
       device.emplace_back(host.back());
       outputs += n;
     }
+    Nf4Parts views{};
     for (std::size_t i = 0; i < device.size(); ++i) views[i] = device[i].view;
     DeviceArena counter;
     take_packed(counter, rows, k, gated);
@@ -69,14 +69,6 @@ std::vector<float> rounded(std::vector<float> values) {
   return values;
 }
 
-// Of the weights as stored, and as packed.
-void multiply(bool packed, const Stack& w, View<const bf16> x, View<bf16> y, const GemvExtras& extras) {
-  if (packed)
-    nf4_gemv(x, w.packed, y, extras, stream());
-  else
-    nf4_gemv(x, w.views, y, extras, stream());
-}
-
 TEST("products of few rows with NF4 weights are the CPU's") {
   struct Case {
     std::int64_t b;
@@ -95,14 +87,12 @@ TEST("products of few rows with NF4 weights are the CPU's") {
       for (std::size_t i = 0; i < y.size(); ++i) onto[i] = round_to_bf16(y[i] + bias[i % static_cast<std::size_t>(w.outputs)]) + residual[i];
       const DeviceRows device_x(x, c.b, c.k, 8), device_bias(bias, 1, w.outputs);
       const Workspace workspace(c.b);
-      for (const bool packed : {false, true}) {
-        const DeviceRows out(c.b, w.outputs, 8), device_residual(residual, c.b, w.outputs);
-        multiply(packed, w, device_x.view(), out.view(), {.workspace = workspace.data()});
-        CHECK_ERROR(relative_error(out.read(), y), kRounding, c.b, " rows, ", w.outputs, "x", c.k);
-        multiply(packed, w, device_x.view(), device_residual.view(),
-                 {.bias = device_bias.view().data, .residual = device_residual.view(), .workspace = workspace.data()});
-        CHECK_ERROR(relative_error(device_residual.read(), onto), kRounding, c.b, " rows, ", w.outputs, "x", c.k, " onto a residual");
-      }
+      const DeviceRows out(c.b, w.outputs, 8), device_residual(residual, c.b, w.outputs);
+      nf4_gemv(device_x.view(), w.packed, out.view(), {.workspace = workspace.data()}, stream());
+      CHECK_ERROR(relative_error(out.read(), y), kRounding, c.b, " rows, ", w.outputs, "x", c.k);
+      nf4_gemv(device_x.view(), w.packed, device_residual.view(),
+               {.bias = device_bias.view().data, .residual = device_residual.view(), .workspace = workspace.data()}, stream());
+      CHECK_ERROR(relative_error(device_residual.read(), onto), kRounding, c.b, " rows, ", w.outputs, "x", c.k, " onto a residual");
     }
 }
 
@@ -115,12 +105,10 @@ TEST("gated products of few rows are the CPU's") {
       const auto both = rounded(w.product(x, b));
       std::vector<float> y(static_cast<std::size_t>(b * n));
       glu_forward(cpu(), act, ConstRows(both.data(), b, n, 2 * n), ConstRows(both.data() + n, b, n, 2 * n), rows(y, b, n));
-      const DeviceRows device_x(x, b, k, 8), out(b, n, 8), packed_out(b, n, 8);
+      const DeviceRows device_x(x, b, k, 8), out(b, n, 8);
       const Workspace workspace(b);
-      nf4_gemv_gated(act, device_x.view(), w.views, out.view(), {.workspace = workspace.data()}, stream());
+      nf4_gemv_gated(act, device_x.view(), w.packed, out.view(), {.workspace = workspace.data()}, stream());
       CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows, ", n, "x", k);
-      nf4_gemv_gated(act, device_x.view(), w.packed, packed_out.view(), {.workspace = workspace.data()}, stream());
-      CHECK_ERROR(relative_error(packed_out.read(), y), kRounding, b, " rows, ", n, "x", k, ", packed");
     }
 }
 
@@ -148,17 +136,15 @@ TEST("products normalize their rows on the way in, and add what each row's adapt
     GemvExtras extras{.norm = norm, .workspace = workspace.data()};
     extras.adapters = adapters.view();
     extras.low = low.view();
-    for (const bool packed : {false, true}) {
-      const DeviceRows out(b, outputs);
-      multiply(packed, w, device_x.view(), out.view(), extras);
-      CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows");
-      if (!packed || b > kGemvNormRows) continue;
-      extras.low = {};
-      for (int time = 0; time < 2; ++time) {  // the workspace is left as it was found
-        const DeviceRows itself(b, outputs);
-        multiply(packed, w, device_x.view(), itself.view(), extras);
-        CHECK_ERROR(relative_error(itself.read(), y), kRounding, b, " rows, which the product shrinks itself");
-      }
+    const DeviceRows out(b, outputs);
+    nf4_gemv(device_x.view(), w.packed, out.view(), extras, stream());
+    CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows");
+    if (!folds) continue;
+    extras.low = {};
+    for (int time = 0; time < 2; ++time) {  // the workspace is left as it was found
+      const DeviceRows itself(b, outputs);
+      nf4_gemv(device_x.view(), w.packed, itself.view(), extras, stream());
+      CHECK_ERROR(relative_error(itself.read(), y), kRounding, b, " rows, which the product shrinks itself");
     }
   }
 }
@@ -175,48 +161,27 @@ TEST("long rows are normalized on the way in, and shrunk for their adapters, too
   auto y = w.product(normed, 3);
   const DeviceRows device_x(x, 3, k), out(3, n), adapted(3, n);
   GemvExtras extras{.norm = {device_norm.data(), 1e-6f, 0.0f}};
-  multiply(true, w, device_x.view(), out.view(), extras);
+  nf4_gemv(device_x.view(), w.packed, out.view(), extras, stream());
   CHECK_ERROR(relative_error(out.read(), y), kRounding, "three rows");
   const Workspace workspace(3);
   extras.adapters = adapters.view();
   extras.workspace = workspace.data();
   adapters.add(normed, y);
-  multiply(true, w, device_x.view(), adapted.view(), extras);
+  nf4_gemv(device_x.view(), w.packed, adapted.view(), extras, stream());
   CHECK_ERROR(relative_error(adapted.read(), y), kRounding, "three rows with adapters");
-}
-
-TEST("a row's result does not depend on how many rows there are, up to 4 and from 5 on") {
-  const std::int64_t n = 40, k = 640;
-  const Stack w(WeightKind::nf4_double, {n}, k);
-  const DeviceRows x(random_bf16(64 * k, 1), 64, k);
-  for (const auto& [least, most] : {std::pair<std::int64_t, std::int64_t>{1, 4}, {5, 64}}) {
-    const DeviceRows all(most, n);
-    const Workspace workspace(most);
-    nf4_gemv(x.view().row_range(0, most), w.views, all.view(), {.workspace = workspace.data()}, stream());
-    const auto together = all.read();
-    for (std::int64_t count = least; count < most; count = 2 * count - 1 + (count == 1 ? 1 : 0)) {
-      const DeviceRows some(count, n);
-      nf4_gemv(x.view().row_range(most - count, count), w.views, some.view(), {.workspace = workspace.data()}, stream());
-      const auto alone = some.read();
-      CHECK(std::equal(alone.begin(), alone.end(), together.end() - count * n));
-    }
-  }
 }
 
 TEST("an activation beyond fp16 shows in the result") {
   const Stack w(WeightKind::nf4_double, {16}, 64);
   std::vector<float> x(64, 0.0f);
   x[5] = 0x1p21f;
-  for (const bool packed : {false, true}) {
-    x[5] = 0x1p21f;
-    const DeviceRows device_x(x, 1, 64), out(1, 16);
-    multiply(packed, w, device_x.view(), out.view(), {});
-    for (const float value : out.read()) CHECK(!std::isfinite(value));
-    x[5] = 0x1p19f;
-    const DeviceRows in_range(x, 1, 64);
-    multiply(packed, w, in_range.view(), out.view(), {});
-    CHECK_ERROR(relative_error(out.read(), w.product(x, 1)), kRounding, "in range");
-  }
+  const DeviceRows device_x(x, 1, 64), out(1, 16);
+  nf4_gemv(device_x.view(), w.packed, out.view(), {}, stream());
+  for (const float value : out.read()) CHECK(!std::isfinite(value));
+  x[5] = 0x1p19f;
+  const DeviceRows in_range(x, 1, 64);
+  nf4_gemv(in_range.view(), w.packed, out.view(), {}, stream());
+  CHECK_ERROR(relative_error(out.read(), w.product(x, 1)), kRounding, "in range");
 }
 
 }  // namespace

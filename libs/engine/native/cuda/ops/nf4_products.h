@@ -17,8 +17,7 @@ inline constexpr float kRange = 0x1p4f;    // x is held as fp16 of x / kRange
 
 struct Products {
   View<const bf16> x;
-  DeviceNf4 weight[3];
-  const std::uint8_t* codes;     // of a packed weight (nf4_pack.h), instead
+  const std::uint8_t* codes;  // of the weight (nf4_pack.h)
   const std::uint32_t* scales;
   float unit[3];          // of each part's scales
   std::int32_t first[4];  // the output where each part begins, and their end
@@ -53,35 +52,6 @@ ENGINE_DEVICE void fill_table(unsigned char* table, const NfBook& book) {
 ENGINE_DEVICE std::uint32_t decode(const unsigned char* table, std::uint32_t word, int i, std::uint32_t lane4) {
   return *reinterpret_cast<const std::uint32_t*>(table + permute_bytes(word, lane4, 0x5504u + 16u * static_cast<unsigned>(i)));
 }
-
-// A weight row's scales.   scale[block] = map[code[block]] · absmax[(first + block) >> shift] + offset
-// Plain scales have a map of ones, any bytes for codes, and no offset, which changes nothing.
-struct RowScales {
-  const std::uint8_t* codes;
-  const float* absmax;
-  int first, shift;
-  unsigned map;  // where the weight's map begins in `maps`
-  float offset;
-};
-ENGINE_DEVICE RowScales row_scales(const DeviceNf4& w, int part, int first) {
-  const bool plain = w.absmax != nullptr;
-  return {(plain ? w.codes : w.scale_codes) + (plain ? 0 : first), plain ? w.absmax : w.nested_absmax, first, plain ? 0 : 8, 256u * static_cast<unsigned>(part),
-          plain ? 0.0f : w.offset};
-}
-// All threads of the block fill maps [3 · 256].
-ENGINE_DEVICE void copy_maps(const Products& p, float* maps) {
-  for (unsigned i = threadIdx.x; i < 3 * 256; i += blockDim.x) {
-    const float* map = p.weight[i / 256].nested_map;
-    maps[i] = map != nullptr ? map[i % 256] : 1.0f;
-  }
-}
-// What a scale is made from, so that it can be loaded long before it is used.
-struct ScaleParts {
-  float absmax;
-  std::uint32_t code;
-};
-ENGINE_DEVICE ScaleParts load_scale(const RowScales& row, int block) { return {row.absmax[(row.first + block) >> row.shift], row.codes[block]}; }
-ENGINE_DEVICE float scale_of(const RowScales& row, const ScaleParts& s, const float* maps) { return maps[row.map + s.code] * s.absmax + row.offset; }
 
 // Eight values of x as fp16 of x / kRange.
 ENGINE_DEVICE uint4 to_operand(const float (&v)[8]) {
@@ -141,17 +111,12 @@ ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, 
   p.y.row(row)[output] = narrow(value);
 }
 
-// Of a packed weight, at most `most` ≤ 4 rows at a time (nf4_gemv_few.cu); false where x does not fit into shared memory.
+// At most `most` ≤ 4 rows at a time (nf4_gemv_few.cu); false where x does not fit into shared memory.
 bool multiply_few(const Products& p, bool gated, std::int64_t most, cudaStream_t stream);
 
-// 5 to 64 rows (nf4_gemv_rows.cu), and fewer where x does not fit into shared memory. Its workspace: counters of kMostGroups groups of outputs, which are
-// zero before and after, then the partial sums.
+// 1 to 64 rows (nf4_gemv_rows.cu). Its workspace: counters of kMostGroups groups of outputs, which are zero before and after, then partial sums.
 inline constexpr std::int64_t kMostGroups = 4096;
 std::int64_t partials_bytes(std::int64_t rows);
 void multiply_rows(const Products& p, bool gated, cudaStream_t stream);
-
-// 1 to 64 rows of a packed weight (nf4_gemv_packed_rows.cu). Its workspace: the same counters, then its own partial sums.
-std::int64_t packed_partials_bytes(std::int64_t rows);
-void multiply_packed_rows(const Products& p, bool gated, cudaStream_t stream);
 
 }  // namespace engine::cuda::nf4

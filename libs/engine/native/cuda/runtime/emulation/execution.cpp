@@ -223,7 +223,7 @@ void arrive_at_counter(std::uint64_t* counter) {
   Machine& m = machine();
   const std::uint64_t all = *counter & 0xffff, missing = *counter >> 16 & 0xffff, phases = *counter >> 32 & 0xffff;
   if (missing == 0 || missing > all || *counter >> 48 != 0) fault("arrives at a counting barrier that was not prepared");
-  *counter = all | (missing == 1 ? all : missing - 1) << 16 | (phases + (missing == 1 ? 1 : 0) & 0xffff) << 32;
+  *counter = all | (missing == 1 ? all : missing - 1) << 16 | ((phases + (missing == 1 ? 1 : 0)) & 0xffff) << 32;
   if (missing > 1) return;
   for (unsigned t = 0; t < m.threads; ++t)
     if (m.fibers[t].state == State::at_counter && m.fibers[t].counter == counter) m.fibers[t].state = State::ready;
