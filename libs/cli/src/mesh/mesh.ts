@@ -1,10 +1,10 @@
-import { existsSync } from 'node:fs';
 import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Failure } from '@medmesh/errors';
 import { isAlive, lastWords, signalProcess, startChild } from './child.ts';
+import { natsProgram } from './nats-program.ts';
 import { meshPaths, repositoryRoot } from './paths.ts';
 import { identityOf, isSame, type ProcessIdentity } from './process-identity.ts';
 import { type Supervised, supervise } from './supervised.ts';
@@ -84,12 +84,6 @@ async function checkPort(port: number): Promise<void> {
       { reason: 'PORT_TAKEN' },
     );
   }
-}
-
-/** nats-server from the project's own folder, or the PATH. */
-function natsProgram(): string {
-  const own = join(repositoryRoot, '.cache/bin/nats-server');
-  return existsSync(own) ? own : 'nats-server';
 }
 
 async function readRecord(stateDir: string): Promise<MeshRecord | undefined> {
@@ -183,6 +177,7 @@ function listens(port: number): Promise<boolean> {
 /** Starts the broker. Its default loses acknowledged messages at a power cut: every write is synced. */
 async function startNats(o: MeshOptions, onRestart: () => void): Promise<{ process: Supervised; port: number }> {
   const paths = meshPaths(o.stateDir);
+  const program = natsProgram(join(repositoryRoot, '.cache/bin'), o.inherited['PATH']);
   const port = await freePort();
   const config = join(paths.run, 'nats.conf');
   const jetstream = `jetstream { store_dir: ${JSON.stringify(paths.nats)}, sync_interval: always }`;
@@ -190,7 +185,7 @@ async function startNats(o: MeshOptions, onRestart: () => void): Promise<{ proce
   const start = () =>
     startChild({
       name: 'nats-server',
-      command: natsProgram(),
+      command: program,
       args: ['-c', config],
       env: o.inherited,
       logPath: join(paths.logs, 'nats-server.log'),
