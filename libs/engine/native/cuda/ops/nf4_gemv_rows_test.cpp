@@ -2,59 +2,14 @@
 
 #include "cuda/ops/lora_rows_case.h"
 #include "cuda/ops/nf4_gemv.h"
-#include "cuda/ops/nf4_pack.h"
-#include "cuda/ops/op_test.h"
+#include "cuda/ops/nf4_gemv_case.h"
 #include "ops/gemm.h"
 #include "ops/glu.h"
-#include "ops/linear.h"
 
 namespace engine::cuda {
 namespace {
 
 using namespace test;
-using engine::test::make_weight;
-using engine::test::OwnedWeight;
-using engine::test::WeightKind;
-
-// Matrices of the same K, packed, and x·Wᵀ of all of them by the CPU.
-struct Stack {
-  std::vector<OwnedWeight> host;
-  DeviceMemory memory;
-  PackedNf4 weight;
-  std::int64_t outputs = 0, depth;
-
-  Stack(const std::vector<std::int64_t>& part_rows, std::int64_t k, bool gated = false) : depth(k) {
-    std::vector<DeviceWeight> device;
-    Nf4Parts parts;
-    for (std::size_t i = 0; i < part_rows.size(); ++i) {
-      host.push_back(make_weight(WeightKind::nf4_double, part_rows[i], k, 3 + i));
-      device.emplace_back(host.back());
-      parts[i] = device.back().view;
-      outputs += part_rows[i];
-    }
-    DeviceArena counter;
-    take_packed(counter, part_rows, k, gated);
-    memory = DeviceMemory(counter.used());
-    DeviceArena arena(memory.data(), memory.bytes());
-    weight = take_packed(arena, part_rows, k, gated);
-    nf4_pack(parts, weight, stream());
-  }
-
-  std::vector<float> product(const std::vector<float>& x, std::int64_t b) const {
-    std::vector<float> y(static_cast<std::size_t>(b * outputs));
-    std::int64_t first = 0;
-    for (const OwnedWeight& w : host) {
-      linear(cpu(), rows(x, b, depth), w.view, nullptr, Rows(y.data() + first, b, w.view.rows, outputs));
-      first += w.view.rows;
-    }
-    return y;
-  }
-};
-
-std::vector<float> rounded(std::vector<float> values) {
-  for (float& v : values) v = round_to_bf16(v);
-  return values;
-}
 
 // Poisoned but for the counters at its beginning, which a call leaves as zeros. For 64 rows: calls of fewer take what they need of it.
 struct Workspace {
@@ -78,17 +33,17 @@ TEST("products of 1 to 64 rows with packed weights are the CPU's") {
                         {17, {48}, 640},   {32, {40, 24, 100}, 128}, {33, {129}, 192},     {64, {16}, 4160},     {50, {270}, 576}};
   const Workspace workspace;
   for (const Case& c : cases) {
-    const Stack w(c.n, c.k);
+    const Stack w(WeightKind::nf4_double, c.n, c.k);
     const auto x = random_bf16(c.b * c.k, 1), residual = random_bf16(c.b * w.outputs, 2), bias = random_bf16(w.outputs, 4);
     auto y = w.product(x, c.b);
     const DeviceRows device_x(x, c.b, c.k, 8), out(c.b, w.outputs, 8), onto(residual, c.b, w.outputs), device_bias(bias, 1, w.outputs);
-    nf4_gemv(device_x.view(), w.weight, out.view(), workspace.extras(), stream());
+    nf4_gemv(device_x.view(), w.packed, out.view(), workspace.extras(), stream());
     CHECK_ERROR(relative_error(out.read(), y), kRounding, c.b, " rows, ", w.outputs, "x", c.k);
     for (std::size_t i = 0; i < y.size(); ++i) y[i] = round_to_bf16(y[i] + bias[i % static_cast<std::size_t>(w.outputs)]) + residual[i];
     GemvExtras extras = workspace.extras();
     extras.bias = device_bias.view().data;
     extras.residual = onto.view();
-    nf4_gemv(device_x.view(), w.weight, onto.view(), extras, stream());
+    nf4_gemv(device_x.view(), w.packed, onto.view(), extras, stream());
     CHECK_ERROR(relative_error(onto.read(), y), kRounding, c.b, " rows, ", w.outputs, "x", c.k, " onto a residual");
   }
 }
@@ -98,13 +53,13 @@ TEST("gated products of 1 to 64 rows with packed weights are the CPU's") {
   const Workspace workspace;
   for (const Activation act : {Activation::silu, Activation::gelu_tanh})
     for (const auto& [b, n, k] : cases) {
-      const Stack w({n, n}, k, true);
+      const Stack w(WeightKind::nf4_double, {n, n}, k, true);
       const auto x = random_bf16(b * k, 1, 2.0f);
       const auto both = rounded(w.product(x, b));
       std::vector<float> y(static_cast<std::size_t>(b * n));
       glu_forward(cpu(), act, ConstRows(both.data(), b, n, 2 * n), ConstRows(both.data() + n, b, n, 2 * n), rows(y, b, n));
       const DeviceRows device_x(x, b, k, 8), out(b, n, 8);
-      nf4_gemv_gated(act, device_x.view(), w.weight, out.view(), workspace.extras(), stream());
+      nf4_gemv_gated(act, device_x.view(), w.packed, out.view(), workspace.extras(), stream());
       CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows, ", n, "x", k);
     }
 }
@@ -115,7 +70,7 @@ TEST("products with packed weights add what each row's adapter says") {
   for (const bool gated : {false, true})
     for (const std::int64_t b : {1, 7, 33, 64}) {
       const std::vector<std::int64_t> parts = gated ? std::vector<std::int64_t>{72, 72} : std::vector<std::int64_t>{100, 17, 16};
-      const Stack w(parts, k, gated);
+      const Stack w(WeightKind::nf4_double, parts, k, gated);
       const auto x = random_bf16(b * k, 1, 3.0f);
       auto sums = w.product(x, b);
       const AdapterCase adapters(b, k, parts, ranks);
@@ -134,23 +89,23 @@ TEST("products with packed weights add what each row's adapter says") {
       extras.adapters = adapters.view();
       extras.low = low.view();
       if (gated)
-        nf4_gemv_gated(Activation::silu, device_x.view(), w.weight, out.view(), extras, stream());
+        nf4_gemv_gated(Activation::silu, device_x.view(), w.packed, out.view(), extras, stream());
       else
-        nf4_gemv(device_x.view(), w.weight, out.view(), extras, stream());
+        nf4_gemv(device_x.view(), w.packed, out.view(), extras, stream());
       CHECK_ERROR(relative_error(out.read(), y), kRounding, b, gated ? " gated rows" : " rows");
     }
 }
 
 TEST("a row's result does not depend on how many rows there are, from 1 to 64") {
   const std::int64_t n = 150, k = 1344;
-  const Stack w({n}, k);
+  const Stack w(WeightKind::nf4_double, {n}, k);
   const Workspace workspace;
   const DeviceRows x(random_bf16(64 * k, 1), 64, k), all(64, n);
-  nf4_gemv(x.view(), w.weight, all.view(), workspace.extras(), stream());
+  nf4_gemv(x.view(), w.packed, all.view(), workspace.extras(), stream());
   const auto together = all.read();
   for (const std::int64_t count : {1, 4, 8, 9, 16, 23, 32, 33}) {
     const DeviceRows some(count, n);
-    nf4_gemv(x.view().row_range(64 - count, count), w.weight, some.view(), workspace.extras(), stream());
+    nf4_gemv(x.view().row_range(64 - count, count), w.packed, some.view(), workspace.extras(), stream());
     const auto alone = some.read();
     CHECK(std::equal(alone.begin(), alone.end(), together.end() - count * n));
   }
@@ -158,7 +113,7 @@ TEST("a row's result does not depend on how many rows there are, from 1 to 64") 
 
 TEST("an adapter that is not finite spoils no row but its own") {
   const std::int64_t k = 64, n = 16, ranks = 8;
-  const Stack w({n}, k);
+  const Stack w(WeightKind::nf4_double, {n}, k);
   const Workspace workspace;
   const DeviceRows x(random_bf16(3 * k, 1), 3, k), a(random_bf16(ranks * k, 2), ranks, k), good(random_bf16(n * ranks, 3), n, ranks);
   const DeviceRows bad(std::vector<float>(static_cast<std::size_t>(n * ranks), INFINITY), n, ranks), out(3, n), alone(3, n), low(3, ranks);
@@ -170,7 +125,7 @@ TEST("an adapter that is not finite spoils no row but its own") {
     extras.adapters = {both.data(), rows_of->data(), 1, ranks};
     extras.low = low.view();
     lora_rows_shrink(x.view(), {}, extras.adapters, low.view(), stream());
-    nf4_gemv(x.view(), w.weight, y->view(), extras, stream());
+    nf4_gemv(x.view(), w.packed, y->view(), extras, stream());
   }
   const auto with = out.read(), without = alone.read();
   for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {

@@ -3,55 +3,15 @@
 #include <cmath>
 
 #include "cuda/ops/lora_rows_case.h"
-#include "cuda/ops/op_test.h"
+#include "cuda/ops/nf4_gemv_case.h"
 #include "ops/gemm.h"
 #include "ops/glu.h"
-#include "ops/linear.h"
 #include "ops/rmsnorm.h"
 
 namespace engine::cuda {
 namespace {
 
 using namespace test;
-using engine::test::make_weight;
-using engine::test::OwnedWeight;
-using engine::test::WeightKind;
-
-// Some weights of the same K, and x·Wᵀ of all of them by the CPU. Plain scales are such that packing keeps them.
-struct Stack {
-  std::vector<OwnedWeight> host;
-  std::vector<DeviceWeight> device;
-  std::int64_t outputs = 0, depth;
-  DeviceMemory packed_memory;
-  PackedNf4 packed;
-
-  Stack(WeightKind kind, const std::vector<std::int64_t>& rows, std::int64_t k, bool gated = false) : depth(k) {
-    for (const std::int64_t n : rows) {
-      host.push_back(make_weight(kind, n, k, 3 + static_cast<std::uint64_t>(n)));
-      for (float& scale : host.back().absmax) scale = to_float(to_f16(scale));
-      device.emplace_back(host.back());
-      outputs += n;
-    }
-    Nf4Parts views{};
-    for (std::size_t i = 0; i < device.size(); ++i) views[i] = device[i].view;
-    DeviceArena counter;
-    take_packed(counter, rows, k, gated);
-    packed_memory = DeviceMemory(counter.used());
-    DeviceArena arena(packed_memory.data(), packed_memory.bytes());
-    packed = take_packed(arena, rows, k, gated);
-    nf4_pack(views, packed, stream());
-  }
-
-  std::vector<float> product(const std::vector<float>& x, std::int64_t b) const {
-    std::vector<float> y(static_cast<std::size_t>(b * outputs));
-    std::int64_t first = 0;
-    for (const OwnedWeight& w : host) {
-      linear(cpu(), rows(x, b, depth), w.view, nullptr, Rows(y.data() + first, b, w.view.rows, outputs));
-      first += w.view.rows;
-    }
-    return y;
-  }
-};
 
 // Poisoned but for the counters at its beginning, which a call leaves as zeros.
 class Workspace {
@@ -63,11 +23,6 @@ class Workspace {
   static constexpr std::int64_t kCounters = 4 * 4096;
   DeviceMemory memory_;
 };
-
-std::vector<float> rounded(std::vector<float> values) {
-  for (float& v : values) v = round_to_bf16(v);
-  return values;
-}
 
 TEST("products of few rows with NF4 weights are the CPU's") {
   struct Case {
