@@ -25,7 +25,8 @@ export async function runEngineAlone(model: Model, load: Load, signal: AbortSign
   const worker = async () => {
     for (let prompt = prompts[next++]; prompt !== undefined; prompt = prompts[next++]) {
       const tokens = Uint32Array.from(prompt);
-      for await (const _ of model.generate({ tokens, sampling: sampling(load.newTokens), signal })) made += 1;
+      for await (const steps of model.generateBatches({ tokens, sampling: sampling(load.newTokens), signal }))
+        made += steps.length;
     }
   };
   await Promise.all(Array.from({ length: load.arrival.count }, worker));

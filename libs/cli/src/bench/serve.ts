@@ -65,6 +65,12 @@ export function promptsOf(load: Load): number[][] {
   ]);
 }
 
+/** As many requests at once as the load has, with other prompts and few tokens: on a GPU, what the first steps of a batch capture is not of the load. */
+export function warmUpOf(load: Load): Load {
+  const requests = load.arrival.kind === 'concurrency' ? load.arrival.count : 1;
+  return { ...load, requests, newTokens: Math.min(8, load.newTokens), seed: load.seed + 1_000_000 };
+}
+
 /** Runs one load through gRPC, as any client would, and measures what a caller sees. */
 export async function runLoad(client: MedmeshClient, load: Load, signal: AbortSignal): Promise<LoadReport> {
   const prompts = promptsOf(load);

@@ -2,11 +2,11 @@ import { resolve } from 'node:path';
 import { Failure } from '@medmesh/errors';
 import type { Command } from 'commander';
 import type { Spread } from '../bench/percentiles.ts';
-import { type Load, type LoadReport, runLoad } from '../bench/serve.ts';
+import { type Load, type LoadReport, runLoad, warmUpOf } from '../bench/serve.ts';
 import { type SoakReport, soak } from '../bench/soak.ts';
 import type { SoakModel } from '../bench/soak-requests.ts';
 import { type CommandContext, withContext } from '../context.ts';
-import { number, wholeNumber, wholeNumbers } from '../option-values.ts';
+import { memorySize, number, wholeNumber, wholeNumbers } from '../option-values.ts';
 import { table } from '../output.ts';
 
 type ServeOptions = {
@@ -21,6 +21,8 @@ type ServeOptions = {
   seed: number;
   soak?: number;
   engine?: string;
+  engineDevice: string;
+  engineMemoryBudget: number | 'auto';
 };
 
 const ms = (spread: Spread | undefined, share: 'p50' | 'p99') =>
@@ -101,12 +103,13 @@ async function serveSoak(context: CommandContext, o: ServeOptions, minutes: numb
 }
 
 /** The engine in this process, with a base from a folder. Loaded only when it is asked for. */
-async function loadAlone(modelDir: string) {
+async function loadAlone(modelDir: string, o: ServeOptions) {
   const [{ loadModel }, { runEngineAlone }] = await Promise.all([
     import('@medmesh/engine'),
     import('../bench/engine-alone.ts'),
   ]);
-  const model = await loadModel({ modelDir: resolve(modelDir) });
+  const model = await loadModel({ modelDir: resolve(modelDir), device: o.engineDevice });
+  await model.openGenerator({ maxRunning: Math.max(...o.concurrency), memoryBudget: o.engineMemoryBudget });
   return {
     run: (load: Load, signal: AbortSignal) => runEngineAlone(model, load, signal),
     close: () => model.close(),
@@ -151,7 +154,7 @@ async function serve(context: CommandContext, o: ServeOptions): Promise<void> {
     o.rate === undefined
       ? o.concurrency.map((count) => ({ kind: 'concurrency', count }))
       : o.rate.map((perSecond) => ({ kind: 'rate', perSecond }));
-  const alone = o.engine === undefined ? undefined : await loadAlone(o.engine);
+  const alone = o.engine === undefined ? undefined : await loadAlone(o.engine, o);
   const reports: LoadReport[] = [];
   for (const promptTokens of o.promptTokens)
     for (const newTokens of o.newTokens)
@@ -160,7 +163,9 @@ async function serve(context: CommandContext, o: ServeOptions): Promise<void> {
         // Another seed for every load: none finds the prompts of the one before in the cache.
         const seed = o.seed + reports.length;
         const load = { requests, arrival, promptTokens, newTokens, sharedTokens, adapters, base, vocabularySize, seed };
+        await runLoad(client, warmUpOf(load), context.signal);
         const report = await runLoad(client, load, context.signal);
+        await alone?.run(warmUpOf(load), context.signal);
         if (alone !== undefined) report.engineTokensPerSecond = await alone.run(load, context.signal);
         context.out.say(`${describe([report]).split('\n').at(-1) ?? ''}`);
         reports.push(report);
@@ -189,6 +194,8 @@ export function addBenchCommands(program: Command, signal: AbortSignal): void {
       '--engine <folder>',
       'also measure the engine alone, in this process, with the base from this folder (with --concurrency)',
     )
+    .option('--engine-device <device>', 'where: cpu, cuda or cuda:N', 'cpu')
+    .option('--engine-memory-budget <size>', 'on a GPU, of its memory; auto takes what is free', memorySize, 'auto')
     .option(
       '--soak <minutes>',
       'instead: a random mix with cancels, deadlines, slow readers and adapters that come and go, checked for leaks',
