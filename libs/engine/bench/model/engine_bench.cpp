@@ -1,15 +1,4 @@
-// engine-bench: what a user waits for, on a model of a real shape with random weights. One JSON object a line.
-//   engine-bench [all|quantize|step|prefill|decode] [--shape 1.5b] [--dir DIR] [--tokens 512] [--new-tokens 64] [--repeat 3]
-//                [--compute bf16|f32] [--threads N]
-//   engine-bench train [--shape 7b] [--work tutorial|fixed|batch|long] [--memory-budget 7GiB|auto] [--data-parallel N] [--steps 12]
-//                on GPUs, whose library lies beside this program or is named by MEDMESH_ENGINE_CUDA_LIBRARY (train_bench.h has the workloads)
-//   engine-bench serve [--shape 7b] [--device auto|cpu|cuda[:N]] [--batch 1,8,32,64] [--context 512] [--prefill 2048|0] [--new-tokens 64] [--adapters N]
-//                [--rank 16] [--memory-budget 24GiB|auto] [--crossover N] [--graphs on|off] [--phases on|off] [--copies on|off] [--order fastest|same]
-//                generation at several batch sizes; on a GPU over random weights that never touch a file
-//   quantize  bf16 folder → NF4 folder                                step     a QLoRA step (rank 16, all linears, 8-bit AdamW, checkpointing)
-//   prefill   prompt → first token, through the generator             decode   time between tokens of one sequence, after that prompt
-// The weights are written under --dir once (1.5b: 3.1 + 1.2 GB; default: medmesh-bench-SHAPE in the temporary folder) and kept for the next
-// run. `all` runs each in a process of its own, so that each peak is its own.
+// engine-bench: what a user waits for, on a model of a real shape with random weights. One JSON object a line; `--help` has the measurements.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -40,6 +29,28 @@
 using namespace engine;
 
 namespace {
+
+constexpr const char* kUsage = R"(engine-bench: what a user waits for, on a model of a real shape with random weights. One JSON object a line.
+
+  engine-bench [all|quantize|step|prefill|decode] [options]      on this machine's CPU
+    quantize  bf16 folder to NF4 folder                          step     a QLoRA step (rank 16, all linears, 8-bit AdamW, checkpointing)
+    prefill   prompt to first token, through the generator       decode   time between tokens of one sequence, after that prompt
+    --shape tiny|0.5b|1.5b|3b|7b (1.5b)    --tokens N (512)      --new-tokens N (64)    --repeat N (3)
+    --compute bf16|f32 (bf16)      --threads N           --dir DIR
+    The weights are written under --dir once (1.5b: 3.1 + 1.2 GB; default: medmesh-bench-SHAPE in the temporary folder) and kept for the
+    next run. all runs each in a process of its own, so that each peak is its own.
+
+  engine-bench train [options]                                   QLoRA training on GPUs, whose library lies beside this program or is named
+    --shape tiny|…|7b (7b)         --steps N (12)                by MEDMESH_ENGINE_CUDA_LIBRARY
+    --work tutorial|fixed|batch|long (tutorial)     1 row of 256 to 1024 tokens, two to a step; the same with 640; 8 rows of 1024; 1 of 16384
+    --memory-budget 7GiB|auto      --data-parallel N (1)
+
+  engine-bench serve [options]                                   generation at several batch sizes; on a GPU over weights that never touch a file
+    --shape tiny|…|7b (7b)         --device auto|cpu|cuda[:N] (auto)            --memory-budget 24GiB|auto
+    --batch N,… (1,8,32,64)        --context N (512)     --new-tokens N (64)    --prefill N|0 (2048)
+    --adapters N (0)               --rank N (16)         --order fastest|same   the same bits whatever runs beside a sequence
+    --graphs on|off                --phases on|off       --copies on|off        --crossover N    rows from which decoded copies are used
+)";
 
 struct Options {
   std::string measure = "all", shape = "1.5b";
@@ -324,6 +335,10 @@ int run_alone(const std::vector<std::string>& words, const std::string& measure)
 
 int main(int count, char** arguments) {
   const std::vector<std::string> words(arguments + 1, arguments + count);
+  if (std::ranges::any_of(words, [](const std::string& word) { return word == "--help" || word == "-h"; })) {
+    std::fputs(kUsage, stdout);
+    return 0;
+  }
   try {
     const Options options = parse(words);
     if (options.measure == "train") bench::run_train_bench(options.train);
