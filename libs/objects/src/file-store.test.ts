@@ -3,15 +3,17 @@ import {
   chmodSync,
   existsSync,
   mkdirSync,
+  mkdtempSync,
   readdirSync,
   readFileSync,
   realpathSync,
+  rmSync,
   statSync,
   symlinkSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs';
-import { join, relative } from 'node:path';
+import { dirname, join, relative } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { tempDir } from '@medmesh/testkit';
 import { describe, expect, test } from 'vitest';
@@ -44,6 +46,38 @@ describe('a file store', () => {
     expect(path).toBe(join(root, 'blobs/sha256', hex.slice(0, 2), hex));
     expect(readFileSync(path, 'utf8')).toBe('content');
     expect(statSync(path).mode & 0o222).toBe(0);
+  });
+
+  test('takes an immutable file by a link, which is read-only and stays when the file goes', async () => {
+    const { root, store } = await openNew();
+    const path = join(root, 'finished');
+    const content = randomBytes(600_000);
+    writeFileSync(path, content);
+    const seen: number[] = [];
+    const { digest, sizeBytes } = await store.putBlob({ path, immutable: true }, { onProgress: (n) => seen.push(n) });
+    expect([sizeBytes, seen.at(-1)]).toEqual([600_000, 600_000]);
+    const blob = statSync(store.blobPath!(digest));
+    expect([blob.ino, blob.mode & 0o222]).toEqual([statSync(path).ino, 0]);
+    rmSync(path);
+    expect(Buffer.concat(await Array.fromAsync(store.readBlob(digest)))).toEqual(content);
+    expect(readdirSync(join(root, 'tmp'))).toEqual([]);
+  });
+
+  test('copies an immutable file that is a link or on another file system', async () => {
+    const { root, store } = await openNew();
+    const elsewhere = join(mkdtempSync('/dev/shm/medmesh-'), 'finished');
+    writeFileSync(elsewhere, 'content');
+    symlinkSync(elsewhere, join(root, 'alias'));
+    try {
+      for (const path of [elsewhere, join(root, 'alias')]) {
+        const { digest } = await store.putBlob({ path, immutable: true });
+        expect(readFileSync(store.blobPath!(digest), 'utf8')).toBe('content');
+        expect(statSync(store.blobPath!(digest)).nlink).toBe(1);
+        expect(statSync(elsewhere).mode & 0o222).not.toBe(0);
+      }
+    } finally {
+      rmSync(dirname(elsewhere), { recursive: true });
+    }
   });
 
   test('finds a damaged blob when it is read, and storing the content again heals it', async () => {

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
-import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import { chmod, type FileHandle, link, lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Failure } from '@medmesh/errors';
 import { blobKey, blobNotFound, checkDigest, checkExpected, corrupt, digestOf, newHash } from './digest.ts';
@@ -27,10 +27,18 @@ export async function openFileStore(root: string): Promise<BlobHome> {
     const temporary = join(incoming, randomUUID());
     try {
       const hash = newHash();
-      const sizeBytes = await writeSynced(temporary, 0o444, piecesOf(source, o.signal), (piece, written) => {
+      let sizeBytes = 0;
+      const onPiece = (piece: Uint8Array) => {
         hash.update(piece);
-        o.onProgress?.(written);
-      });
+        sizeBytes += piece.length;
+        o.onProgress?.(sizeBytes);
+      };
+      if (await linkImmutable(source, temporary)) {
+        for await (const piece of fileRange(temporary, 0, undefined, o.signal)) onPiece(piece);
+        await syncFile(temporary);
+      } else {
+        await writeSynced(temporary, 0o444, piecesOf(source, o.signal), onPiece);
+      }
       const digest = digestOf(hash);
       checkExpected(o.expectedDigest, digest);
       // Also over a blob that is there: if that one is damaged, storing the content again heals it.
@@ -91,6 +99,28 @@ export async function openFileStore(root: string): Promise<BlobHome> {
   };
 }
 
+/** Gives an immutable file a second name, and takes everybody's right to write from it. False where it has to be copied. */
+async function linkImmutable(source: BlobSource, to: string): Promise<boolean> {
+  if (!('path' in source) || source.immutable !== true || !(await lstat(source.path)).isFile()) return false;
+  try {
+    await link(source.path, to);
+  } catch {
+    return false; // another file system, or one without links
+  }
+  await chmod(to, 0o444);
+  return true;
+}
+
+/** Of a file that may be read-only, or a folder. */
+async function syncFile(path: string): Promise<void> {
+  const file = await open(path, 'r');
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
 /** Writes pieces to a new file and syncs it to disk. Returns its size. */
 export async function writeSynced(
   path: string,
@@ -121,12 +151,7 @@ async function writeAll(file: FileHandle, piece: Uint8Array): Promise<void> {
 export async function renameSynced(from: string, to: string): Promise<void> {
   await mkdir(dirname(to), { recursive: true });
   await rename(from, to);
-  const folder = await open(dirname(to), 'r');
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
+  await syncFile(dirname(to));
 }
 
 async function removeAbandoned(folder: string): Promise<void> {

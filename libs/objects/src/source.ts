@@ -1,8 +1,11 @@
 import { open } from 'node:fs/promises';
 import { Failure } from '@medmesh/errors';
 
-/** Bytes to store: at once, as a stream, or a file's. */
-export type BlobSource = AsyncIterable<Uint8Array> | Uint8Array | { readonly path: string };
+/**
+ * Bytes to store: at once, as a stream, or a file's. A file that nobody will write to again may be called `immutable`: a store on the same file system
+ * then takes it by a link, without a copy, and makes it read-only.
+ */
+export type BlobSource = AsyncIterable<Uint8Array> | Uint8Array | { readonly path: string; readonly immutable?: true };
 
 /** Small enough that hashing one piece does not hold up the event loop, large enough that calls do not count. */
 export const pieceBytes = 256 * 1024;

@@ -239,6 +239,15 @@ export function testStoreContract(home: StoreUnderTest): void {
       ['tokenizer/merges.txt', 3],
     ]);
     expect(await store.getManifest(digest)).toEqual(manifest);
+    const seen: number[] = [];
+    const again = await collectFolder(
+      store,
+      folder,
+      'model',
+      { note: 'x' },
+      { immutable: true, onProgress: (n) => seen.push(n) },
+    );
+    expect([again.digest, seen.at(-1)]).toEqual([digest, 5]);
   });
 
   test('a URI is written complete or not at all, listed, measured and read', async () => {

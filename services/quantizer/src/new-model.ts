@@ -98,8 +98,17 @@ export async function commitModel(
     );
   }
   signal.throwIfAborted();
-  report('STORE', 0, info.weightBytes);
-  const { manifest, digest } = await collectFolder(deps.store, dir, 'model', {}, { signal });
+  const { manifest, digest } = await collectFolder(
+    deps.store,
+    dir,
+    'model',
+    {},
+    {
+      signal,
+      immutable: true,
+      onProgress: (bytes) => report('STORE', Math.min(bytes, info.weightBytes), info.weightBytes),
+    },
+  );
   report('STORE', info.weightBytes, info.weightBytes);
   const entry = await deps.catalog.models.modify(keyOf(name), (current) => {
     if (current.operation !== operation) throw alreadyExists(name);
