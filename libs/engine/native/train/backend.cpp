@@ -48,7 +48,6 @@ void require_device(int index, const LoadedBackend& cuda) {
 // Throws unsupported, saying what a GPU does not train.
 std::unique_ptr<AnyTrainer> create_on_gpu(const std::shared_ptr<Model>& model, int index, const TrainerOptions& options, const LoadedBackend& cuda) {
   require(Code::unsupported, options.lora.has_value(), "full-parameter training runs on the CPU only; train an adapter, or use device cpu");
-  require(Code::unsupported, is_plain(*options.lora), "DoRA, whole modules, chosen layers and ranks by module are trained on the CPU only; leave them out, or use device cpu");
   require(Code::unsupported, model->exec().compute == Compute::bf16, "training on a GPU computes in bf16; load the model with compute bf16, or use device cpu");
   const std::array chosen{index};
   return cuda.backend->create_trainer({model, model->spec(), model->weights()}, chosen, options);
@@ -86,10 +85,6 @@ std::vector<DeviceInfo> list_devices() {
   if (const Backend* cuda = cuda_backend().backend)
     for (DeviceInfo& device : cuda->devices()) devices.push_back(std::move(device));
   return devices;
-}
-
-bool is_plain(const LoraConfig& lora) noexcept {
-  return !lora.dora && lora.modules_to_save.empty() && lora.layers.empty() && lora.rank_pattern.empty() && lora.alpha_pattern.empty();
 }
 
 void require_cuda_device(int index) { require_device(index, cuda_backend()); }

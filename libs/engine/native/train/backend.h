@@ -61,9 +61,6 @@ const LoadedBackend& cuda_backend();
 // The CPU, then every other device.
 std::vector<DeviceInfo> list_devices();
 
-// The adapters that every device trains: LoRA of one rank and alpha on all layers.
-bool is_plain(const LoraConfig& lora) noexcept;
-
 // Throws unsupported, saying why, when there is no CUDA device of this number.
 void require_cuda_device(int index);
 
@@ -74,7 +71,7 @@ struct PlacedTrainer {
   std::string no_gpu_because;
 };
 
-// The trainer for a model on a device. `automatic` takes the first GPU if it trains what the options say (a plain adapter, in bf16, of a shape that it
+// The trainer for a model on a device. `automatic` takes the first GPU if it trains what the options say (an adapter, in bf16, of a shape that it
 // computes), else the CPU. Throws unsupported when there is no such device, saying why, and what the trainers' constructors throw.
 PlacedTrainer create_trainer(std::shared_ptr<Model> model, const DeviceChoice& device, const TrainerOptions& options, const LoadedBackend& cuda = cuda_backend());
 

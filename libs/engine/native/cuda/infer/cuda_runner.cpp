@@ -54,7 +54,7 @@ std::int64_t rank_bucket(std::int64_t rank) { return rank == 0 ? 0 : power_of_tw
 }  // namespace
 
 CudaRunner::CudaRunner(const TrainingBase& base, int device, const RunnerOptions& options)
-    : base_(base), device_(device), options_(rounded(options)), geometry_(make_geometry(base.spec, LoraConfig{1, 1, 0, false, {}, ""})),
+    : base_(base), device_(device), options_(rounded(options)), geometry_(make_geometry(base.spec)),
       plan_(plan_on(device, base.spec, geometry_, base.weights, options_)), fixed_(plan_.fixed), decoded_memory_(plan_.decoded), ropes_(base.spec, options_.max_rows),
       adapters_(geometry_, base.spec.layers, plan_.adapters) {
   const DeviceInfo info = device_info(device);

@@ -27,9 +27,9 @@ void take_mlp_buffers(DeviceArena& arena, const ModelSpec& spec, const Geometry&
   to.mlp_out_rstd = arena.take<float>(tokens);
 }
 
-void take_adapter_buffers(DeviceArena& arena, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to) {
+void take_adapter_buffers(DeviceArena& arena, const Geometry& geometry, std::int64_t layer, std::int64_t tokens, LayerBuffers& to) {
   for (std::size_t g = 0; g < kGroups; ++g)
-    if (geometry.groups[g].tail > 0) to.low[g] = arena.take<bf16>(tokens * geometry.groups[g].tail);
+    if (geometry.adapts(layer, static_cast<Group>(g))) to.low[g] = arena.take<bf16>(tokens * geometry.groups[g].tail);
 }
 
 WorkBuffers take_work(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, std::int64_t loss_rows) {

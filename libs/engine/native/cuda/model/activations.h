@@ -34,7 +34,7 @@ enum class Keep : std::uint8_t { all, part, input, host };
 
 void take_attention_buffers(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to);
 void take_mlp_buffers(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to);
-void take_adapter_buffers(DeviceArena& arena, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to);
+void take_adapter_buffers(DeviceArena& arena, const Geometry& geometry, std::int64_t layer, std::int64_t tokens, LayerBuffers& to);
 
 // Memory that one layer after another uses.
 struct WorkBuffers {

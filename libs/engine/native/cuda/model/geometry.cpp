@@ -4,7 +4,6 @@
 
 #include "core/error.h"
 #include "cuda/ops/lora.h"
-#include "train/backend.h"
 
 namespace engine::cuda {
 namespace {
@@ -13,22 +12,30 @@ constexpr std::int64_t kTailMultiple = 64;
 
 std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-GroupShape make_group(const ModelSpec& spec, const LoraConfig& lora, std::initializer_list<Projection> projections) {
+GroupShape make_group(const ModelSpec& spec, const LoraAdapter* adapter, std::initializer_list<Projection> projections) {
   GroupShape group;
   std::int64_t slots = 0;
   for (const Projection projection : projections) {
-    GroupPart part{projection, group.outputs, spec.rows(projection), 0, false};
-    part.adapted = std::ranges::find(lora.target_modules, projection_name(projection)) != lora.target_modules.end();
-    if (part.adapted) {
-      part.first_slot = slots;
-      slots += slot_columns(lora.rank);
-    }
+    const std::int64_t slot = adapter == nullptr ? 0 : slot_columns(adapter->widest_rank(projection));
+    group.parts.push_back({projection, group.outputs, spec.rows(projection), slots, slot});
+    slots += slot;
     group.inputs = spec.columns(projection);
-    group.outputs += part.outputs;
-    group.parts.push_back(part);
+    group.outputs += spec.rows(projection);
   }
   group.tail = round_up(slots, kTailMultiple);
   return group;
+}
+
+Geometry geometry_of(const ModelSpec& spec, const LoraAdapter* adapter) {
+  Geometry geometry;
+  geometry.groups = {make_group(spec, adapter, {Projection::q, Projection::k, Projection::v}), make_group(spec, adapter, {Projection::o}),
+                     make_group(spec, adapter, {Projection::gate, Projection::up}), make_group(spec, adapter, {Projection::down})};
+  for (std::int64_t layer = 0; layer < spec.layers; ++layer) {
+    auto& adapted = geometry.adapted.emplace_back();
+    for (std::size_t g = 0; g < kGroups; ++g)
+      adapted[g] = adapter != nullptr && std::ranges::any_of(geometry.groups[g].parts, [&](const GroupPart& part) { return adapter->pair(layer, part.projection) != nullptr; });
+  }
+  return geometry;
 }
 
 void check_shape(const ModelSpec& spec) {
@@ -67,15 +74,15 @@ std::int64_t Geometry::largest_elements() const noexcept {
   return most;
 }
 
-Geometry make_geometry(const ModelSpec& spec, const LoraConfig& lora) {
+Geometry make_geometry(const ModelSpec& spec) {
   check_shape(spec);
-  require(Code::unsupported, is_plain(lora), "on a GPU adapters are plain LoRA of one rank on all layers; DoRA, modules_to_save, chosen layers and ranks "
-          "by module are trained on the CPU: use device cpu");
-  Geometry geometry;
-  geometry.groups = {make_group(spec, lora, {Projection::q, Projection::k, Projection::v}), make_group(spec, lora, {Projection::o}),
-                     make_group(spec, lora, {Projection::gate, Projection::up}), make_group(spec, lora, {Projection::down})};
-  geometry.rank = lora.rank;
-  geometry.dropout = lora.dropout > 0;
+  return geometry_of(spec, nullptr);
+}
+
+Geometry make_geometry(const ModelSpec& spec, const LoraAdapter& adapter) {
+  check_shape(spec);
+  Geometry geometry = geometry_of(spec, &adapter);
+  geometry.dropout = adapter.config().dropout > 0;
   return geometry;
 }
 

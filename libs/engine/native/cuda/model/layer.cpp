@@ -47,17 +47,16 @@ View<const bf16> masked_input(const DevicePass& pass, std::int64_t layer, Projec
 
 // The tail of x [T, inputs + tail]: dropout(x)·Aᵀ of every adapter of the group, in its slot. Kept for the backward.
 void fill_tail(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> x, View<const bf16> s, const LayerBuffers& buffers) {
+  if (!pass.geometry.adapts(layer, group)) return;
   const GroupShape& shape = pass.geometry[group];
-  if (shape.tail == 0) return;
   const View<const bf16> input = x.columns(0, shape.inputs), a = s.row_range(shape.outputs, shape.tail).columns(0, shape.inputs);
   const View<bf16> low = pass.low(buffers, group);
   if (!pass.lows_kept && pass.dropout == 0) pass.gemm(GemmForm::nt, input, a, low, pass.stream);         // [T, tail]
   if (!pass.lows_kept && pass.dropout > 0) {
     fill(low, 0.0f, pass.stream);
-    const std::int64_t slot = slot_columns(pass.geometry.rank);
     for (const GroupPart& part : shape.parts)
-      if (part.adapted)
-        pass.gemm(GemmForm::nt, masked_input(pass, layer, part.projection, input), a.row_range(part.first_slot, slot), low.columns(part.first_slot, slot), pass.stream);
+      if (pass.adapter.pair(layer, part.projection) != nullptr)
+        pass.gemm(GemmForm::nt, masked_input(pass, layer, part.projection, input), a.row_range(part.first_slot, part.slot), low.columns(part.first_slot, part.slot), pass.stream);
   }
   copy_rows(low, x.columns(shape.inputs, shape.tail), pass.stream);
 }
@@ -68,14 +67,15 @@ void project(const DevicePass& pass, std::int64_t layer, Group group, View<bf16>
   const View<const bf16> s = pass.stage.use(layer, group);
   fill_tail(pass, layer, group, x, s, buffers);
   const bf16* bias = weights_of(pass, layer).bias[static_cast<std::size_t>(group)];
-  pass.gemm(GemmForm::nt, x, s.row_range(0, shape.outputs), y, pass.stream, 1.0f, 0.0f, bias);           // [T, outputs]
+  const std::int64_t summed = pass.geometry.adapts(layer, group) ? shape.stride() : shape.inputs;
+  pass.gemm(GemmForm::nt, x.columns(0, summed), s.row_range(0, shape.outputs).columns(0, summed), y, pass.stream, 1.0f, 0.0f, bias);  // [T, outputs]
   if (pass.decode_ahead) pass.stage.prefetch(layer + 1, group);
 }
 
 // The tail of dy [T, outputs + tail]: dy·sB.
 void fill_gradient_tail(const DevicePass& pass, std::int64_t layer, Group group, View<bf16> dy) {
+  if (!pass.geometry.adapts(layer, group)) return;
   const GroupShape& shape = pass.geometry[group];
-  if (shape.tail == 0) return;
   const View<const bf16> s = pass.stage.use(layer, group);
   pass.gemm(GemmForm::nn, dy.columns(0, shape.outputs), s.row_range(0, shape.outputs).columns(shape.inputs, shape.tail), dy.columns(shape.outputs, shape.tail), pass.stream);
 }
@@ -84,17 +84,15 @@ void fill_gradient_tail(const DevicePass& pass, std::int64_t layer, Group group,
 void input_gradient(const DevicePass& pass, std::int64_t layer, Group group, View<const bf16> dy, View<bf16> dx) {
   const GroupShape& shape = pass.geometry[group];
   const View<const bf16> s = pass.stage.use(layer, group);
-  if (pass.dropout == 0 || shape.tail == 0) {
-    pass.gemm(GemmForm::nn, dy, s.columns(0, shape.inputs), dx, pass.stream);                            // [T, inputs]
-    return;
-  }
-  pass.gemm(GemmForm::nn, dy.columns(0, shape.outputs), s.row_range(0, shape.outputs).columns(0, shape.inputs), dx, pass.stream);
-  const std::int64_t slot = slot_columns(pass.geometry.rank);
+  const bool adapted = pass.geometry.adapts(layer, group);
+  const std::int64_t summed = adapted && pass.dropout == 0 ? shape.rows() : shape.outputs;
+  pass.gemm(GemmForm::nn, dy.columns(0, summed), s.row_range(0, summed).columns(0, shape.inputs), dx, pass.stream);  // [T, inputs]
+  if (!adapted || pass.dropout == 0) return;
   const View<bf16> expanded = pass.rows(pass.work.masked, shape.inputs);
   for (const GroupPart& part : shape.parts) {
-    if (!part.adapted) continue;
-    pass.gemm(GemmForm::nn, dy.columns(shape.outputs + part.first_slot, slot), s.row_range(shape.outputs + part.first_slot, slot).columns(0, shape.inputs), expanded,
-              pass.stream);
+    if (pass.adapter.pair(layer, part.projection) == nullptr) continue;
+    const std::int64_t first = shape.outputs + part.first_slot;
+    pass.gemm(GemmForm::nn, dy.columns(first, part.slot), s.row_range(first, part.slot).columns(0, shape.inputs), expanded, pass.stream);
     dropout(pass.dropout_seed, dropout_stream(layer, part.projection), pass.dropout, expanded, dx, true, pass.stream);
   }
 }
@@ -103,8 +101,8 @@ void input_gradient(const DevicePass& pass, std::int64_t layer, Group group, Vie
 // either is overwritten. With `norm_weight`, x is the norm's input, and the norm is computed again: cheaper than keeping it.
 void adapter_gradients(const DevicePass& pass, std::int64_t layer, Group group, View<const bf16> x, const LayerBuffers& buffers, View<const bf16> dy,
                        const float* norm_weight = nullptr) {
+  if (!pass.geometry.adapts(layer, group)) return;
   const GroupShape& shape = pass.geometry[group];
-  if (shape.tail == 0) return;
   const bool masked = pass.dropout > 0;  // the mask's memory is needed on the way too
   if (!masked) pass.beside.begin(pass.stream);
   const cudaStream_t stream = masked ? pass.stream : pass.beside.stream;
@@ -115,22 +113,26 @@ void adapter_gradients(const DevicePass& pass, std::int64_t layer, Group group, 
     rmsnorm_forward(norm(pass.spec, norm_weight), {const_cast<bf16*>(x.data), x.rows, x.cols, x.stride}, {}, normed, nullptr, stream);
     x = normed;
   }
-  const std::int64_t rank = pass.geometry.rank, slot = slot_columns(rank);
   const View<float> of_a(pass.work.adapter_sums, shape.tail, shape.inputs), of_b(of_a.row(shape.tail), shape.tail, shape.outputs);
   const View<const bf16> dlow = dy.columns(shape.outputs, shape.tail);
   gemm(GemmForm::tn, pass.low(buffers, group), dy.columns(0, shape.outputs), of_b, stream);              // [tail, outputs]
   if (!masked) gemm(GemmForm::tn, dlow, x, of_a, stream);                                                // [tail, inputs]
   std::vector<LoraGradient> gradients;
   for (const GroupPart& part : shape.parts) {
-    if (!part.adapted) continue;
+    const LoraPair* at = pass.adapter.pair(layer, part.projection);
+    if (at == nullptr) continue;
     const std::int64_t first = part.first_slot;
-    if (masked) gemm(GemmForm::tn, dlow.columns(first, slot), masked_input(pass, layer, part.projection, x), of_a.row_range(first, slot), stream);
-    const LoraPair& at = *pass.adapter.pair(layer, part.projection);
-    gradients.push_back({of_b.row_range(first, rank).columns(part.first_output, part.outputs), pass.gradients + at.b, true, at.scale});
-    gradients.push_back({of_a.row_range(first, rank), pass.gradients + at.a, false, 1.0f});
+    if (masked) gemm(GemmForm::tn, dlow.columns(first, part.slot), masked_input(pass, layer, part.projection, x), of_a.row_range(first, part.slot), stream);
+    gradients.push_back({of_b.row_range(first, at->rank).columns(part.first_output, part.outputs), pass.gradients + at->b, true, at->scale});
+    gradients.push_back({of_a.row_range(first, at->rank), pass.gradients + at->a, false, 1.0f});
   }
   lora_add_gradients(gradients, stream);
   if (!masked) pass.beside.end();
+}
+
+// The weights that the backward comes to next, once this layer's were used.
+void decode_before(const DevicePass& pass, std::int64_t layer, Group group) {
+  if (layer > pass.lowest) pass.stage.prefetch(layer - 1, group);
 }
 
 // d(middle) from d(layer output), in place.
@@ -149,12 +151,12 @@ void mlp_backward(const DevicePass& pass, std::int64_t layer, const LayerBuffers
   input_gradient(pass, layer, Group::down, dout, gated.columns(0, spec.ffn));                            // d(gated) [T, ffn]
   glu_backward(spec.activation, gated.columns(0, spec.ffn), gate_up_rows.columns(0, 2 * spec.ffn), gated.columns(0, spec.ffn), pass.stream);  // now dgate, dup; gated
   adapter_gradients(pass, layer, Group::down, gated.columns(0, spec.ffn), a, dout);
-  pass.stage.prefetch(layer - 1, Group::down);
+  decode_before(pass, layer, Group::down);
   const View<bf16> dinput = pass.rows(pass.work.dinput, spec.hidden);
   fill_gradient_tail(pass, layer, Group::gate_up, gate_up_rows);
   adapter_gradients(pass, layer, Group::gate_up, pass.rows(a.middle, spec.hidden), a, gate_up_rows, w.mlp_norm);
   input_gradient(pass, layer, Group::gate_up, gate_up_rows, dinput);                                     // [T, hidden]
-  pass.stage.prefetch(layer - 1, Group::gate_up);
+  decode_before(pass, layer, Group::gate_up);
   pass.beside.join(pass.stream);
   rmsnorm_backward(norm(spec, w.mlp_norm), pass.rows(a.middle, spec.hidden), a.mlp_rstd, dinput, dhidden, true, pass.stream);
 }
@@ -176,7 +178,7 @@ void attention_half_backward(const DevicePass& pass, std::int64_t layer, View<co
   fill_gradient_tail(pass, layer, Group::o, dout);
   adapter_gradients(pass, layer, Group::o, attention.columns(0, q), a, dout);
   input_gradient(pass, layer, Group::o, dout, dattention);                                               // [T, heads·head_dim]
-  pass.stage.prefetch(layer - 1, Group::o);
+  decode_before(pass, layer, Group::o);
 
   const View<bf16> dqkv = pass.rows(pass.work.dqkv, qkv.rows()), seen = pass.rows(a.qkv, qkv.outputs);
   attention_backward(attention_shape(spec, layer), seen.columns(0, q), seen.columns(q, kv), seen.columns(q + kv, kv), pass.tiles, attention.columns(0, q), a.lse,
@@ -187,7 +189,7 @@ void attention_half_backward(const DevicePass& pass, std::int64_t layer, View<co
   fill_gradient_tail(pass, layer, Group::qkv, dqkv);
   adapter_gradients(pass, layer, Group::qkv, x, a, dqkv, w.input_norm);
   if (input) input_gradient(pass, layer, Group::qkv, dqkv, dinput);                                      // [T, hidden]
-  pass.stage.prefetch(layer - 1, Group::qkv);
+  decode_before(pass, layer, Group::qkv);
   pass.beside.join(pass.stream);
   if (input) rmsnorm_backward(norm(spec, w.input_norm), x, a.input_rstd, dinput, dhidden, true, pass.stream);
 }

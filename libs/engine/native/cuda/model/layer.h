@@ -41,6 +41,7 @@ struct DevicePass {
   std::vector<DeviceRotation> rotations;       // one for each of spec.ropes
   float dropout = 0;                           // 0 outside training
   const std::uint64_t* dropout_seed = nullptr;  // on the device
+  std::int64_t lowest = 0;    // the layer at which the backward ends
   bool lows_kept = false;     // the layers' `low` hold what this micro-batch's forward computed: in the backward
   bool decode_ahead = false;  // a product's weights of the next layer are decoded once this layer's were used: in the forward
 

@@ -29,14 +29,12 @@ void WeightStage::decode(std::int64_t layer, Group group, View<bf16> to, cudaStr
 }
 
 void WeightStage::pack(std::int64_t layer, Group group, View<bf16> to, cudaStream_t stream) const {
+  if (!geometry_.adapts(layer, group)) return;
   const GroupShape& shape = geometry_[group];
-  if (shape.tail == 0) return;
   std::vector<LoraPart> parts;
   for (const GroupPart& part : shape.parts)
-    if (part.adapted) {
-      const LoraPair& at = *adapter_.pair(layer, part.projection);
-      parts.push_back({master_ + at.a, master_ + at.b, at.rank, at.scale, part.first_output, part.outputs, part.first_slot});
-    }
+    if (const LoraPair* at = adapter_.pair(layer, part.projection))
+      parts.push_back({master_ + at->a, master_ + at->b, at->rank, at->scale, part.first_output, part.outputs, part.first_slot});
   lora_pack(parts, to, shape.tail, stream);
 }
 

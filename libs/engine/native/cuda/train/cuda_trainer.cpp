@@ -17,6 +17,7 @@ namespace {
 const LoraConfig& adapter_config(const TrainerOptions& options) {
   check_trainer_options(options);
   require(Code::unsupported, options.lora.has_value(), "full-parameter training runs on the CPU only; train an adapter, or use device cpu");
+  require(Code::unsupported, !options.lora->dora && options.lora->modules_to_save.empty(), "DoRA and whole modules are trained on the CPU only; leave them out, or use device cpu");
   return *options.lora;
 }
 

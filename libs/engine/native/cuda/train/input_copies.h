@@ -1,6 +1,6 @@
 // input_copies.h: inputs of layers on their way to pinned host memory and back, on a stream of their own.
-//   Offloaded layers 0 … n − 1 share kOffloadBuffers device buffers, layer l's at x[l % kOffloadBuffers]. The last kOffloadBuffers of them are still there when
-//   the backward begins and never travel.
+//   Layers are counted from the lowest that the backward comes to. Offloaded layers 0 … n − 1 share kOffloadBuffers device buffers, layer l has number
+//   l % kOffloadBuffers. The last kOffloadBuffers of them are still there when the backward begins and never travel.
 #pragma once
 
 #include <array>

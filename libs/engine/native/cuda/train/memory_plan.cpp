@@ -51,20 +51,20 @@ std::string table_of(const RunShape& shape, const MemoryPlan& plan) {
 }  // namespace
 
 std::vector<MemoryChoice> memory_choices(const RunShape& shape, std::int64_t tokens) {
-  const std::int64_t layers = shape.spec.layers;
+  const std::int64_t layers = shape.spec.layers, trained = shape.trained_layers();
   std::vector<MemoryChoice> choices;
   MemoryChoice choice;
   choice.loss_rows = std::min(kFewLossRows, tokens);
   choice.embedding_on_device = shape.spec.tied;
   // Fewer layers than buffers on the way would save nothing.
-  for (choice.offloaded = layers; choice.offloaded > kOffloadBuffers; --choice.offloaded) choices.push_back(choice);
+  for (choice.offloaded = trained; choice.offloaded > kOffloadBuffers; --choice.offloaded) choices.push_back(choice);
   choice.offloaded = 0;
   choices.push_back(choice);
   choice.scratch_for_each_group = true;
   choices.push_back(choice);
   choice.loss_rows = std::min(kManyLossRows, tokens);
   choices.push_back(choice);
-  while (choice.kept < layers) {
+  while (choice.kept < trained) {
     choice.partly = 1;
     choices.push_back(choice);
     choice.partly = 0;
@@ -110,7 +110,7 @@ TrainingPlan MemoryPlan::describe(const RunShape& shape) const {
   plan.kept_layers = choice.kept;
   plan.partly_kept_layers = choice.partly;
   plan.offloaded_layers = choice.offloaded;
-  plan.recomputed_layers = shape.spec.layers - choice.kept - choice.partly - choice.offloaded;
+  plan.recomputed_layers = shape.trained_layers() - choice.kept - choice.partly - choice.offloaded;
   plan.decoded_layers = choice.decoded;
   plan.embedding_on_device = choice.embedding_on_device;
   plan.table = table_of(shape, *this);

@@ -30,27 +30,20 @@ ModelSpec qwen(std::int64_t hidden, std::int64_t ffn, std::int64_t heads, std::i
 // A run of rank 16 on all seven projections of a doubly quantized base.
 struct Run {
   ModelSpec spec;
-  LoraConfig lora{16, 16, 0, false, known_target_modules(), ""};
-  Geometry geometry = make_geometry(spec, lora);
+  LoraAdapter adapter;
+  Geometry geometry = make_geometry(spec, adapter);
   BaseFormat format = nf4_format(spec);
-  std::vector<OptimizerRun> runs;
-  std::int64_t trained = 0;
+  std::vector<OptimizerRun> runs = optimizer_runs(eight_bit(), trainable_tensors(adapter));
 
-  explicit Run(ModelSpec model) : spec(std::move(model)) {
-    std::vector<TrainableTensor> tensors;
-    for (std::int64_t l = 0; l < spec.layers; ++l)
-      for (int p = 0; p < kProjections; ++p) {
-        const auto projection = static_cast<Projection>(p);
-        for (const std::int64_t size : {lora.rank * spec.columns(projection), lora.rank * spec.rows(projection)}) {
-          tensors.push_back({"t", trained, size, true, false});
-          trained += size;
-        }
-      }
+  explicit Run(ModelSpec model, const LoraConfig& lora = {16, 16, 0, false, known_target_modules(), ""})
+      : spec(std::move(model)), adapter(LoraAdapter::layout_of(spec, lora)) {}
+  RunShape shape() const { return {spec, geometry, format, runs, adapter}; }
+
+  static OptimizerOptions eight_bit() {
     OptimizerOptions options;
     options.kind = OptimizerKind::adamw_8bit;
-    runs = optimizer_runs(options, tensors);
+    return options;
   }
-  RunShape shape() const { return {spec, geometry, format, runs, trained}; }
 };
 
 Run run_7b() { return Run(qwen(3584, 18944, 28, 4, 152064)); }
@@ -77,7 +70,7 @@ TEST("a 7B run of one row of 1024 tokens fits 6.0 GB, a 1.5B run 2.0 GB") {
 
 TEST("the parts that every run has are the bytes computed by hand") {
   const Run run = run_7b();
-  CHECK_EQ(run.trained, 40'370'176);
+  CHECK_EQ(run.adapter.size(), 40'370'176);
   const MemoryUse use = measure(run.shape(), memory_choices(run.shape(), 1024).front(), 1024);
   // NF4 blocks 3.366 GB, head 1.090 GB, adapter and gradients 0.161 GB each, 8-bit state 0.082 GB
   CHECK_CLOSE(static_cast<double>(use.fixed), 3.366e9 + 1.090e9 + 2 * 0.1615e9 + 0.082e9, 0.01e9);
@@ -109,6 +102,20 @@ TEST("one byte less than the least is refused with what is missing") {
   } catch (const Error& error) {
     CHECK(error.message().find("MiB more than the budget of 4096.0 MiB") != std::string::npos);
   }
+}
+
+TEST("layers below the first that is adapted keep nothing, and are not counted among those that do") {
+  LoraConfig lora{16, 16, 0, false, known_target_modules(), ""};
+  lora.layers = {21, 22, 23, 24, 25, 26, 27};
+  const Run all = run_7b(), some(qwen(3584, 18944, 28, 4, 152064), lora);
+  CHECK_EQ(plan_memory(some.shape(), 8192, std::int64_t{80} << 30).choice.kept, 7);
+  const auto inputs = [](const Run& run) {  // of all layers but the last, where every layer keeps its input alone
+    const std::vector<MemoryChoice> choices = memory_choices(run.shape(), 8192);
+    const auto nothing_offloaded = std::ranges::find(choices, 0, &MemoryChoice::offloaded);
+    return measure(run.shape(), *nothing_offloaded, 8192).step;
+  };
+  CHECK(inputs(all) - inputs(some) >= 19 * std::int64_t{8192} * 3584 * 2);  // two of the 21 remain
+  CHECK_EQ(plan_memory(some.shape(), 8192, std::int64_t{80} << 30).describe(some.shape()).recomputed_layers, 0);
 }
 
 TEST("8 rows of 1024 tokens of a 7B base keep every activation within 80 GiB, and train within 7 GiB") {

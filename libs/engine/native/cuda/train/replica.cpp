@@ -46,8 +46,8 @@ void copy_in(T* to, const std::vector<T>& from) {
 }  // namespace
 
 Replica::Replica(int device, const TrainingBase& base, const LoraAdapter& adapter, const std::vector<OptimizerRun>& runs, std::int64_t tokens, std::int64_t budget)
-    : device_(device), base_(base), adapter_(adapter), runs_(runs), geometry_(make_geometry(base.spec, adapter.config())), format_(base_format(base.weights)),
-      plan_(first_plan(shape(), device, tokens, budget)), fixed_memory_(plan_.use.fixed), results_(static_cast<std::int64_t>(sizeof(StepScalars))),
+    : device_(device), base_(base), adapter_(adapter), runs_(runs), geometry_(make_geometry(base.spec, adapter)), format_(base_format(base.weights)),
+      lowest_(lowest_trained_layer(&adapter)), plan_(first_plan(shape(), device, tokens, budget)), fixed_memory_(plan_.use.fixed), results_(static_cast<std::int64_t>(sizeof(StepScalars))),
       constants_(static_cast<std::int64_t>(runs.size() * sizeof(AdamWConstants))), ropes_(base.spec.ropes) {
   DeviceArena arena(fixed_memory_.data(), fixed_memory_.bytes());
   fixed_ = FixedMemory::take(arena, shape());
@@ -220,7 +220,8 @@ DevicePass Replica::make_pass(const StepInput& input, float dropout) {
                   .tiles = {input.tiles, input.tile_count},
                   .rotations = {},
                   .dropout = dropout,
-                  .dropout_seed = input.seeds};
+                  .dropout_seed = input.seeds,
+                  .lowest = lowest_};
   for (std::size_t r = 0; r < base_.spec.ropes.size(); ++r)
     pass.rotations.push_back({step_.cos[r], step_.sin[r], base_.spec.ropes[r].rotary_dim, input.positions[r]});
   return pass;
@@ -236,10 +237,8 @@ void Replica::forward(const DevicePass& pass, const StepInput& input, float neft
     pace(cancel);
     const LayerBuffers& a = step_.layers[static_cast<std::size_t>(layer)];
     attention_forward_half(pass, layer, x(pass, layer), delta, a);
-    if (for_backward) {
-      copies_->leave(layer, step_.x[static_cast<std::size_t>(layer)], input_bytes, stream_);
-      copies_->before_writing(layer + 1, stream_);
-    }
+    if (for_backward && layer >= lowest_) copies_->leave(layer - lowest_, step_.x[static_cast<std::size_t>(layer)], input_bytes, stream_);
+    if (for_backward && layer + 1 >= lowest_) copies_->before_writing(layer + 1 - lowest_, stream_);
     mlp_forward_half(pass, layer, x(pass, layer), a, x(pass, layer + 1));                                // [T, hidden]
     delta = pass.rows(a.middle, spec.hidden);
   }
@@ -273,19 +272,19 @@ void Replica::backward(const DevicePass& pass, const CancelFlag* cancel) {
   const ModelSpec& spec = base_.spec;
   const std::int64_t input_bytes = pass.tokens * spec.hidden * static_cast<std::int64_t>(sizeof(bf16)), tail = geometry_.tail(Group::o, Group::down);
   const View<bf16> dx = pass.rows(step_.dx, spec.hidden + tail);
-  for (std::int64_t layer = spec.layers - 1; layer >= 0; --layer) {
+  for (std::int64_t layer = spec.layers - 1; layer >= lowest_; --layer) {
     pace(cancel);
-    copies_->before_backward(layer, stream_);
+    copies_->before_backward(layer - lowest_, stream_);
     const LayerBuffers& a = step_.layers[static_cast<std::size_t>(layer)];
-    const Keep keep = plan_.choice.keep(layer, spec.layers);
+    const Keep keep = plan_.choice.keep(layer, shape());
     if (keep == Keep::input || keep == Keep::host) {
       attention_forward_half(pass, layer, x(pass, layer), {}, a);
       mlp_forward_half(pass, layer, x(pass, layer), a, {});
     } else if (keep == Keep::part) {
       mlp_forward_half(pass, layer, {}, a, {});
     }
-    layer_backward(pass, layer, x(pass, layer), a, dx, layer == 0 ? InputGradient::unused : InputGradient::wanted);
-    copies_->after_backward(layer, step_.x[static_cast<std::size_t>(layer)], input_bytes, stream_);
+    layer_backward(pass, layer, x(pass, layer), a, dx, layer == lowest_ ? InputGradient::unused : InputGradient::wanted);
+    copies_->after_backward(layer - lowest_, step_.x[static_cast<std::size_t>(layer)], input_bytes, stream_);
   }
 }
 

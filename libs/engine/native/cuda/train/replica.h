@@ -61,7 +61,7 @@ class Replica {
   void write_state(std::size_t run, std::size_t tensor, const void* from);
 
  private:
-  RunShape shape() const { return {base_.spec, geometry_, format_, runs_, adapter_.size()}; }
+  RunShape shape() const { return {base_.spec, geometry_, format_, runs_, adapter_}; }
   void take_step_memory(const MemoryPlan& plan);
   StepInput stage_input(const LabelledBatch& batch, float weight, const Noise& noise);
   DevicePass make_pass(const StepInput& input, float dropout);
@@ -79,6 +79,7 @@ class Replica {
   const std::vector<OptimizerRun>& runs_;
   Geometry geometry_;
   BaseFormat format_;
+  std::int64_t lowest_;  // the layer at which the backward ends
   MemoryPlan plan_;
 
   // The stream outlives what its work uses.

@@ -19,9 +19,9 @@ FixedMemory FixedMemory::take(DeviceArena& arena, const RunShape& shape, Ledger*
   };
   memory.weights = DeviceWeights::take(arena, shape.spec, shape.geometry, shape.format);
   note("base weights and head");
-  memory.values = arena.take<float>(shape.trained);
+  memory.values = arena.take<float>(shape.trained());
   note("adapter, fp32");
-  memory.gradients = arena.take<float>(shape.trained);
+  memory.gradients = arena.take<float>(shape.trained());
   note("gradients, fp32");
   for (const OptimizerRun& run : shape.runs) {
     OptimizerMemory& state = memory.optimizer.emplace_back();
@@ -92,11 +92,18 @@ StepMemory StepMemory::take(DeviceArena& arena, const RunShape& shape, const Mem
   }
   note("micro-batch and rotations");
 
+  const std::int64_t lowest = shape.lowest();
   std::vector<bf16*> passing;
   if (choice.offloaded > 0)
     for (std::int64_t i = 0; i < kOffloadBuffers; ++i) passing.push_back(arena.take<bf16>(tokens * spec.hidden));
-  for (std::int64_t l = 0; l <= spec.layers; ++l)
-    memory.x.push_back(l < choice.offloaded ? passing[static_cast<std::size_t>(l % kOffloadBuffers)] : arena.take<bf16>(tokens * spec.hidden));
+  for (std::int64_t l = 0; l <= spec.layers; ++l) {
+    if (l < lowest && l >= 2)
+      memory.x.push_back(memory.x[static_cast<std::size_t>(l - 2)]);
+    else if (l >= lowest && l - lowest < choice.offloaded)
+      memory.x.push_back(passing[static_cast<std::size_t>((l - lowest) % kOffloadBuffers)]);
+    else
+      memory.x.push_back(arena.take<bf16>(tokens * spec.hidden));
+  }
   memory.dx = arena.take<bf16>(tokens * (spec.hidden + geometry.tail(Group::o, Group::down)));
   note("layers' inputs");
 
@@ -106,8 +113,9 @@ StepMemory StepMemory::take(DeviceArena& arena, const RunShape& shape, const Mem
   note("activations computed again");
   for (std::int64_t l = 0; l < spec.layers; ++l) {
     LayerBuffers& layer = memory.layers.emplace_back(shared);
-    take_adapter_buffers(arena, geometry, tokens, layer);
-    const Keep keep = choice.keep(l, spec.layers);
+    take_adapter_buffers(arena, geometry, l, tokens, layer);
+    if (l < lowest) continue;
+    const Keep keep = choice.keep(l, shape);
     if (keep == Keep::all || keep == Keep::part) take_attention_buffers(arena, spec, geometry, tokens, layer);
     if (keep == Keep::all) take_mlp_buffers(arena, spec, geometry, tokens, layer);
   }

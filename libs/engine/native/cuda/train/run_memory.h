@@ -12,6 +12,7 @@
 #include "cuda/ops/attention.h"
 #include "cuda/runtime/memory.h"
 #include "ops/adamw_rows.h"
+#include "train/micro_step.h"
 #include "train/optimizer.h"
 
 namespace engine::cuda {
@@ -22,23 +23,28 @@ struct RunShape {
   const Geometry& geometry;
   const BaseFormat& format;
   const std::vector<OptimizerRun>& runs;
-  std::int64_t trained = 0;  // values of the adapter
+  const LoraAdapter& adapter;  // its layout
+
+  std::int64_t trained() const noexcept { return adapter.size(); }              // values
+  std::int64_t lowest() const noexcept { return lowest_trained_layer(&adapter); }  // the layer at which the backward ends: those below keep nothing
+  std::int64_t trained_layers() const noexcept { return spec.layers - lowest(); }
 };
 
 // How memory is spent where there is a choice.
 struct MemoryChoice {
   std::int64_t kept = 0;       // the last layers keep everything,
   std::int64_t partly = 0;     // those before them all but the MLP's inner activations,
-  std::int64_t offloaded = 0;  // and the first ones put their inputs into host memory; the rest keep their inputs
+  std::int64_t offloaded = 0;  // and the first that the backward comes to put their inputs into host memory; the rest keep their inputs
   std::int64_t decoded = 0;    // the first layers' weights are kept decoded
   bool scratch_for_each_group = false;  // else one matrix for all
   bool embedding_on_device = false;
   std::int64_t loss_rows = 0;  // labelled rows whose logits exist at once
 
-  Keep keep(std::int64_t layer, std::int64_t layers) const noexcept {
-    if (layer >= layers - kept) return Keep::all;
-    if (layer >= layers - kept - partly) return Keep::part;
-    return layer < offloaded ? Keep::host : Keep::input;
+  // Of a layer at or above the lowest that the backward comes to.
+  Keep keep(std::int64_t layer, const RunShape& shape) const noexcept {
+    if (layer >= shape.spec.layers - kept) return Keep::all;
+    if (layer >= shape.spec.layers - kept - partly) return Keep::part;
+    return layer - shape.lowest() < offloaded ? Keep::host : Keep::input;
   }
 };
 
@@ -104,7 +110,8 @@ struct StepMemory {
   StageMemory stage;
   std::byte* input = nullptr;  // StepInput::bytes
   std::vector<float*> cos, sin;  // of each rope, [tokens, rotary_dim / 2]
-  std::vector<bf16*> x;        // [layers + 1]: inputs of the layers and the last output, [T, hidden]; offloaded layers share kOffloadBuffers
+  std::vector<bf16*> x;        // [layers + 1]: inputs of the layers and the last output, [T, hidden]; offloaded layers share kOffloadBuffers, and layers that
+                               // the backward does not come to take turns with two
   bf16* dx = nullptr;          // [T, hidden, tail of o and down]
   std::vector<LayerBuffers> layers;
   WorkBuffers work;

@@ -595,7 +595,7 @@ export interface LoraSpec {
    * CPU only. Default: none.
    */
   modulesToSave: string[];
-  /** Layers to adapt, from 0, each once. On the CPU only where not all. Default: all. */
+  /** Layers to adapt, from 0, each once. Default: all. */
   layers: number[];
 }
 
