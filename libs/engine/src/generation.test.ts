@@ -137,13 +137,15 @@ describe('generate', () => {
     const sampling = { ...greedy, maxTokens: 60 };
     const alone = ids(await collect(model.generate({ tokens: prompt, sampling })));
     const batches: GenerateStep[][] = [];
-    for await (const batch of model.generateBatches({ tokens: prompt, sampling, gather: { steps: 8, ms: 1_000 } }))
+    for await (const batch of model.generateBatches({ tokens: prompt, sampling, gatherMs: 60_000 }))
       batches.push(batch);
     expect(ids(batches.flat())).toEqual(alone);
-    for (const batch of batches.slice(1, -1)) expect(batch.length).toBeGreaterThanOrEqual(8);
+    // The first goes at once, and so does what follows it, since nothing went before; the rest comes with the end.
+    expect(batches.length).toBeLessThan(6);
     const since = performance.now();
-    for await (const batch of model.generateBatches({ tokens: prompt, sampling, gather: { steps: 1_000, ms: 5 } }))
-      expect(batch.length).toBeGreaterThan(0);
+    const often: GenerateStep[][] = [];
+    for await (const batch of model.generateBatches({ tokens: prompt, sampling, gatherMs: 1 })) often.push(batch);
+    expect(ids(often.flat())).toEqual(alone);
     expect(performance.now() - since).toBeLessThan(5_000);
   });
 

@@ -2,10 +2,9 @@ import { adapterHandle } from './adapter-handles.ts';
 import { call, cancelled } from './call.ts';
 import { constraintHandle } from './constraint.ts';
 import { EngineError, toEngineError } from './errors.ts';
-import { type ModelHandle, type NativeStep, native } from './native.ts';
+import { type ModelHandle, type NativeSteps, native, nativeFinishes } from './native.ts';
 import type {
   ContinuationScore,
-  Gather,
   GenerateOptions,
   GenerateStep,
   GeneratorInfo,
@@ -20,13 +19,21 @@ const maxWaitingSteps = 16_384;
 /** In the engine's order. */
 const priorities = ['interactive', 'batch', 'evaluation'] as const;
 
-const stepOf = ({ tokenId, logprob, cachedTokens, topLogprobs, finish }: NativeStep): GenerateStep => ({
-  tokenId,
-  logprob,
-  cachedTokens,
-  ...(topLogprobs.length > 0 && { topLogprobs }),
-  ...(finish !== null && { finish }),
-});
+/** Appends native steps to `to`. */
+function addSteps(to: GenerateStep[], steps: NativeSteps, tops: { tokenId: number; logprob: number }[][] | null): void {
+  for (let at = 0; at < steps.length; at += 4) {
+    const step: GenerateStep = {
+      tokenId: steps[at] ?? 0,
+      logprob: steps[at + 1] ?? 0,
+      cachedTokens: steps[at + 2] ?? 0,
+    };
+    const finish = nativeFinishes[steps[at + 3] ?? 0];
+    if (finish !== undefined) step.finish = finish;
+    const top = tops?.[at / 4];
+    if (top !== undefined && top.length > 0) step.topLogprobs = top;
+    to.push(step);
+  }
+}
 
 export const openGenerator = (model: ModelHandle, o: GeneratorOptions = {}): Promise<GeneratorInfo> =>
   call(undefined, () =>
@@ -38,40 +45,30 @@ export const openGenerator = (model: ModelHandle, o: GeneratorOptions = {}): Pro
   );
 
 /**
- * Steps as they come, several together where `gather` lets them wait for each other. Starts with the first `next`; leaving the loop early, an abort and
+ * Steps as they come, several together where `gatherMs` lets them wait for each other. Starts with the first `next`; leaving the loop early, an abort and
  * an error all stop the engine's work on the request.
  */
 export async function* generateBatches(
   model: ModelHandle,
-  o: GenerateOptions & { gather?: Gather | undefined },
+  o: GenerateOptions & { gatherMs?: number | undefined },
 ): AsyncGenerator<GenerateStep[], void, void> {
-  const { signal, gather } = o;
+  const { signal } = o;
   if (signal?.aborted) throw cancelled();
   let waiting: GenerateStep[] = [];
   let ended = false;
   let failure: EngineError | undefined;
   let wake = () => {};
-  /** The first step goes at once, and so does what has waited its time. */
-  let isDue = true;
-  let timer: NodeJS.Timeout | undefined;
-  const ready = () => waiting.length > 0 && (isDue || ended || waiting.length >= (gather?.steps ?? 1));
-  const onSteps = (steps: NativeStep[], isEnd: boolean, error: Error | null) => {
-    for (const step of steps) waiting.push(stepOf(step));
+  const onSteps: OnSteps = (steps, tops, isEnd, error) => {
+    addSteps(waiting, steps, tops);
     ended = isEnd;
     if (error) failure ??= toEngineError(error);
     if (waiting.length > maxWaitingSteps && !ended && failure === undefined) {
       failure = new EngineError('cancelled', `the answer is read too slowly: ${waiting.length} tokens wait`);
       native.cancelGeneration(model, request);
     }
-    if (ended || failure || ready()) wake();
-    else timer ??= setTimeout(onTime, gather?.ms ?? 0);
-  };
-  const onTime = () => {
-    timer = undefined;
-    isDue = true;
     wake();
   };
-  const request = submit(model, o, onSteps);
+  const request = submit(model, o, onSteps, { gatherMs: o.gatherMs ?? 0 });
   const onAbort = () => {
     native.cancelGeneration(model, request);
     wake();
@@ -80,12 +77,9 @@ export async function* generateBatches(
   try {
     for (;;) {
       if (signal?.aborted) throw cancelled();
-      if (ready() || (failure && waiting.length > 0)) {
+      if (waiting.length > 0) {
         const batch = waiting;
         waiting = [];
-        isDue = false;
-        clearTimeout(timer);
-        timer = undefined;
         yield batch;
       } else if (failure) {
         throw failure;
@@ -98,7 +92,6 @@ export async function* generateBatches(
       }
     }
   } finally {
-    clearTimeout(timer);
     signal?.removeEventListener('abort', onAbort);
     if (!ended) native.cancelGeneration(model, request);
   }
@@ -138,23 +131,18 @@ export async function scoreContinuation(model: ModelHandle, o: ScoreContinuation
   let done = 0;
   let cachedTokens = 0;
   const ended = Promise.withResolvers<void>();
-  const onSteps = (steps: NativeStep[], isEnd: boolean, error: Error | null) => {
-    for (const step of steps) {
-      if (done === 0) cachedTokens = step.cachedTokens;
-      logprobs[done++] = step.logprob;
-    }
+  const onSteps: OnSteps = (steps, _tops, isEnd, error) => {
+    if (done === 0) cachedTokens = steps[2] ?? 0;
+    for (let at = 0; at < steps.length; at += 4) logprobs[done++] = steps[at + 1] ?? 0;
     if (error) ended.reject(toEngineError(error));
     else if (isEnd) ended.resolve();
   };
   const tokens = new Uint32Array(prompt.length + continuation.length);
   tokens.set(prompt);
   tokens.set(continuation, prompt.length);
-  const request = submit(
-    model,
-    { priority: 'evaluation', ...o, tokens, sampling: noSampling },
-    onSteps,
-    continuation.length,
-  );
+  const request = submit(model, { priority: 'evaluation', ...o, tokens, sampling: noSampling }, onSteps, {
+    scored: continuation.length,
+  });
   const onAbort = () => native.cancelGeneration(model, request);
   signal?.addEventListener('abort', onAbort, { once: true });
   try {
@@ -165,11 +153,13 @@ export async function scoreContinuation(model: ModelHandle, o: ScoreContinuation
   }
 }
 
+type OnSteps = Parameters<typeof native.generate>[5];
+
 function submit(
   model: ModelHandle,
   o: GenerateOptions,
-  onSteps: Parameters<typeof native.generate>[5],
-  scored = 0,
+  onSteps: OnSteps,
+  { scored = 0, gatherMs = 0 }: { scored?: number; gatherMs?: number },
 ): number {
   const sampling = { ...o.sampling, logitBias: o.sampling.logitBias ?? [], logprobs: o.sampling.logprobs ?? 0 };
   try {
@@ -179,6 +169,7 @@ function submit(
       constraint: constraintHandle(o.constraint),
       priority: priorities.indexOf(o.priority ?? 'interactive'),
       prefixScope: o.prefixScope ?? null,
+      gatherMs,
     };
     return native.generate(model, o.tokens, adapterHandle(o.adapter), sampling, options, onSteps);
   } catch (error) {

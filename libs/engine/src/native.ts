@@ -75,13 +75,9 @@ export type NativeSampling = {
   logprobs: number;
 };
 
-export type NativeStep = {
-  tokenId: number;
-  logprob: number;
-  topLogprobs: { tokenId: number; logprob: number }[];
-  cachedTokens: number;
-  finish: 'stop' | 'length' | 'complete' | null;
-};
+/** Of each step four numbers: token, log-probability, tokens of the prompt that came from the cache, and how the sequence ends with it (0: it does not). */
+export type NativeSteps = Float64Array;
+export const nativeFinishes = [undefined, 'stop', 'length', 'complete'] as const;
 
 export type Native = {
   readonly version: string;
@@ -190,8 +186,15 @@ export type Native = {
       constraint: ConstraintHandle | null;
       priority: number;
       prefixScope: Uint8Array | null;
+      gatherMs: number;
     },
-    onSteps: (steps: NativeStep[], ended: boolean, error: Error | null) => void,
+    onSteps: (
+      steps: NativeSteps,
+      /** Of each step the most likely tokens; null where none were asked for. */
+      tops: { tokenId: number; logprob: number }[][] | null,
+      ended: boolean,
+      error: Error | null,
+    ) => void,
   ): number;
   generationLoad(model: ModelHandle): GenerationLoad | null;
   cancelGeneration(model: ModelHandle, request: number): void;

@@ -185,8 +185,11 @@ export interface Model {
   openGenerator(o?: GeneratorOptions): Promise<GeneratorInfo>;
   /** Several may run at once; they share the machine fairly. */
   generate(o: GenerateOptions): AsyncIterable<GenerateStep>;
-  /** The same with several steps at a time, at a fraction of the cost for each. */
-  generateBatches(o: GenerateOptions & { gather?: Gather | undefined }): AsyncIterable<GenerateStep[]>;
+  /**
+   * The same with several steps at a time, at a fraction of the cost for each. With `gatherMs` steps after the first may wait so long for those that
+   * follow, of all requests that gather; what waits longer than that goes after the step that runs then.
+   */
+  generateBatches(o: GenerateOptions & { gatherMs?: number | undefined }): AsyncIterable<GenerateStep[]>;
   /** Log-probabilities of given tokens, computed beside what is generated: in the same queue and steps, over the same cache. */
   scoreContinuation(o: ScoreContinuationOptions): Promise<ContinuationScore>;
   /** Undefined before the first generation. */
@@ -440,9 +443,6 @@ export type GeneratorInfo = {
   /** Key and value blocks. */
   totalBlocks: number;
 };
-
-/** Steps wait for each other: at most so many, or so long. The first never waits. */
-export type Gather = { steps: number; ms: number };
 
 export type ScoreContinuationOptions = {
   /** At least one token. */

@@ -25,11 +25,13 @@ type AnyMethod = (request: unknown, context: CallContext) => unknown;
 
 /**
  * Binds handlers to a generated service definition. A method without a handler answers UNIMPLEMENTED, reason
- * METHOD_NOT_IMPLEMENTED; a request that does not decode answers INVALID_ARGUMENT, reason REQUEST_MALFORMED.
+ * METHOD_NOT_IMPLEMENTED; a request that does not decode answers INVALID_ARGUMENT, reason REQUEST_MALFORMED. Messages of the methods in `whole` have all
+ * their fields, so that none is copied to fill in what is missing.
  */
 export function bind<D extends TsProtoServiceDefinition>(
   definition: D,
   implementation: PartialImplementation<D>,
+  whole: readonly (keyof D['methods'])[] = [],
 ): ServiceBinding {
   const methods: Record<string, MethodDefinition<unknown, unknown, unknown, unknown>> = {};
   const handlers: Record<string, AnyMethod> = {};
@@ -47,7 +49,9 @@ export function bind<D extends TsProtoServiceDefinition>(
           return malformed;
         }
       },
-      responseSerialize: encoderOf(method.responseType),
+      responseSerialize: whole.includes(key)
+        ? (message) => method.responseType.encode(message).finish()
+        : encoderOf(method.responseType),
       responseDeserialize: (bytes) => method.responseType.decode(bytes),
       options: method.options,
     };

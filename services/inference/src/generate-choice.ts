@@ -17,13 +17,17 @@ export type ChoiceOptions = {
   /** Where the engine may look for beginnings that it has read before. */
   prefixScope: Uint8Array | undefined;
   priority: 'interactive' | 'batch' | 'evaluation';
+  gatherMs: number;
   /** Waited for before anything is generated. */
   after?: Promise<void>;
   onFirstToken?: () => void;
 };
 
-/** Steps are taken together: so few, and so short, that nobody sees it. Every step by itself would cost the process more than the rest of serving it. */
-const gather = { steps: 8, ms: 25 };
+/**
+ * Steps are taken together, for so short that nobody sees it: every step by itself would cost the process more than the rest of serving it. With many
+ * answers at once, what a reader has to read at a time matters less than that one thread can send them all.
+ */
+export const gatherMsOf = (running: number): number => (running <= 16 ? 25 : 40);
 
 const milliseconds = (ms: number) => ({ seconds: Math.floor(ms / 1000), nanos: Math.round((ms % 1000) * 1e6) });
 
@@ -71,15 +75,19 @@ const untilTagEnd = (text: string, rest: string): string => {
  */
 type End = 'done' | 'length' | 'cut' | 'answer';
 
+/** Takes what is made, as it is made. */
+export type Emit = (event: inference.GenerateEvent) => void;
+
 /**
  * Makes one answer. If the reasoning uses up its budget, or the model stops inside it, `</think>` is put in its place and the answer follows: a
  * truncated thought is never returned as the answer. A constraint holds for the answer alone.
  */
-export async function* generateChoice(
+export async function generateChoice(
   prepared: Prepared,
   options: ChoiceOptions,
   signal: AbortSignal,
-): AsyncGenerator<inference.GenerateEvent> {
+  emit: Emit,
+): Promise<void> {
   const { base, adapter, started, stopTokenIds, constraint } = prepared;
   const { tokenizer } = base;
   const sampling = started.sampling ?? inference.Sampling.fromPartial({});
@@ -180,7 +188,7 @@ export async function* generateChoice(
     return assembler.channel === 'reasoning' && reasoningTokens >= budget ? 'cut' : undefined;
   }
 
-  async function* run(limit: number, rule: Constraint | undefined): AsyncGenerator<inference.GenerateEvent, End> {
+  async function run(limit: number, rule: Constraint | undefined): Promise<End> {
     const batches = base.model.generateBatches({
       tokens: Uint32Array.from([...prepared.tokens, ...following]),
       generated: following.length,
@@ -189,7 +197,7 @@ export async function* generateChoice(
       ...(adapter === undefined ? {} : { adapter }),
       sampling: engineSampling(sampling, stopTokenIds, options.choice, limit, options.logprobs),
       ...(rule === undefined ? {} : { constraint: rule }),
-      gather,
+      gatherMs: options.gatherMs,
       signal,
     });
     // Leaving the loop ends the generation in the engine; steps that came after an end are nobody's.
@@ -199,7 +207,7 @@ export async function* generateChoice(
       for (const step of batch) if (end === undefined) end = take(step, out);
       if (dropped !== undefined) await dropAnswerOf(dropped.tokenId, dropped.rest);
       dropped = undefined;
-      for (const event of out) yield event;
+      for (const event of out) emit(event);
       if (end !== undefined) return end;
     }
     return 'length';
@@ -207,20 +215,20 @@ export async function* generateChoice(
 
   const left = () => Math.min(maxTokens - reasoningTokens - answerTokens, room - following.length);
   let end: End = 'cut';
-  if (!started.startsInsideThink) end = yield* run(maxTokens, constraint);
+  if (!started.startsInsideThink) end = await run(maxTokens, constraint);
   // A budget of zero tokens leaves nothing to generate before the thought is closed.
-  else if (budget > 0) end = yield* run(budget, undefined);
+  else if (budget > 0) end = await run(budget, undefined);
   // Closing tokens take of the context, not of max_tokens.
   const mayAnswer = reasoningTokens + answerTokens < maxTokens && following.length + closing.length < room;
   if (end !== 'done' && assembler.channel === 'reasoning' && mayAnswer) {
-    for (const id of closing) yield* delta(assembler.push(id).pieces, undefined);
+    for (const id of closing) for (const event of delta(assembler.push(id).pieces, undefined)) emit(event);
     following.push(...closing);
   }
-  if (end !== 'done' && left() > 0 && assembler.channel === 'answer') yield* run(left(), constraint);
+  if (end !== 'done' && left() > 0 && assembler.channel === 'answer') await run(left(), constraint);
 
   reason ??= assembler.channel === 'reasoning' ? Reason.REASONING_BUDGET : Reason.LENGTH;
   const rest = assembler.flush();
-  if (rest.length > 0) yield* delta(rest, undefined);
+  if (rest.length > 0) for (const event of delta(rest, undefined)) emit(event);
   const total = performance.now() - begin;
   const finished: inference.Finished = {
     choice: options.choice,
@@ -238,5 +246,5 @@ export async function* generateChoice(
       decode: milliseconds(total - (firstTokenMs ?? total)),
     },
   };
-  yield { event: { $case: 'finished', value: finished } };
+  emit({ event: { $case: 'finished', value: finished } });
 }

@@ -4,8 +4,7 @@ import { inference } from '@medmesh/proto';
 import { attribute, errorType, failSpan, startSpan } from '@medmesh/telemetry';
 import { context } from '@opentelemetry/api';
 import type { Admission } from './admission.ts';
-import { generateChoice } from './generate-choice.ts';
-import { mergeStreams } from './merge-streams.ts';
+import { type ChoiceOptions, type Emit, gatherMsOf, generateChoice } from './generate-choice.ts';
 import type { PrefixSource } from './prefix-scope.ts';
 import { type PrepareDeps, type Prepared, prepareRequest } from './prepare-request.ts';
 import { readBehind } from './read-behind.ts';
@@ -32,8 +31,6 @@ export const priorityNames = ['interactive', 'batch', 'evaluation'] as const;
 export const priorityOf = ({ priority }: { priority: inference.Priority }): number =>
   priority === inference.Priority.BATCH ? 1 : priority === inference.Priority.EVALUATION ? 2 : 0;
 
-type Events = AsyncGenerator<inference.GenerateEvent>;
-
 /** How tokens are chosen, as span attributes; stop strings are a caller's text and stay out. */
 const samplingAttributes = (sampling: inference.Sampling | undefined) => ({
   [attribute.genAiRequestTemperature]: sampling?.temperature ?? 0,
@@ -45,46 +42,48 @@ const samplingAttributes = (sampling: inference.Sampling | undefined) => ({
 });
 
 /** The events of a prepared request: one `started`, deltas, one `finished` for each choice. */
-async function* answer(
+async function answer(
   prepared: Prepared,
   request: inference.GenerateRequest,
-  queuedMs: number,
-  prefixScope: Uint8Array | undefined,
+  more: Pick<ChoiceOptions, 'queuedMs' | 'prefixScope' | 'gatherMs'>,
   signal: AbortSignal,
-): Events {
-  yield { event: { $case: 'started', value: prepared.started } };
+  emit: Emit,
+): Promise<void> {
+  emit({ event: { $case: 'started', value: prepared.started } });
   const wanted = request.logprobs;
   const logprobs = wanted !== undefined && (wanted.chosen || wanted.top > 0) ? wanted.top : undefined;
   const count = prepared.started.sampling?.n ?? 1;
   const priority = priorityNames[priorityOf(request)] ?? 'interactive';
-  const options = { logprobs, reasoning: request.reasoning, queuedMs, prefixScope, priority };
+  const options = { ...more, logprobs, reasoning: request.reasoning, priority };
   if (count === 1) {
-    yield* generateChoice(prepared, { ...options, choice: 0 }, signal);
+    await generateChoice(prepared, { ...options, choice: 0 }, signal, emit);
     return;
   }
   const promptRead = Promise.withResolvers<void>();
-  const first = generateChoice(prepared, { ...options, choice: 0, onFirstToken: () => promptRead.resolve() }, signal);
+  const failed = new AbortController();
+  const choice = (index: number, order: Partial<ChoiceOptions>) =>
+    generateChoice(prepared, { ...options, ...order, choice: index }, AbortSignal.any([signal, failed.signal]), emit);
   // The prompt is read once: the other choices begin when the first has read it, or has ended without.
-  const leader = (async function* () {
-    try {
-      yield* first;
-    } finally {
-      promptRead.resolve();
-    }
-  })();
-  const others = Array.from({ length: count - 1 }, (_, i) =>
-    generateChoice(prepared, { ...options, choice: i + 1, after: promptRead.promise }, signal),
-  );
-  yield* mergeStreams([leader, ...others]);
+  const first = choice(0, { onFirstToken: () => promptRead.resolve() }).finally(() => promptRead.resolve());
+  const others = Array.from({ length: count - 1 }, (_, i) => choice(i + 1, { after: promptRead.promise }));
+  try {
+    await Promise.all([first, ...others]);
+  } catch (error) {
+    // None goes on without the others, and none is left behind.
+    failed.abort(error);
+    await Promise.allSettled([first, ...others]);
+    throw error;
+  }
 }
 
 /** Makes an answer. Ending the call, Cancel, and a full queue's deadline all stop it at the next token. */
-async function* produce(
+async function produce(
   deps: GenerateDeps,
   request: inference.GenerateRequest,
   tenant: string,
   callSignal: AbortSignal,
-): Events {
+  emit: Emit,
+): Promise<void> {
   const requestId = request.requestId || randomUUID();
   const key = runningKey(tenant, requestId);
   if (deps.running.has(key))
@@ -126,7 +125,8 @@ async function* produce(
     let reasoning = 0;
     let cached = 0;
     const reasons: string[] = [];
-    for await (const event of answer(prepared, request, place.queuedMs, scope, signal)) {
+    const more = { queuedMs: place.queuedMs, prefixScope: scope, gatherMs: gatherMsOf(deps.admission.running) };
+    await answer(prepared, request, more, signal, (event) => {
       if (event.event?.$case === 'delta') {
         if (tokens === 0) {
           const seconds = (performance.now() - received) / 1000;
@@ -150,8 +150,8 @@ async function* produce(
         cached = event.event.value.usage?.cachedTokenCount ?? 0;
         deps.metrics.finished(model, reason, (performance.now() - received) / 1000, event.event.value);
       }
-      yield event;
-    }
+      emit(event);
+    });
     span.setAttributes({
       [attribute.genAiUsageOutputTokens]: tokens,
       [attribute.genAiUsageReasoningTokens]: reasoning,
@@ -172,15 +172,16 @@ async function* produce(
 }
 
 /** Streams an answer. A slow reader holds nothing but the text it has not read: the engine does not wait for it, and its place is free at the end. */
-export async function* generate(
+export function generate(
   deps: GenerateDeps,
   request: inference.GenerateRequest,
   tenant: string,
   callSignal: AbortSignal,
-): Events {
-  const left = new AbortController();
-  const signal = AbortSignal.any([callSignal, left.signal]);
-  yield* readBehind(produce(deps, request, tenant, signal), deps.maxUnreadBytes, () => left.abort());
+): AsyncGenerator<inference.GenerateEvent> {
+  return readBehind(
+    (emit, left) => produce(deps, request, tenant, AbortSignal.any([callSignal, left]), emit),
+    deps.maxUnreadBytes,
+  );
 }
 
 /** The same, collected. */
@@ -193,7 +194,7 @@ export async function complete(
   const result = inference.GenerateResult.fromPartial({});
   const choiceAt = (index: number): inference.GenerateChoice =>
     (result.choices[index] ??= inference.GenerateChoice.fromPartial({}));
-  for await (const { event } of produce(deps, request, tenant, signal)) {
+  await produce(deps, request, tenant, signal, ({ event }) => {
     if (event?.$case === 'started') result.started = event.value;
     else if (event?.$case === 'finished') choiceAt(event.value.choice).finished = event.value;
     else if (event?.$case === 'delta') {
@@ -203,6 +204,6 @@ export async function complete(
       choice.tokenIds.push(...event.value.tokenIds);
       choice.logprobs.push(...event.value.logprobs);
     }
-  }
+  });
   return result;
 }

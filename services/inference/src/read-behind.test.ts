@@ -13,13 +13,14 @@ const delta = (
 const finished: inference.GenerateEvent = { event: { $case: 'finished', value: inference.Finished.fromPartial({}) } };
 
 async function run(events: inference.GenerateEvent[]) {
-  async function* source() {
-    for (const event of events) {
-      await Promise.resolve();
-      yield event;
-    }
-  }
-  return Array.fromAsync(readBehind(source(), 1_000_000, () => undefined));
+  return Array.fromAsync(
+    readBehind(async (emit) => {
+      for (const event of events) {
+        await Promise.resolve();
+        emit(event);
+      }
+    }, 1_000_000),
+  );
 }
 
 test('no token and no text is lost, and order is kept', async () => {
@@ -43,23 +44,17 @@ test('reasoning and answer, and different choices, are never joined', async () =
   expect(texts).toEqual(['a', 'b', 'c', 'd']);
 });
 
-/** Makes deltas for as long as it is let, a tick apart. */
-async function* endless(state: { made: number; ended: boolean }, stopped: AbortSignal) {
-  try {
-    while (!stopped.aborted) {
-      await new Promise((resolve) => setImmediate(resolve));
-      yield delta(state.made++, 'word ');
-    }
-    throw new Error('stopped');
-  } finally {
-    state.ended = true;
-  }
-}
-
 test('a reader that stops reading ends the source at the bound, and is told so instead of getting the rest', async () => {
   const state = { made: 0, ended: false };
-  const stop = new AbortController();
-  const events = readBehind(endless(state, stop.signal), 50_000, () => stop.abort());
+  // Makes deltas for as long as it is let, a tick apart.
+  const events = readBehind(async (emit, stopped) => {
+    while (!stopped.aborted) {
+      await new Promise((resolve) => setImmediate(resolve));
+      emit(delta(state.made++, 'word '));
+    }
+    state.ended = true;
+    throw new Error('stopped');
+  }, 50_000);
   await events.next();
   // The source ends although nobody reads on.
   await vi.waitUntil(() => state.ended);
@@ -70,10 +65,11 @@ test('a reader that stops reading ends the source at the bound, and is told so i
 
 test('a reader that was slow for a while gets everything, in few large messages', async () => {
   const many = Array.from({ length: 20_000 }, (_, i) => delta(i, 'word '));
-  async function* source() {
-    yield* [...many, finished];
-  }
-  const events = readBehind(source(), 10_000_000, () => undefined);
+  const events = readBehind(async (emit) => {
+    emit(many[0]!);
+    await new Promise((resolve) => setImmediate(resolve));
+    for (const event of [...many.slice(1), finished]) emit(event);
+  }, 10_000_000);
   const first = await events.next();
   await new Promise((resolve) => setTimeout(resolve, 50));
   const rest = await Array.fromAsync(events);
@@ -83,16 +79,12 @@ test('a reader that was slow for a while gets everything, in few large messages'
 });
 
 test('a reader that leaves ends the source, also where it waits', async () => {
-  const stop = new AbortController();
   let ended = false;
-  async function* source() {
-    try {
-      yield delta(1, 'a');
-      await new Promise((_, reject) => stop.signal.addEventListener('abort', () => reject(new Error('stopped'))));
-    } finally {
-      ended = true;
-    }
-  }
-  for await (const event of readBehind(source(), 10_000, () => stop.abort())) if (event) break;
+  const events = readBehind(async (emit, stopped) => {
+    emit(delta(1, 'a'));
+    await new Promise((resolve) => stopped.addEventListener('abort', resolve));
+    ended = true;
+  }, 10_000);
+  for await (const event of events) if (event) break;
   expect(ended).toBe(true);
 });

@@ -49,53 +49,53 @@ function createBacklog() {
 }
 
 /**
- * The events of `source`, which runs at its own pace whatever its reader does: what the reader has not taken waits here, joined to few messages, up to
- * `maxWaitingBytes`. Beyond that the source is ended, which frees all that it holds, and the reader gets RESOURCE_EXHAUSTED, reason SLOW_READER,
- * instead of the rest: never an answer that looks whole and is not. Leaving early ends the source, by `stop` where it is inside a step.
+ * The events that `source` emits, which runs at its own pace whatever its reader does: what the reader has not taken waits here, joined to few messages,
+ * up to `maxWaitingBytes`. Beyond that the source is told to stop, by its signal, and the reader gets RESOURCE_EXHAUSTED, reason SLOW_READER, instead of
+ * the rest: never an answer that looks whole and is not. Leaving early stops the source too, and waits for its end.
  */
 export async function* readBehind(
-  source: AsyncGenerator<Event>,
+  source: (emit: (event: Event) => void, stopped: AbortSignal) => Promise<void>,
   maxWaitingBytes: number,
-  stop: () => void,
 ): AsyncGenerator<Event> {
   const backlog = createBacklog();
+  const stop = new AbortController();
   let ended = false;
   let failure: { error: unknown } | undefined;
   let wake = () => {};
 
-  const pump = async () => {
-    try {
-      for await (const event of source) {
-        backlog.push(event);
-        if (backlog.bytes > maxWaitingBytes) {
-          backlog.clear();
-          throw new Failure(
-            'resource_exhausted',
-            `the answer was read too slowly: more than ${maxWaitingBytes} bytes of it waited; read faster, or ask for less`,
-            { reason: 'SLOW_READER' },
-          );
-        }
-        wake();
-      }
-    } catch (error) {
+  const emit = (event: Event) => {
+    if (stop.signal.aborted) return;
+    backlog.push(event);
+    if (backlog.bytes > maxWaitingBytes) {
+      backlog.clear();
+      const error = new Failure(
+        'resource_exhausted',
+        `the answer was read too slowly: more than ${maxWaitingBytes} bytes of it waited; read faster, or ask for less`,
+        { reason: 'SLOW_READER' },
+      );
       failure = { error };
-    } finally {
+      stop.abort(error);
+    }
+    wake();
+  };
+  const running = source(emit, stop.signal)
+    .catch((error: unknown) => {
+      failure ??= { error };
+    })
+    .finally(() => {
       ended = true;
       wake();
-    }
-  };
-
-  const pumping = pump();
+    });
   try {
     for (;;) {
       const event = backlog.take();
       if (event !== undefined) yield event;
-      else if (failure !== undefined) throw failure.error;
+      else if (ended && failure !== undefined) throw failure.error;
       else if (ended) return;
       else await new Promise<void>((resolve) => (wake = resolve));
     }
   } finally {
-    if (!ended) stop();
-    await pumping;
+    if (!ended) stop.abort();
+    await running;
   }
 }

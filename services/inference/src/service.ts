@@ -20,22 +20,26 @@ import { createServingMetrics } from './serving-metrics.ts';
 import { createTokenRate } from './token-rate.ts';
 
 const inferenceService = (deps: GenerateDeps): ServiceBinding =>
-  bind(inference.InferenceServiceDefinition, {
-    generate: (request, context) => generate(deps, request, callerTenant(context), context.signal),
-    complete: (request, context) => complete(deps, request, callerTenant(context), context.signal),
-    score: (request, context) => score(deps, request, callerTenant(context), context.signal),
-    cancel(request, context) {
-      const running = deps.running.get(runningKey(callerTenant(context), request.requestId));
-      running?.abort();
-      return Promise.resolve({ found: running !== undefined });
+  bind(
+    inference.InferenceServiceDefinition,
+    {
+      generate: (request, context) => generate(deps, request, callerTenant(context), context.signal),
+      complete: (request, context) => complete(deps, request, callerTenant(context), context.signal),
+      score: (request, context) => score(deps, request, callerTenant(context), context.signal),
+      cancel(request, context) {
+        const running = deps.running.get(runningKey(callerTenant(context), request.requestId));
+        running?.abort();
+        return Promise.resolve({ found: running !== undefined });
+      },
+      async countTokens(request, context) {
+        if (request.request === undefined) throw invalidField('request', 'is missing');
+        const prepared = await prepareRequest(deps, request.request, '', context.signal);
+        prepared.release();
+        return { promptTokenCount: prepared.tokens.length, contextLength: prepared.base.model.info.contextLength };
+      },
     },
-    async countTokens(request, context) {
-      if (request.request === undefined) throw invalidField('request', 'is missing');
-      const prepared = await prepareRequest(deps, request.request, '', context.signal);
-      prepared.release();
-      return { promptTokenCount: prepared.tokens.length, contextLength: prepared.base.model.info.contextLength };
-    },
-  });
+    ['generate'],
+  );
 
 const adminService = (deps: admin.AdminDeps): ServiceBinding =>
   bind(inference.InferenceAdminServiceDefinition, {

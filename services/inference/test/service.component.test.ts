@@ -40,6 +40,8 @@ const ask = (
   input: tokens(o.prompt),
   sampling: { maxTokens: o.maxTokens ?? 12, ignoreEos: true },
 });
+/** Runs for seconds, on any machine: until it is cancelled. */
+const lasting = () => ({ ...ask(), sampling: { maxTokens: 8000, ignoreEos: true, temperature: 1, n: 8 } });
 const answerOf = async (o: Parameters<typeof ask>[0], on = server): Promise<number[]> =>
   (await on.answers.complete(ask(o))).choices[0]!.tokenIds;
 const runningCount = async (on = server): Promise<number> => (await on.admin.getLoad({})).runningRequestCount;
@@ -230,7 +232,7 @@ describe('a request', () => {
   test('is scored after what is generated, ends when Cancel names it or at its deadline, and counts as running', async () => {
     const small = await world.start({ PRELOAD_BASES: base.name, MAX_RUNNING_REQUESTS: '1' });
     const stop = new AbortController();
-    const running = Array.fromAsync(small.answers.generate(ask({ maxTokens: 8000 }), { signal: stop.signal }));
+    const running = Array.fromAsync(small.answers.generate(lasting(), { signal: stop.signal }));
     running.catch(() => undefined);
     await waitFor(async () => (await small.admin.getLoad({})).runningRequestCount === 1);
     const requestId = crypto.randomUUID();
@@ -401,7 +403,7 @@ describe('a full server', () => {
   test('lets requests wait in order, refuses more, and takes the next when a place is free', async () => {
     const small = await world.start({ PRELOAD_BASES: base.name, MAX_RUNNING_REQUESTS: '1', MAX_WAITING_REQUESTS: '1' });
     const stop = new AbortController();
-    const running = Array.fromAsync(small.answers.generate(ask({ maxTokens: 8000 }), { signal: stop.signal }));
+    const running = Array.fromAsync(small.answers.generate(lasting(), { signal: stop.signal }));
     running.catch(() => undefined);
     await waitFor(async () => (await small.admin.getLoad({})).runningRequestCount === 1);
     await expect(small.answers.complete({ ...ask(), maxQueueMs: 50 })).rejects.toMatchObject({
@@ -421,7 +423,7 @@ describe('a full server', () => {
 describe('draining', () => {
   test('refuses new requests and lets the running one finish; SIGTERM then ends the process with 0', async () => {
     const drained = await world.start({ PRELOAD_BASES: base.name });
-    const stream = drained.answers.generate(ask({ maxTokens: 1500 }));
+    const stream = drained.answers.generate(ask({ maxTokens: 8000 }));
     let made = 0;
     for await (const { event } of stream) {
       if (event?.$case !== 'delta') continue;
@@ -435,7 +437,7 @@ describe('draining', () => {
       }
       made += event.value.tokenIds.length;
     }
-    expect(made).toBe(1500);
+    expect(made).toBe(8000);
     expect((await drained.process.exited).code).toBe(0);
   });
 });
