@@ -168,9 +168,13 @@ void LoraAdapter::initialize(std::uint64_t seed) {
   }
 }
 
-void LoraAdapter::start_from(const Exec& ex, const DecoderWeights& base, Arena& arena) {
+void LoraAdapter::copy_whole_modules(const DecoderWeights& base) {
   if (embedding_ >= 0) dequantize_rows(base.embedding, 0, vocab_, data() + embedding_);
   if (head_ >= 0) dequantize_rows(base.head, 0, vocab_, data() + head_);
+}
+
+void LoraAdapter::start_from(const Exec& ex, const DecoderWeights& base, Arena& arena) {
+  copy_whole_modules(base);
   bind(ex, base, arena);
   if (!config_.dora) return;
   for (const LoraPair& pair : pairs_)

@@ -64,6 +64,8 @@ class LoraAdapter {
 
   // A uniform in ±1/sqrt(in) (PEFT's kaiming_uniform with a = sqrt 5), B zero. The same seed gives the same bits.
   void initialize(std::uint64_t seed);
+  // The modules trained whole, as the base has them.
+  void copy_whole_modules(const DecoderWeights& base);
   // What a fresh adapter takes from its base: copies of the modules trained whole, magnitudes equal to the norms of V. Binds.
   void start_from(const Exec& ex, const DecoderWeights& base, Arena& arena);
   // DoRA: computes 1 / ‖V‖ of every adapted projection; again whenever A or B changed. Nothing to do for other adapters.

@@ -9,12 +9,19 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads) forward(View<const bf16> table, const std::uint32_t* ids, float scale, View<bf16> out) {
+ENGINE_DEVICE void load8_once(const bf16* from, float (&values)[8]) { widen8(load16_once(from), values); }
+ENGINE_DEVICE void load8_once(const float* from, float (&values)[8]) {
+  load_floats4(from, values);
+  load_floats4(from + 4, values + 4);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) forward(View<const T> table, const std::uint32_t* ids, float scale, View<bf16> out) {
   const std::int64_t row = blockIdx.x, id = ids[row];
   for (std::int64_t c = 8 * threadIdx.x; c < out.cols; c += 8 * kThreads) {
     float values[8];
     if (id < table.rows)
-      widen8(load16_once(table.row(id) + c), values);
+      load8_once(table.row(id) + c, values);
     else
       for (float& value : values) value = quiet_nan();
 #pragma unroll
@@ -39,11 +46,20 @@ __global__ void __launch_bounds__(kThreads) backward(const std::uint32_t* ids, V
   }
 }
 
+template <class T>
+void launch_forward(View<const T> table, const std::uint32_t* ids, float scale, View<bf16> out, cudaStream_t stream) {
+  require(table.cols == out.cols && out.cols % 8 == 0, "rows of ", table.cols, " values into rows of ", out.cols, "; the device takes equal multiples of 8");
+  launch(stream, blocks(out.rows), kThreads, 0, forward<T>, table, ids, scale, out);
+}
+
 }  // namespace
 
 void embed_forward(View<const bf16> table, const std::uint32_t* ids, float scale, View<bf16> out, cudaStream_t stream) {
-  require(table.cols == out.cols && out.cols % 8 == 0, "rows of ", table.cols, " values into rows of ", out.cols, "; the device takes equal multiples of 8");
-  launch(stream, blocks(out.rows), kThreads, 0, forward, table, ids, scale, out);
+  launch_forward(table, ids, scale, out, stream);
+}
+
+void embed_forward(View<const float> table, const std::uint32_t* ids, float scale, View<bf16> out, cudaStream_t stream) {
+  launch_forward(table, ids, scale, out, stream);
 }
 
 void embed_backward(const std::uint32_t* ids, View<const bf16> dout, float scale, View<float> dtable, cudaStream_t stream) {

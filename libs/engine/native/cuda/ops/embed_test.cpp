@@ -31,6 +31,20 @@ TEST("token rows come scaled from device memory and from pinned host memory alik
   }
 }
 
+TEST("token rows of an fp32 table are rounded once, after they are scaled") {
+  const std::int64_t v = 13, h = 264;
+  const std::vector<float> values = random_values(v * h, 4);
+  const DeviceBuffer<float> table(values);
+  const std::vector<std::uint32_t> ids{12, 0, 5, 12};
+  const DeviceBuffer<std::uint32_t> device_ids(ids);
+  const DeviceRows out(4, h, 8);
+  embed_forward(View<const float>(table.data(), v, h), device_ids.data(), 5.656f, out.view(), stream());
+  std::vector<float> expected;
+  for (const std::uint32_t id : ids)
+    for (std::int64_t c = 0; c < h; ++c) expected.push_back(round_to_bf16(5.656f * values[static_cast<std::size_t>(id * h + c)]));
+  CHECK(out.read() == expected);
+}
+
 TEST("gradients of repeated tokens are added in order, bit for bit as on the CPU") {
   const std::int64_t v = 11, h = 72, t = 333;
   std::vector<std::uint32_t> ids;

@@ -1,8 +1,14 @@
 // The device's gradients with every option of adapters, on the goldens whose CPU results PEFT judged (train/adapter_golden_test.cpp).
 #include <array>
 #include <cmath>
+#include <map>
+#include <string_view>
 
 #include "cuda/train/trainer_case.h"
+
+#ifdef ENGINE_CUDA_EMULATED
+#include "cuda/runtime/emulation/cuda_api.h"
+#endif
 
 using namespace engine;
 using namespace engine::cuda;
@@ -16,7 +22,7 @@ struct Option {
   const char* name;
   double dropout;
 };
-constexpr std::array kOptions{Option{"rslora", 0}, Option{"layers", 0}, Option{"patterns", 0.2}};
+constexpr std::array kOptions{Option{"rslora", 0}, Option{"layers", 0}, Option{"patterns", 0.2}, Option{"whole_untied", 0}, Option{"whole_tied", 0}, Option{"head_tied", 0}};
 
 struct OptionCase {
   GoldenCase base;
@@ -32,14 +38,24 @@ OptionCase option_case(const std::string& name, double dropout) {
   return c;
 }
 
+// Gradients of one kind of tensors together: a large module would hide what is wrong with a small one.
 struct Gradient {
   double loss;
-  std::vector<float> values;
+  std::map<std::string_view, std::vector<float>> kinds;
 };
 
 Gradient gradient(AnyTrainer& trainer, const std::vector<PackedRows>& micros) {
-  const double loss = trainer.train_step(views(micros)).loss;
-  return {loss, gradients_of(trainer)};
+  Gradient gradient{trainer.train_step(views(micros)).loss, {}};
+  const TempDir dir;
+  trainer.save_gradients(dir / "gradients.safetensors");
+  const SafetensorsFile file(dir / "gradients.safetensors");
+  for (const TensorView& tensor : file.tensors())
+    for (const std::string_view kind : {"lora_A", "lora_B", "magnitude", "embed_tokens", "lm_head"}) {
+      if (tensor.name.find(kind) == std::string::npos) continue;
+      const std::vector<float> part = engine::test::read_tensor(file, tensor.name);
+      gradient.kinds[kind].insert(gradient.kinds[kind].end(), part.begin(), part.end());
+    }
+  return gradient;
 }
 
 // The device's gradients against exact ones, where the CPU's bf16 mode says what rounding costs.
@@ -49,13 +65,67 @@ void check_gradients(const std::string& name, const OptionCase& c, QuantizeOnLoa
   Trainer exact(exact_model, c.options), rounded(model, c.options);
   const auto device = device_trainer(model, c.options);
   const Gradient e = gradient(exact, micros), r = gradient(rounded, micros), d = gradient(*device, micros);
-  const double error = relative_error(d.values, e.values), cpu_error = relative_error(r.values, e.values);
   if (!(std::abs(d.loss - e.loss) <= 4e-3 * e.loss)) report_failure(__FILE__, __LINE__, text(name, ": the loss is ", d.loss, ", exactly ", e.loss));
-  if (!(error <= 2 * cpu_error)) report_failure(__FILE__, __LINE__, text(name, ": gradients are off by ", error, ", the CPU's by ", cpu_error));
+  for (const auto& [kind, values] : e.kinds) {
+    const double error = relative_error(d.kinds.at(kind), values), cpu_error = relative_error(r.kinds.at(kind), values);
+    if (!(error <= 2 * cpu_error)) report_failure(__FILE__, __LINE__, text(name, ": gradients of ", kind, " are off by ", error, ", the CPU's by ", cpu_error));
+  }
 }
 
 }  // namespace
 
+// Layers, ranks, alphas and modules of its own, from a fresh adapter on a base whose head is its token table.
+OptionCase everything() {
+  OptionCase c{family("gemma2"), options_of()};
+  c.options.lora->layers = {1};
+  c.options.lora->rank_pattern = {{"v_proj", 20}};
+  c.options.lora->alpha_pattern = {{"o_proj", 3}};
+  c.options.lora->modules_to_save = {"embed_tokens", "lm_head"};
+  return c;
+}
+
 TEST("gradients with every option of adapters are as close to exact ones as the CPU's bf16 mode is") {
   for (const auto& [name, dropout] : kOptions) check_gradients(name, option_case(name, dropout), QuantizeOnLoad::nf4);
 }
+
+TEST("an adapter with every option begins as on the CPU, goes the CPU's way, and continues from a checkpoint bit for bit") {
+  const OptionCase c = everything();
+  const auto model = load(c.base);
+  const std::vector<PackedRows> micros = two_micros(c.base);
+  Trainer cpu(model, c.options);
+  const auto device = device_trainer(model, c.options), continued = device_trainer(model, c.options);
+  CHECK_EQ(relative_error(values_of(*device), values_of(cpu)), 0);
+  const TempDir dir;
+  for (int i = 0; i < 4; ++i) {
+    if (i == 2) device->save_checkpoint(dir / "checkpoint");
+    const double expected = cpu.train_step(views(micros)).loss, loss = device->train_step(views(micros)).loss;
+    if (!(std::abs(loss - expected) <= 5e-3 * expected)) report_failure(__FILE__, __LINE__, text("step ", i, ": loss ", loss, ", on the CPU ", expected));
+  }
+  continued->restore_checkpoint(dir / "checkpoint");
+  for (int i = 2; i < 4; ++i) continued->train_step(views(micros));
+  CHECK(values_of(*continued) == values_of(*device));
+  CHECK_EQ(continued->evaluate(views(micros)).loss, device->evaluate(views(micros)).loss);
+  Trainer again(model, c.options);
+  device->save_checkpoint(dir / "device");
+  again.restore_checkpoint(dir / "device");
+  CHECK(values_of(again) == values_of(*device));
+}
+
+#ifdef ENGINE_CUDA_EMULATED
+TEST("a run with every option of adapters allocates what its plan says") {
+  for (const bool tied : {true, false}) {
+    OptionCase c = everything();
+    if (!tied) {  // a base's table beside a head that is trained
+      c.base = family("llama3");
+      c.options.lora->modules_to_save = {"lm_head"};
+    }
+    const auto model = load(c.base);
+    const std::int64_t before = emulation::allocated_bytes();
+    emulation::reset_peak();
+    const auto trainer = device_trainer(model, c.options);
+    trainer->train_step(views(two_micros(c.base)));
+    const std::int64_t unused = Gemm().library() == "mma" ? 2 * Gemm::workspace_bytes() : 0;
+    CHECK_EQ(emulation::peak_bytes() - before + unused, trainer->plan()->device_bytes);
+  }
+}
+#endif

@@ -17,13 +17,15 @@ namespace {
 const LoraConfig& adapter_config(const TrainerOptions& options) {
   check_trainer_options(options);
   require(Code::unsupported, options.lora.has_value(), "full-parameter training runs on the CPU only; train an adapter, or use device cpu");
-  require(Code::unsupported, !options.lora->dora && options.lora->modules_to_save.empty(), "DoRA and whole modules are trained on the CPU only; leave them out, or use device cpu");
+  require(Code::unsupported, !options.lora->dora, "DoRA is trained on the CPU only; leave it out, or use device cpu");
   return *options.lora;
 }
 
 LoraAdapter checked_adapter(const TrainingBase& base, const TrainerOptions& options) {
   adapter_config(options);
-  return initial_adapter(base.spec, options);
+  LoraAdapter adapter = initial_adapter(base.spec, options);
+  if (options.initial_adapter_dir.empty()) adapter.copy_whole_modules(base.weights);
+  return adapter;
 }
 
 }  // namespace

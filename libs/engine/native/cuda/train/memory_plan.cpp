@@ -25,7 +25,7 @@ std::int64_t pinned_bytes(const RunShape& shape, const MemoryChoice& choice, std
   const ModelSpec& spec = shape.spec;
   std::int64_t bytes = 2 * StepInput::bytes(spec, tokens) + static_cast<std::int64_t>(sizeof(StepScalars) + shape.runs.size() * sizeof(AdamWConstants));
   bytes += InputCopies::host_bytes(choice.offloaded, tokens, spec.hidden);
-  if (!choice.embedding_on_device && !spec.tied) bytes += spec.vocab * spec.hidden * static_cast<std::int64_t>(sizeof(bf16));
+  if (!choice.embedding_on_device && shape.base_table()) bytes += spec.vocab * spec.hidden * static_cast<std::int64_t>(sizeof(bf16));
   return bytes;
 }
 
@@ -55,7 +55,7 @@ std::vector<MemoryChoice> memory_choices(const RunShape& shape, std::int64_t tok
   std::vector<MemoryChoice> choices;
   MemoryChoice choice;
   choice.loss_rows = std::min(kFewLossRows, tokens);
-  choice.embedding_on_device = shape.spec.tied;
+  choice.embedding_on_device = !shape.base_table();
   // Fewer layers than buffers on the way would save nothing.
   for (choice.offloaded = trained; choice.offloaded > kOffloadBuffers; --choice.offloaded) choices.push_back(choice);
   choice.offloaded = 0;

@@ -88,8 +88,8 @@ void Replica::take_step_memory(const MemoryPlan& plan) {
   const std::int64_t input_bytes = StepInput::bytes(spec, plan.tokens);
   for (PinnedMemory& staging : staging_) staging = PinnedMemory(input_bytes);
   staging_used_ = {};
-  if (spec.tied) {
-    step_.embedding = fixed_.weights.head;
+  if (!shape().base_table()) {
+    step_.embedding = fixed_.weights.head;  // unless the adapter has its own
   } else if (plan.choice.embedding_on_device) {
     host_embedding_ = {};
     upload_table(base_.weights.embedding, step_.embedding, false, stream_);
@@ -230,7 +230,11 @@ DevicePass Replica::make_pass(const StepInput& input, float dropout) {
 void Replica::forward(const DevicePass& pass, const StepInput& input, float neftune_alpha, bool for_backward, const CancelFlag* cancel) {
   const ModelSpec& spec = base_.spec;
   const std::int64_t input_bytes = pass.tokens * spec.hidden * static_cast<std::int64_t>(sizeof(bf16));
-  embed_forward({step_.embedding, spec.vocab, spec.hidden}, input.ids, embedding_scale(spec, Compute::bf16), x(pass, 0), stream_);  // [T, hidden]
+  const float scale = embedding_scale(spec, Compute::bf16);
+  if (const std::int64_t own = adapter_.embedding_offset(); own >= 0)
+    embed_forward(View<const float>(fixed_.values + own, spec.vocab, spec.hidden), input.ids, scale, x(pass, 0), stream_);  // [T, hidden]
+  else
+    embed_forward(View<const bf16>(step_.embedding, spec.vocab, spec.hidden), input.ids, scale, x(pass, 0), stream_);
   if (neftune_alpha > 0) add_neftune_noise(input.seeds + 1, input.noise, x(pass, 0), stream_);
   View<bf16> delta;
   for (std::int64_t layer = 0; layer < spec.layers; ++layer) {
@@ -262,16 +266,19 @@ void Replica::loss(const DevicePass& pass, const StepInput& input, bool gradient
                   stream_);
     add_losses(work.losses, input.weights + first, count, &fixed_.scalars->loss, nullptr, stream_);
     if (!gradient) continue;
+    if (adapter_.head_offset() >= 0)
+      gemm_(GemmForm::tn, logits, head_in, View<float>(fixed_.gradients + adapter_.head_offset(), spec.vocab, spec.hidden), stream_, 1.0f, 1.0f);  // [vocab, hidden]
     gemm_(GemmForm::nn, logits, head, head_in, stream_);                                                 // [n, hidden]
     rmsnorm_backward(norm, gathered, work.head_rstd, head_in, head_in, false, stream_);
     scatter_rows(head_in, input.label_rows + first, dx, stream_);
   }
 }
 
-void Replica::backward(const DevicePass& pass, const CancelFlag* cancel) {
+void Replica::backward(const DevicePass& pass, const StepInput& input, const CancelFlag* cancel) {
   const ModelSpec& spec = base_.spec;
   const std::int64_t input_bytes = pass.tokens * spec.hidden * static_cast<std::int64_t>(sizeof(bf16)), tail = geometry_.tail(Group::o, Group::down);
   const View<bf16> dx = pass.rows(step_.dx, spec.hidden + tail);
+  const std::int64_t table = adapter_.embedding_offset();
   for (std::int64_t layer = spec.layers - 1; layer >= lowest_; --layer) {
     pace(cancel);
     copies_->before_backward(layer - lowest_, stream_);
@@ -283,9 +290,11 @@ void Replica::backward(const DevicePass& pass, const CancelFlag* cancel) {
     } else if (keep == Keep::part) {
       mlp_forward_half(pass, layer, {}, a, {});
     }
-    layer_backward(pass, layer, x(pass, layer), a, dx, layer == lowest_ ? InputGradient::unused : InputGradient::wanted);
+    layer_backward(pass, layer, x(pass, layer), a, dx, layer == lowest_ && table < 0 ? InputGradient::unused : InputGradient::wanted);
     copies_->after_backward(layer - lowest_, step_.x[static_cast<std::size_t>(layer)], input_bytes, stream_);
   }
+  if (table >= 0)
+    embed_backward(input.ids, dx.columns(0, spec.hidden), embedding_scale(spec, Compute::bf16), View<float>(fixed_.gradients + table, spec.vocab, spec.hidden), stream_);
 }
 
 void Replica::micro_step(const LabelledBatch& batch, float weight, const Noise& noise, const CancelFlag* cancel) {
@@ -300,7 +309,7 @@ void Replica::micro_step(const LabelledBatch& batch, float weight, const Noise& 
   loss(pass, input, true);
   mark(&PhaseTimes::loss);
   pass.lows_kept = true;
-  backward(pass, cancel);
+  backward(pass, input, cancel);
   mark(&PhaseTimes::backward);
 }
 
@@ -332,7 +341,7 @@ void Replica::update(const OptimizerOptions& options, double learning_rate, doub
     else
       adamw_f32(fixed_.constants + r, &scalars->clip_scale, p, g, state.m, state.v, run.size, stream_);
   }
-  stage_->adapter_changed();
+  values_changed();
   mark(&PhaseTimes::update);
 }
 
@@ -357,7 +366,15 @@ void Replica::read_values(float* to) {
 void Replica::write_values(const float* from) {
   use_device(device_);
   copy_to_device(fixed_.values, from, adapter_.size() * 4, stream_);
+  values_changed();
   stream_.synchronize();
+}
+
+// What is computed with besides the values themselves follows them.
+void Replica::values_changed() {
+  const ModelSpec& spec = base_.spec;
+  if (const std::int64_t head = adapter_.head_offset(); head >= 0)
+    narrow_rows(View<const float>(fixed_.values + head, spec.vocab, spec.hidden), View<bf16>(fixed_.weights.head, spec.vocab, spec.hidden), stream_);
   stage_->adapter_changed();
 }
 

@@ -67,7 +67,8 @@ class Replica {
   DevicePass make_pass(const StepInput& input, float dropout);
   void forward(const DevicePass& pass, const StepInput& input, float neftune_alpha, bool for_backward, const CancelFlag* cancel);
   void loss(const DevicePass& pass, const StepInput& input, bool gradient);
-  void backward(const DevicePass& pass, const CancelFlag* cancel);
+  void backward(const DevicePass& pass, const StepInput& input, const CancelFlag* cancel);
+  void values_changed();
   void mark(double PhaseTimes::* phase);
   // Keeps the host a few layers ahead of the device, so that a cancelled step ends soon.
   void pace(const CancelFlag* cancel);

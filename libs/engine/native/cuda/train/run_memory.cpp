@@ -70,7 +70,7 @@ StepMemory StepMemory::take(DeviceArena& arena, const RunShape& shape, const Mem
   };
   StepMemory memory;
   memory.tokens = tokens;
-  if (choice.embedding_on_device && !spec.tied) memory.embedding = arena.take<bf16>(spec.vocab * spec.hidden);
+  if (choice.embedding_on_device && shape.base_table()) memory.embedding = arena.take<bf16>(spec.vocab * spec.hidden);
   note("embedding");
   for (std::int64_t l = 0; l < choice.decoded; ++l) {
     DecodedLayer& layer = memory.stage.decoded.emplace_back();

@@ -28,6 +28,8 @@ struct RunShape {
   std::int64_t trained() const noexcept { return adapter.size(); }              // values
   std::int64_t lowest() const noexcept { return lowest_trained_layer(&adapter); }  // the layer at which the backward ends: those below keep nothing
   std::int64_t trained_layers() const noexcept { return spec.layers - lowest(); }
+  // Whether there is a token table of the base's beside the head: not where the adapter has its own, or the base's head is the table.
+  bool base_table() const noexcept { return adapter.embedding_offset() < 0 && !(spec.tied && adapter.head_offset() < 0); }
 };
 
 // How memory is spent where there is a choice.

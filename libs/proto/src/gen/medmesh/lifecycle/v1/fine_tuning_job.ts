@@ -591,8 +591,8 @@ export interface LoraSpec {
   /** Splits the update in magnitude and direction (DoRA). On the CPU only. */
   dora: boolean;
   /**
-   * `embed_tokens`, `lm_head`: trained whole beside the matrices, and part of the adapter. Where the model ties them, the adapter's are separate. On the
-   * CPU only. Default: none.
+   * `embed_tokens`, `lm_head`: trained whole beside the matrices, and part of the adapter. Where the model ties them, the adapter's are separate. Default:
+   * none.
    */
   modulesToSave: string[];
   /** Layers to adapt, from 0, each once. Default: all. */
