@@ -3,6 +3,7 @@
 #include "arguments.h"
 #include "context.h"
 #include "convert.h"
+#include "core/json.h"
 #include "handles.h"
 #include "model_handle.h"
 #include "train/backend.h"
@@ -150,14 +151,27 @@ Napi::Value create_trainer(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value plan_training(const Napi::CallbackInfo& info) {
-  const std::string dir = read_path(info[0], "modelDir");
+  // A folder, or what a catalogue knows of one: the text of its config.json and the size of its weights.
+  std::string dir, config;
+  std::int64_t stored = 0;
+  if (info[0].IsString()) {
+    dir = read_path(info[0], "modelDir");
+  } else {
+    const auto object = read_object(info[0], "model");
+    config = read_string(object.Get("config"), "model.config");
+    stored = read_integer(object.Get("weightBytes"), "model.weightBytes", 1, kLargestMemory);
+  }
   const std::string quantize = read_string(info[1], "quantize");
   require(quantize == "none" || quantize == "nf4", "quantize is \"", quantize.substr(0, 40), "\"; use none or nf4");
   const TrainerOptions options = read_options(info[2]);
   const std::int64_t tokens = read_integer(info[3], "tokens", 1, INT32_MAX);
   return promise_of(
       info.Env(), on_own_thread(info.Env()),
-      [dir, on_load = quantize == "nf4" ? QuantizeOnLoad::nf4 : QuantizeOnLoad::none, options, tokens] {
+      [dir, config, stored, on_load = quantize == "nf4" ? QuantizeOnLoad::nf4 : QuantizeOnLoad::none, options, tokens] {
+        if (dir.empty()) {
+          const ModelSpec spec = read_spec(parse_json(config, "config.json"));
+          return std::optional(engine::plan_training(spec, loaded_weight_bytes(spec, stored, on_load), options, tokens));
+        }
         const HfFolder folder(dir);
         const ModelSpec spec = read_spec(folder.config());
         return std::optional(engine::plan_training(spec, loaded_weight_bytes(spec, folder, on_load), options, tokens));

@@ -6,7 +6,7 @@
 namespace engine::addon {
 
 Napi::Value create_trainer(const Napi::CallbackInfo& info);      // (model, options) -> { handle, trainableParameterCount, device, noGpuBecause, plan | null }
-Napi::Value plan_training(const Napi::CallbackInfo& info);       // (modelDir, quantize, options, tokens) -> TrainingPlan
+Napi::Value plan_training(const Napi::CallbackInfo& info);       // (modelDir | { config, weightBytes }, quantize, options, tokens) -> TrainingPlan
 Napi::Value train_step(const Napi::CallbackInfo& info);          // (trainer, micro[], cancel | null) -> StepResult
 Napi::Value evaluate(const Napi::CallbackInfo& info);            // (trainer, micro[], cancel | null) -> { loss, trainableTokens }
 Napi::Value save_adapter(const Napi::CallbackInfo& info);        // (trainer, dir, baseModelName) -> undefined

@@ -98,10 +98,10 @@ function nativeOptions(o: TrainerOptions): NativeTrainerOptions {
   };
 }
 
-/** Bytes that training on the CPU will take: exactly what the trainer then holds. Reads headers only. */
+/** Bytes that training on the CPU will take: exactly what the trainer then holds. Reads headers at most. */
 export async function planTraining(o: PlanOptions): Promise<TrainingPlan> {
   const options = nativeOptions(o.trainer);
-  return await call(undefined, () => native.planTraining(o.modelDir, o.quantize ?? 'none', options, o.tokens));
+  return await call(undefined, () => native.planTraining(o.model, o.quantize ?? 'none', options, o.tokens));
 }
 
 async function createTrainer(model: ModelHandle, o: TrainerOptions): Promise<Trainer> {

@@ -210,7 +210,7 @@ export type Native = {
     plan: TrainingPlan | null;
   }>;
   planTraining(
-    modelDir: string,
+    model: string | { config: string; weightBytes: number },
     quantize: string,
     options: NativeTrainerOptions,
     tokens: number,

@@ -4,7 +4,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { goldenDir, pack, readJson, sharedDir, someRows, temporaryDir } from '../test/fixtures/golden.ts';
 import { loadModel, planTraining } from './engine.ts';
-import { quantizeModel, readSafetensors } from './files.ts';
+import { inspectModel, quantizeModel, readSafetensors } from './files.ts';
 import type { LoraOptions, MicroBatch, Model, Sampling, StepResult, Trainer, TrainerOptions } from './types.ts';
 
 const targetModules = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'];
@@ -173,8 +173,13 @@ describe('training', () => {
 
   it('takes the bytes it planned, and refuses a budget below them before it begins', async () => {
     const row = pack(someRows(1, 40, 96, 3), 0);
-    const plan = await planTraining({ modelDir: goldenDir('llama3'), quantize: 'nf4', trainer: options, tokens: 40 });
+    const plan = await planTraining({ model: goldenDir('llama3'), quantize: 'nf4', trainer: options, tokens: 40 });
     expect(Object.values(plan.parts).reduce((sum, bytes) => sum + bytes, 0)).toBe(plan.deviceBytes);
+    const config = readFileSync(join(goldenDir('llama3'), 'config.json'), 'utf8');
+    const { weightBytes } = await inspectModel(goldenDir('llama3'));
+    const known = await planTraining({ model: { config, weightBytes }, quantize: 'nf4', trainer: options, tokens: 40 });
+    expect({ ...known.parts, weights: 0 }).toEqual({ ...plan.parts, weights: 0 });
+    expect(Math.abs(known.parts.weights / plan.parts.weights - 1)).toBeLessThan(0.01);
     const trainer = await model.createTrainer(options);
     const result = await trainer.trainStep([row]);
     expect(result.plan).toEqual(plan);

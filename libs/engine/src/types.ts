@@ -258,7 +258,8 @@ export type TrainerOptions = {
 
 /** What a run on a CPU will take, before anything is loaded. */
 export type PlanOptions = {
-  modelDir: string;
+  /** A folder, of which headers are read, or the text of its config.json and the bytes of its weights as stored: then the weights’ part is within 1 %. */
+  model: string | { config: string; weightBytes: number };
   quantize?: 'none' | 'nf4';
   /** As createTrainer gets them. A memory budget that cannot suffice rejects with `oom` and the numbers. */
   trainer: TrainerOptions;

@@ -4,3 +4,4 @@ export { createJobEvents, type JobEvents, type NewJobEvent } from './events.ts';
 export { holdsJob, leaseExpired, releaseLease, renewLease, takeLease } from './lease.ts';
 export { canonicalJson, specDigest } from './spec-digest.ts';
 export { isTerminal, State, stateName, transition } from './state.ts';
+export { trainerOptions } from './trainer-options.ts';

@@ -31,6 +31,13 @@ async function readyModel(catalog: Catalog, name: string, field: string): Promis
   return found;
 }
 
+async function configOf(store: ObjectStore, base: model.Model): Promise<string> {
+  const file = base.files.find(({ path }) => path === 'config.json');
+  if (file === undefined)
+    throw new Failure('data_loss', `${base.name} has no config.json; import it again`, { reason: 'ARTIFACT_CORRUPT' });
+  return Buffer.concat(await Array.fromAsync(store.readBlob(file.digest))).toString();
+}
+
 async function readyVersion(catalog: Catalog, name: string, field: string): Promise<dataset.DatasetVersion> {
   const found = (await catalog.datasetVersions.get(keyOf(name)))?.value;
   if (found === undefined)
@@ -173,6 +180,6 @@ export async function resolveSpec(deps: ResolveDeps, job: lifecycle.FineTuningJo
     spec,
     digest: specDigest(spec),
     dataStats: versions[0]?.stats,
-    estimate: estimate(spec, base, { rows, tokens, longestRow }, job.resources?.memoryBudgetBytes ?? 0),
+    estimate: await estimate(spec, base, await configOf(deps.store, base), { rows, tokens, longestRow }, job.resources),
   };
 }

@@ -1,5 +1,5 @@
 import { type DatasetMetadata, names, parseDatasetMetadata } from '@medmesh/catalog';
-import { type LoraOptions, loadModel, type Model } from '@medmesh/engine';
+import { loadModel, type Model } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
 import { lifecycle } from '@medmesh/proto';
 import { withSpan } from '@medmesh/telemetry';
@@ -19,25 +19,6 @@ export type JobInputs = {
   initialCheckpointDir: string | undefined;
   close(): Promise<void>;
 };
-
-/** The LoRA settings of a resolved spec, as the engine takes them. */
-export function loraOptions(spec: lifecycle.ResolvedSpec, initAdapterDir: string | undefined): LoraOptions {
-  const lora = spec.adapterSpec?.kind?.$case === 'lora' ? spec.adapterSpec.kind.value : undefined;
-  if (lora === undefined)
-    throw new Failure('invalid_argument', 'only LoRA adapters can be trained as jobs', { reason: 'FIELD_INVALID' });
-  return {
-    kind: 'lora',
-    rank: lora.rank ?? 16,
-    alpha: lora.alpha ?? 16,
-    dropout: lora.dropout,
-    rslora: lora.rslora,
-    dora: lora.dora,
-    layers: lora.layers,
-    modulesToSave: lora.modulesToSave,
-    targetModules: lora.targetModules,
-    ...(initAdapterDir === undefined ? {} : { initAdapterDir }),
-  };
-}
 
 /** Fetches base, shards, and what training starts from. Everything is verified by digest on the way. Closes what it opened if it fails. */
 export async function openInputs(

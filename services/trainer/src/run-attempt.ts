@@ -1,6 +1,6 @@
 import type { Trainer } from '@medmesh/engine';
 import { Failure } from '@medmesh/errors';
-import { transition } from '@medmesh/jobs';
+import { trainerOptions, transition } from '@medmesh/jobs';
 import { lifecycle } from '@medmesh/proto';
 import { keyOf } from '@medmesh/records';
 import { withSpan } from '@medmesh/telemetry';
@@ -11,7 +11,7 @@ import { describeDevice, deviceNamed } from './device.ts';
 import { watchDeviceMemory } from './device-memory.ts';
 import { evaluationTokens } from './evaluate.ts';
 import { watchJob } from './job-control.ts';
-import { type JobInputs, loraOptions, openInputs } from './job-inputs.ts';
+import { type JobInputs, openInputs } from './job-inputs.ts';
 import { createProgress } from './progress.ts';
 import { publishAdapter } from './publish-adapter.ts';
 import { type LoopEnd, trainLoop } from './train-loop.ts';
@@ -108,22 +108,7 @@ export async function runAttempt(
     const evaluated = opened.validation === undefined ? 0 : evaluationTokens(opened.validation);
     await using trainer = await disposable(
       opened.model.createTrainer({
-        method: loraOptions(spec, opened.initialAdapterDir),
-        optimizer: spec.optimizer?.kind === 'adamw' ? 'adamw' : 'adamw_8bit',
-        beta1: spec.optimizer?.beta1 ?? 0.9,
-        beta2: spec.optimizer?.beta2 ?? 0.999,
-        epsilon: spec.optimizer?.epsilon ?? 1e-8,
-        weightDecay: spec.optimizer?.weightDecay ?? 0,
-        maxGradNorm: spec.optimizer?.maxGradNorm ?? 0,
-        schedule: {
-          kind: spec.schedule.kind === 'cosine' || spec.schedule.kind === 'constant' ? spec.schedule.kind : 'linear',
-          warmupSteps: spec.schedule.warmupSteps ?? 0,
-          totalSteps,
-          learningRate: spec.schedule.learningRate ?? 2e-4,
-        },
-        seed: spec.seed,
-        gradientCheckpointing: !(spec.batch?.noGradientCheckpointing ?? false),
-        neftuneAlpha: spec.batch?.neftuneAlpha ?? 0,
+        ...trainerOptions(spec, opened.initialAdapterDir),
         memoryBudget: claimed.resources?.memoryBudgetBytes || deps.config.ENGINE_MEMORY_BUDGET,
         microBatchTokens: Math.max(longestMicroBatch(plan, rowLength, totalSteps), evaluated),
       }),

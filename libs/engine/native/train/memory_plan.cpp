@@ -127,6 +127,9 @@ class MicroStepScratch {
   bool dropout_;
 };
 
+// Scales of so many blocks, quantized themselves.
+std::int64_t nested_bytes(std::int64_t blocks) { return blocks + (blocks + 255) / 256 * kFloat; }
+
 std::string table_of(const TrainingBytes& parts) {
   return text("weights ", parts.weights, "\nadapter ", parts.adapter, "\ngradients ", parts.gradients, "\noptimizer ", parts.optimizer, "\ncheckpoints ",
               parts.checkpoints, "\nactivations ", parts.activations, "\nlive ", parts.live, "\nlogits ", parts.logits, "\ntotal ", parts.total(), "\n");
@@ -192,7 +195,7 @@ std::int64_t loaded_weight_bytes(const ModelSpec& spec, const HfFolder& folder, 
     const std::int64_t count = element_count(parameter.shape), blocks = nf4_blocks(count);
     const TensorView& tensor = folder.at(parameter.name);
     const ParameterSlot slot = find_slot(spec, slots, parameter.name);
-    const std::int64_t nested = blocks + (blocks + 255) / 256 * kFloat;
+    const std::int64_t nested = nested_bytes(blocks);
     if (slot.vector != nullptr) {
       bytes += count * kFloat;
     } else if (const auto stored = find_nf4(folder, parameter.name)) {
@@ -202,6 +205,20 @@ std::int64_t loaded_weight_bytes(const ModelSpec& spec, const HfFolder& folder, 
     } else {
       bytes += tensor.bytes;
     }
+  }
+  return bytes;
+}
+
+std::int64_t loaded_weight_bytes(const ModelSpec& spec, std::int64_t stored_bytes, QuantizeOnLoad quantize) {
+  if (quantize == QuantizeOnLoad::none) return stored_bytes;
+  const std::int64_t element = stored_bytes / parameter_count(spec) >= kFloat ? kFloat : 2;
+  DecoderWeights slots;
+  std::int64_t bytes = 0;
+  for (const ParameterSpec& parameter : parameters_of(spec)) {
+    const std::int64_t count = element_count(parameter.shape), blocks = nf4_blocks(count);
+    const ParameterSlot slot = find_slot(spec, slots, parameter.name);
+    if (slot.vector != nullptr) bytes += count * kFloat;
+    else bytes += slot.block_linear ? nf4_bytes(count) + nested_bytes(blocks) : count * element;
   }
   return bytes;
 }

@@ -24,5 +24,8 @@ std::int64_t arena_bytes(const TrainingPlan& plan);
 
 // Bytes that the weights of a folder will take once loaded: ModelWeights::bytes().
 std::int64_t loaded_weight_bytes(const ModelSpec& spec, const HfFolder& folder, QuantizeOnLoad quantize);
+// The same where only the size of the folder's weights is known: as many bytes as are stored, or the blocks' linears in NF4 and the rest in the type that
+// the size tells. Within what names and alignment take in a file (norms, held in fp32, among them).
+std::int64_t loaded_weight_bytes(const ModelSpec& spec, std::int64_t stored_bytes, QuantizeOnLoad quantize);
 
 }  // namespace engine

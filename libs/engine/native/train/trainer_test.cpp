@@ -281,6 +281,8 @@ TEST("the planned bytes of a base are those it takes when it is loaded, as store
     for (const QuantizeOnLoad quantize : {QuantizeOnLoad::none, QuantizeOnLoad::nf4}) {
       const auto model = load(c, Compute::f32, quantize);
       CHECK_EQ(loaded_weight_bytes(model->spec(), HfFolder(c.dir), quantize), model->resident_bytes());
+      const std::int64_t stored = load(c, Compute::f32, QuantizeOnLoad::none)->resident_bytes();
+      CHECK(std::abs(loaded_weight_bytes(model->spec(), stored, quantize) - model->resident_bytes()) <= model->resident_bytes() / 100);
     }
 }
 

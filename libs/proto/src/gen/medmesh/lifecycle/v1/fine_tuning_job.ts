@@ -874,9 +874,9 @@ export interface Progress {
 
 /** What a job is expected to need. */
 export interface FineTuningEstimate {
-  /** Memory in bytes. */
+  /** Memory in bytes that the CPU takes by its plan. A GPU's plan is made where it is, and fits what it may use: see Progress.planned_memory_bytes. */
   memoryBytes: number;
-  /** Its parts: `weights`, `adapter`, `gradients`, `optimizer`, `activations`, `logits`. */
+  /** Its parts: `weights`, `adapter`, `gradients`, `optimizer`, `checkpoints` (inputs of layers), `activations`, `live` (scratch), `logits`. */
   memoryBreakdown: { [key: string]: number };
   /** Tokens trained on. */
   trainTokenCount: number;
