@@ -1,7 +1,7 @@
 import { adapterHandle, rememberAdapter } from './adapter-handles.ts';
 import { call, cancelled } from './call.ts';
 import { EngineError } from './errors.ts';
-import { generate, generateBatches, openGenerator, scoreContinuation } from './generation.ts';
+import { generate, generateBatches, generateEach, openGenerator, scoreContinuation } from './generation.ts';
 import { type ModelHandle, type NativeTrainerOptions, native, type TrainerHandle } from './native.ts';
 import type {
   Adapter,
@@ -48,6 +48,7 @@ export async function loadModel(o: LoadOptions): Promise<Model> {
     createTrainer: (options) => createTrainer(handle, options),
     openGenerator: (options) => openGenerator(handle, options),
     generate: (options) => generate(handle, options),
+    generateEach: (options, take) => generateEach(handle, options, take),
     generateBatches: (options) => generateBatches(handle, options),
     scoreContinuation: (options) => scoreContinuation(handle, options),
     generationLoad: () => native.generationLoad(handle) ?? undefined,

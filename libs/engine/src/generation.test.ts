@@ -149,6 +149,40 @@ describe('generate', () => {
     expect(performance.now() - since).toBeLessThan(5_000);
   });
 
+  it('gives each step to who takes them, until that has enough, fails, or the signal fires: then nothing of the request is left', async () => {
+    const sampling = { ...greedy, maxTokens: 100 };
+    const free = () => expect.poll(() => model.generationLoad()?.running).toBe(0);
+    const whole: GenerateStep[] = [];
+    await model.generateEach({ tokens: prompt, sampling: greedy }, (steps) => {
+      whole.push(...steps);
+      return false;
+    });
+    expect(ids(whole)).toEqual(reference.greedy);
+
+    let calls = 0;
+    await model.generateEach({ tokens: prompt, sampling }, () => {
+      calls += 1;
+      return true;
+    });
+    await free();
+    expect(calls).toBe(1);
+
+    const broken = new Error('broken');
+    const failing = model.generateEach({ tokens: prompt, sampling }, () => {
+      throw broken;
+    });
+    await expect(failing).rejects.toBe(broken);
+    await free();
+
+    const stop = new AbortController();
+    const stopped = model.generateEach({ tokens: prompt, sampling, signal: stop.signal }, () => {
+      stop.abort();
+      return false;
+    });
+    await expect(stopped).rejects.toMatchObject({ code: 'cancelled' });
+    await free();
+  });
+
   it('refuses what can never run, with the reason', async () => {
     const bad = (value: unknown) => value as never;
     const cases: [string, object][] = [

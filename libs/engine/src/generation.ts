@@ -9,6 +9,7 @@ import type {
   GenerateStep,
   GeneratorInfo,
   GeneratorOptions,
+  Model,
   Sampling,
   ScoreContinuationOptions,
 } from './types.ts';
@@ -19,20 +20,21 @@ const maxWaitingSteps = 16_384;
 /** In the engine's order. */
 const priorities = ['interactive', 'batch', 'evaluation'] as const;
 
-/** Appends native steps to `to`. */
-function addSteps(to: GenerateStep[], steps: NativeSteps, tops: { tokenId: number; logprob: number }[][] | null): void {
-  for (let at = 0; at < steps.length; at += 4) {
+function stepsOf(numbers: NativeSteps, tops: { tokenId: number; logprob: number }[][] | null): GenerateStep[] {
+  const steps: GenerateStep[] = [];
+  for (let at = 0; at < numbers.length; at += 4) {
     const step: GenerateStep = {
-      tokenId: steps[at] ?? 0,
-      logprob: steps[at + 1] ?? 0,
-      cachedTokens: steps[at + 2] ?? 0,
+      tokenId: numbers[at] ?? 0,
+      logprob: numbers[at + 1] ?? 0,
+      cachedTokens: numbers[at + 2] ?? 0,
     };
-    const finish = nativeFinishes[steps[at + 3] ?? 0];
+    const finish = nativeFinishes[numbers[at + 3] ?? 0];
     if (finish !== undefined) step.finish = finish;
     const top = tops?.[at / 4];
     if (top !== undefined && top.length > 0) step.topLogprobs = top;
-    to.push(step);
+    steps.push(step);
   }
+  return steps;
 }
 
 export const openGenerator = (model: ModelHandle, o: GeneratorOptions = {}): Promise<GeneratorInfo> =>
@@ -44,45 +46,79 @@ export const openGenerator = (model: ModelHandle, o: GeneratorOptions = {}): Pro
     }),
   );
 
+type TakeSteps = Parameters<Model['generateEach']>[1];
+
 /**
- * Steps as they come, several together where `gatherMs` lets them wait for each other. Starts with the first `next`; leaving the loop early, an abort and
- * an error all stop the engine's work on the request.
+ * Gives `take` the steps as they come, several together where `gatherMs` lets them wait for each other. `take` returns true when it has enough; that, an
+ * abort and an error all stop the engine's work on the request.
  */
+export function generateEach(
+  model: ModelHandle,
+  o: GenerateOptions & { gatherMs?: number | undefined },
+  take: TakeSteps,
+): Promise<void> {
+  const { signal } = o;
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted) throw cancelled();
+    let settled = false;
+    /** Once; whatever comes from the engine afterwards is nobody's. */
+    const settle = (end: () => void, isEnded: boolean) => {
+      settled = true;
+      signal?.removeEventListener('abort', onAbort);
+      if (!isEnded) native.cancelGeneration(model, request);
+      end();
+    };
+    const onSteps: OnSteps = (numbers, tops, isEnd, error) => {
+      if (settled) return;
+      try {
+        const steps = stepsOf(numbers, tops);
+        if (steps.length > 0 && take(steps) === true) settle(resolve, isEnd);
+        else if (error) settle(() => reject(toEngineError(error)), true);
+        else if (isEnd) settle(resolve, true);
+      } catch (thrown) {
+        settle(() => reject(thrown as Error), isEnd);
+      }
+    };
+    const onAbort = () => settle(() => reject(cancelled()), false);
+    const request = submit(model, o, onSteps, { gatherMs: o.gatherMs ?? 0 });
+    signal?.addEventListener('abort', onAbort, { once: true });
+  });
+}
+
+/** The same for who reads at a pace of its own. Starts with the first `next`; leaving the loop early stops the engine's work too. */
 export async function* generateBatches(
   model: ModelHandle,
   o: GenerateOptions & { gatherMs?: number | undefined },
 ): AsyncGenerator<GenerateStep[], void, void> {
-  const { signal } = o;
-  if (signal?.aborted) throw cancelled();
   let waiting: GenerateStep[] = [];
   let ended = false;
-  let failure: EngineError | undefined;
+  let failure: { error: unknown } | undefined;
   let wake = () => {};
-  const onSteps: OnSteps = (steps, tops, isEnd, error) => {
-    addSteps(waiting, steps, tops);
-    ended = isEnd;
-    if (error) failure ??= toEngineError(error);
-    if (waiting.length > maxWaitingSteps && !ended && failure === undefined) {
-      failure = new EngineError('cancelled', `the answer is read too slowly: ${waiting.length} tokens wait`);
-      native.cancelGeneration(model, request);
-    }
+  const left = new AbortController();
+  const signal = o.signal === undefined ? left.signal : AbortSignal.any([o.signal, left.signal]);
+  generateEach(model, { ...o, signal }, (steps) => {
+    for (const step of steps) waiting.push(step);
     wake();
-  };
-  const request = submit(model, o, onSteps, { gatherMs: o.gatherMs ?? 0 });
-  const onAbort = () => {
-    native.cancelGeneration(model, request);
-    wake();
-  };
-  signal?.addEventListener('abort', onAbort, { once: true });
+    if (waiting.length > maxWaitingSteps)
+      throw new EngineError('cancelled', `the answer is read too slowly: ${waiting.length} tokens wait`);
+    return false;
+  })
+    .catch((error: unknown) => {
+      failure = { error };
+    })
+    .finally(() => {
+      ended = true;
+      wake();
+    });
   try {
     for (;;) {
-      if (signal?.aborted) throw cancelled();
+      if (o.signal?.aborted) throw cancelled();
       if (waiting.length > 0) {
         const batch = waiting;
         waiting = [];
         yield batch;
       } else if (failure) {
-        throw failure;
+        throw failure.error;
       } else if (ended) {
         return;
       } else {
@@ -92,8 +128,7 @@ export async function* generateBatches(
       }
     }
   } finally {
-    signal?.removeEventListener('abort', onAbort);
-    if (!ended) native.cancelGeneration(model, request);
+    left.abort();
   }
 }
 

@@ -186,9 +186,14 @@ export interface Model {
   /** Several may run at once; they share the machine fairly. */
   generate(o: GenerateOptions): AsyncIterable<GenerateStep>;
   /**
-   * The same with several steps at a time, at a fraction of the cost for each. With `gatherMs` steps after the first may wait so long for those that
-   * follow, of all requests that gather; what waits longer than that goes after the step that runs then.
+   * Gives `take` every step as it comes, at a fraction of the cost; `take` returns true when it has enough. With `gatherMs` steps after the first may wait
+   * so long for those that follow, of all requests that gather; what waits longer than that goes after the step that runs then.
    */
+  generateEach(
+    o: GenerateOptions & { gatherMs?: number | undefined },
+    take: (steps: GenerateStep[]) => boolean,
+  ): Promise<void>;
+  /** The same for who reads at a pace of its own. */
   generateBatches(o: GenerateOptions & { gatherMs?: number | undefined }): AsyncIterable<GenerateStep[]>;
   /** Log-probabilities of given tokens, computed beside what is generated: in the same queue and steps, over the same cache. */
   scoreContinuation(o: ScoreContinuationOptions): Promise<ContinuationScore>;

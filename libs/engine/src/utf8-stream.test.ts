@@ -6,7 +6,12 @@ describe('Utf8Stream', () => {
   it('gives the same text however the bytes are cut', () => {
     fc.assert(
       fc.property(
-        fc.array(fc.integer({ min: 1, max: 0x10ffff }).filter((code) => code < 0xd800 || code > 0xdfff)),
+        fc.array(
+          fc.oneof(
+            fc.integer({ min: 1, max: 0x7f }),
+            fc.integer({ min: 1, max: 0x10ffff }).filter((code) => code < 0xd800 || code > 0xdfff),
+          ),
+        ),
         fc.array(fc.nat({ max: 5 })),
         (codes, sizes) => {
           const text = String.fromCodePoint(...codes);
@@ -30,6 +35,19 @@ describe('Utf8Stream', () => {
     const emitted = [...new TextEncoder().encode('阑尾炎🩺')].map((byte) => stream.push(Uint8Array.of(byte)));
     expect(emitted.filter((text) => text !== '')).toEqual(['阑', '尾', '炎', '🩺']);
     expect(stream.flush()).toBe('');
+  });
+
+  it('replaces what ASCII cuts off, however the bytes are cut', () => {
+    const bytes = fc.array(fc.constantFrom(0x41, 0x0a, 0x80, 0xbf, 0xc3, 0xe9, 0x98, 0xf0, 0x9f, 0xff), {
+      maxLength: 24,
+    });
+    fc.assert(
+      fc.property(fc.array(bytes, { maxLength: 8 }), (chunks) => {
+        const stream = new Utf8Stream();
+        const joined = chunks.map((chunk) => stream.push(Uint8Array.from(chunk))).join('') + stream.flush();
+        expect(joined).toBe(new TextDecoder('utf-8', { ignoreBOM: true }).decode(Uint8Array.from(chunks.flat())));
+      }),
+    );
   });
 
   it('flushes an unfinished character as a replacement and starts afresh', () => {

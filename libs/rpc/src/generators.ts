@@ -9,6 +9,27 @@ export function withinContext<Message>(inside: Context, inner: CallGenerator<Mes
   return stepped(inner, (step) => context.with(inside, step));
 }
 
+/** Calls `onEnd` once, with the error if there is one, when a generator has ended and before its reader learns of it. */
+export function withEnd<Message>(
+  inner: CallGenerator<Message>,
+  onEnd: (error?: unknown) => void,
+): CallGenerator<Message> {
+  let ended = false;
+  const end = (error?: unknown) => {
+    if (!ended) onEnd(error);
+    ended = true;
+  };
+  const onFailure = (error: unknown): never => {
+    end(error);
+    throw error;
+  };
+  const onResult = (result: Awaited<StepResult<Message>>) => {
+    if (result.done === true) end();
+    return result;
+  };
+  return stepped(inner, (step) => step().then(onResult, onFailure));
+}
+
 /** A generator that fails with what `change` makes of the inner one's errors. */
 export function withErrors<Message>(
   inner: CallGenerator<Message>,

@@ -11,7 +11,7 @@ import {
 import { context as otelContext } from '@opentelemetry/api';
 import { type CallContext, ServerError, type ServerMiddleware, type ServerMiddlewareCall, Status } from 'nice-grpc';
 import { remainingMs } from './deadline.ts';
-import { type CallGenerator, withinContext } from './generators.ts';
+import { type CallGenerator, withEnd, withinContext } from './generators.ts';
 import { isHousekeeping, methodName } from './method.ts';
 import { FailedCall } from './server-errors.ts';
 import { statusName } from './status.ts';
@@ -40,7 +40,7 @@ export function observeCalls(o: { log: Logger; metrics?: Metrics | undefined }):
     buckets: callDurationBuckets,
   });
 
-  return async function* observe<Request, Response>(
+  return function observe<Request, Response>(
     call: ServerMiddlewareCall<Request, Response>,
     context: CallContext,
   ): CallGenerator<Response> {
@@ -56,13 +56,7 @@ export function observeCalls(o: { log: Logger; metrics?: Metrics | undefined }):
         });
     const inside = traced?.context ?? otelContext.active();
 
-    let error: unknown;
-    try {
-      return yield* withinContext(inside, call.next(call.request, context));
-    } catch (e) {
-      error = e;
-      throw e;
-    } finally {
+    return withEnd(withinContext(inside, call.next(call.request, context)), (error) => {
       const ms = performance.now() - started;
       const code = statusOf(error, context);
       const name = statusName(code);
@@ -83,7 +77,7 @@ export function observeCalls(o: { log: Logger; metrics?: Metrics | undefined }):
         else o.log.info(line, 'call');
       });
       traced?.span.end();
-    }
+    });
   };
 }
 

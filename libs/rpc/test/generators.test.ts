@@ -2,11 +2,32 @@ import { getEventListeners } from 'node:events';
 import { startTelemetry } from '@medmesh/telemetry';
 import { context, createContextKey, ROOT_CONTEXT } from '@opentelemetry/api';
 import { beforeAll, describe, expect, test } from 'vitest';
-import { endedBy, withinContext } from '../src/generators.ts';
+import { endedBy, withEnd, withinContext } from '../src/generators.ts';
 
 async function* count(to: number): AsyncGenerator<number, void, undefined> {
   for (let i = 0; i < to; i++) yield i;
 }
+
+describe('withEnd', () => {
+  test('tells once how a generator ended: by itself, by its reader, or by an error', async () => {
+    const ends: unknown[] = [];
+    const note = (error?: unknown) => void ends.push(error ?? 'ended');
+    for await (const _ of withEnd(count(3), note)) expect(ends).toEqual([]);
+    for await (const _ of withEnd(count(3), note)) break;
+    const broken = new Error('broken');
+    const failing = withEnd(
+      (async function* () {
+        yield* count(1);
+        throw broken;
+      })(),
+      note,
+    );
+    await failing.next();
+    await expect(failing.next()).rejects.toBe(broken);
+    expect((await failing.next()).done).toBe(true);
+    expect(ends).toEqual(['ended', 'ended', broken]);
+  });
+});
 
 describe('endedBy', () => {
   test('passes messages through and leaves no listener behind, however many there were', async () => {

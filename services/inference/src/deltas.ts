@@ -2,8 +2,8 @@ import type { inference } from '@medmesh/proto';
 
 type Event = inference.GenerateEvent;
 
-export const deltaOf = ({ event }: Event): inference.Delta | undefined =>
-  event?.$case === 'delta' ? event.value : undefined;
+export const deltaOf = (event: Event | undefined): inference.Delta | undefined =>
+  event?.event?.$case === 'delta' ? event.event.value : undefined;
 
 /** Adds a delta to the one before it, in place, where both are of one choice and channel. False where they are not. */
 export function join(before: Event, event: Event): boolean {

@@ -7,6 +7,7 @@ const failing = (error: Error) => {
   return {
     generate: steps,
     generateBatches: steps,
+    generateEach: () => Promise.reject(error),
     scoreContinuation: () => Promise.reject(error),
   } as unknown as Model;
 };
@@ -21,13 +22,14 @@ async function askEveryWay(model: Model): Promise<unknown[]> {
     } catch (error) {
       errors.push(error);
     }
+  await model.generateEach(options, () => false).catch((error: unknown) => errors.push(error));
   await model.scoreContinuation({ prompt: tokens, continuation: tokens }).catch((error: unknown) => errors.push(error));
   return errors;
 }
 
 test('a request that fails because the device is lost says so, and fails as it did', async () => {
   for (const [code, told] of [
-    ['device_lost', 3],
+    ['device_lost', 4],
     ['oom', 0],
   ] as const) {
     const error = new EngineError(code, 'what the engine said');
@@ -37,7 +39,7 @@ test('a request that fails because the device is lost says so, and fails as it d
         times += 1;
       }),
     );
-    expect(errors).toEqual([error, error, error]);
+    expect(errors).toEqual([error, error, error, error]);
     expect(times).toBe(told);
   }
 });

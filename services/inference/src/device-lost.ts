@@ -6,6 +6,10 @@ export function tellDeviceLost(model: Model, onLost: () => void): Model {
     if (error instanceof EngineError && error.code === 'device_lost') onLost();
     return error;
   };
+  const tellingOf = <T>(result: Promise<T>): Promise<T> =>
+    result.catch((error: unknown) => {
+      throw told(error);
+    });
   async function* telling<T>(steps: AsyncIterable<T>) {
     try {
       yield* steps;
@@ -17,12 +21,7 @@ export function tellDeviceLost(model: Model, onLost: () => void): Model {
     ...model,
     generate: (o) => telling(model.generate(o)),
     generateBatches: (o) => telling(model.generateBatches(o)),
-    async scoreContinuation(o) {
-      try {
-        return await model.scoreContinuation(o);
-      } catch (error) {
-        throw told(error);
-      }
-    },
+    generateEach: (o, take) => tellingOf(model.generateEach(o, take)),
+    scoreContinuation: (o) => tellingOf(model.scoreContinuation(o)),
   };
 }

@@ -1,7 +1,7 @@
 import type { Constraint, GenerateStep } from '@medmesh/engine';
 import { inference } from '@medmesh/proto';
 import type { TextTokenizer } from '@medmesh/text';
-import { join } from './deltas.ts';
+import { deltaOf } from './deltas.ts';
 import type { Prepared } from './prepare-request.ts';
 import { engineSampling } from './resolve-sampling.ts';
 import { createTextAssembler, type Piece } from './text-assembler.ts';
@@ -27,7 +27,7 @@ export type ChoiceOptions = {
  * Steps are taken together, for so short that nobody sees it: every step by itself would cost the process more than the rest of serving it. With many
  * answers at once, what a reader has to read at a time matters less than that one thread can send them all.
  */
-export const gatherMsOf = (running: number): number => (running <= 16 ? 25 : 40);
+export const gatherMsOf = (running: number): number => (running <= 16 ? 25 : 50);
 
 const milliseconds = (ms: number) => ({ seconds: Math.floor(ms / 1000), nanos: Math.round((ms % 1000) * 1e6) });
 
@@ -36,6 +36,16 @@ const answerShare = 0.25;
 
 /** What closes a thought whose budget is used up. */
 const closingText = '\n</think>\n';
+const closings = new WeakMap<TextTokenizer, Promise<Uint32Array>>();
+
+/** Its tokens, which no request changes. */
+function closingOf(tokenizer: TextTokenizer): Promise<Uint32Array> {
+  const known = closings.get(tokenizer);
+  if (known !== undefined) return known;
+  const closing = tokenizer.encode(closingText, { parseSpecialTokens: true });
+  closings.set(tokenizer, closing);
+  return closing;
+}
 
 /**
  * Tokens of reasoning before it is closed, so that an answer always has room. `room`: tokens that the context leaves; `closing`: tokens that close a
@@ -96,7 +106,7 @@ export async function generateChoice(
   const drop = options.reasoning?.return === inference.Reasoning_Return.DROP;
   const newAssembler = (inside: boolean) => createTextAssembler(tokenizer, inside, sampling.stop, inline);
   let assembler = newAssembler(started.startsInsideThink);
-  const closing = await tokenizer.encode(closingText, { parseSpecialTokens: true });
+  const closing = await closingOf(tokenizer);
   const room = base.model.info.contextLength - prepared.tokens.length;
   const budget = reasoningBudget(options.reasoning, maxTokens, room, closing.length);
   await options.after;
@@ -110,26 +120,40 @@ export async function generateChoice(
   /** What follows the prompt: generated tokens and, where a thought was closed, those that close it. */
   const following: number[] = [];
 
-  const delta = (pieces: readonly Piece[], step: GenerateStep | undefined): inference.GenerateEvent[] => {
-    const kept = pieces.filter((piece) => !(drop && piece.channel === 'reasoning'));
-    // Ids and log-probabilities travel with the first piece of their token; a token that ends no piece goes with an empty one.
-    const ids = step === undefined ? [] : [step.tokenId];
-    const logprobs = step === undefined || options.logprobs === undefined ? [] : [tokenLogprob(step, tokenizer)];
-    const list = kept.length > 0 ? kept : [{ channel: assembler.channel, text: '' }];
-    if (drop && list[0]?.channel === 'reasoning') return [];
-    return list.map((piece, i) => ({
-      event: {
-        $case: 'delta',
-        value: {
-          choice: options.choice,
-          channel: piece.channel === 'reasoning' && !inline ? REASONING : ANSWER,
-          text: piece.text,
-          tokenIds: i === 0 ? ids : [],
-          logprobs: i === 0 ? logprobs : [],
-        },
-      },
-    }));
-  };
+  /** Adds to the last delta of `out`, or a new one where that is of the other channel. */
+  function append(out: inference.GenerateEvent[], piece: Piece, step: GenerateStep | undefined): void {
+    const channel = piece.channel === 'reasoning' && !inline ? REASONING : ANSWER;
+    let delta = deltaOf(out.at(-1));
+    if (delta?.channel !== channel) {
+      delta = { choice: options.choice, channel, text: '', tokenIds: [], logprobs: [] };
+      out.push({ event: { $case: 'delta', value: delta } });
+    }
+    delta.text += piece.text;
+    if (step === undefined) return;
+    delta.tokenIds.push(step.tokenId);
+    if (options.logprobs !== undefined) delta.logprobs.push(tokenLogprob(step, tokenizer));
+  }
+
+  /** Ids and log-probabilities travel with the first piece of their token; a token that ends no piece goes with an empty one. */
+  function send(out: inference.GenerateEvent[], pieces: readonly Piece[], step: GenerateStep | undefined): void {
+    let rest = step;
+    let sent = false;
+    for (const piece of pieces) {
+      if (drop && piece.channel === 'reasoning') continue;
+      append(out, piece, rest);
+      rest = undefined;
+      sent = true;
+    }
+    if (!sent && !(drop && assembler.channel === 'reasoning'))
+      append(out, { channel: assembler.channel, text: '' }, rest);
+  }
+
+  /** Sends pieces that are no step's. */
+  function sendNow(pieces: readonly Piece[]): void {
+    const out: inference.GenerateEvent[] = [];
+    send(out, pieces, undefined);
+    for (const event of out) emit(event);
+  }
 
   /** The thought ended inside a token that holds text of an answer too: only what the constraint allows may be the answer. */
   const dropAnswerOf = async (tokenId: number, rest: string) => {
@@ -145,12 +169,6 @@ export async function generateChoice(
 
   /** Takes one step; adds its events to `out` and says how the piece of generation ends with it, if it does. */
   function take(step: GenerateStep, out: inference.GenerateEvent[]): End | undefined {
-    const send = (events: inference.GenerateEvent[]) => {
-      for (const event of events) {
-        const last = out.at(-1);
-        if (last === undefined || !join(last, event)) out.push(event);
-      }
-    };
     if (firstTokenMs === undefined) {
       firstTokenMs = performance.now() - begin;
       cachedTokens = Math.min(step.cachedTokens, prepared.tokens.length);
@@ -163,18 +181,18 @@ export async function generateChoice(
       const asked = sampling.stopTokenIds.includes(step.tokenId);
       if (thought && !asked) return 'cut';
       reason = asked ? Reason.STOP_TOKEN : Reason.EOS;
-      send(delta([], step));
+      send(out, [], step);
       return 'done';
     }
     following.push(step.tokenId);
     const { pieces, matchedStop: matched } = assembler.push(step.tokenId);
     if (thought && assembler.channel === 'answer' && constraint !== undefined) {
       const rest = pieces.filter(({ channel }) => channel === 'answer');
-      send(delta(inline ? pieces : pieces.filter(({ channel }) => channel === 'reasoning'), step));
+      send(out, inline ? pieces : pieces.filter(({ channel }) => channel === 'reasoning'), step);
       if (!inline && rest.length > 0) dropped = { tokenId: step.tokenId, rest: rest.map(({ text }) => text).join('') };
       return 'answer';
     }
-    send(delta(pieces, step));
+    send(out, pieces, step);
     if (matched !== undefined) {
       matchedStop = matched;
       reason = Reason.STOP_STRING;
@@ -189,7 +207,7 @@ export async function generateChoice(
   }
 
   async function run(limit: number, rule: Constraint | undefined): Promise<End> {
-    const batches = base.model.generateBatches({
+    const request = {
       tokens: Uint32Array.from([...prepared.tokens, ...following]),
       generated: following.length,
       priority: options.priority,
@@ -199,18 +217,18 @@ export async function generateChoice(
       ...(rule === undefined ? {} : { constraint: rule }),
       gatherMs: options.gatherMs,
       signal,
-    });
-    // Leaving the loop ends the generation in the engine; steps that came after an end are nobody's.
-    for await (const batch of batches) {
+    };
+    let end: End | undefined;
+    await base.model.generateEach(request, (steps) => {
       const out: inference.GenerateEvent[] = [];
-      let end: End | undefined;
-      for (const step of batch) if (end === undefined) end = take(step, out);
-      if (dropped !== undefined) await dropAnswerOf(dropped.tokenId, dropped.rest);
-      dropped = undefined;
+      // Steps that came after an end are nobody's.
+      for (const step of steps) if (end === undefined) end = take(step, out);
       for (const event of out) emit(event);
-      if (end !== undefined) return end;
-    }
-    return 'length';
+      return end !== undefined;
+    });
+    if (dropped !== undefined) await dropAnswerOf(dropped.tokenId, dropped.rest);
+    dropped = undefined;
+    return end ?? 'length';
   }
 
   const left = () => Math.min(maxTokens - reasoningTokens - answerTokens, room - following.length);
@@ -221,14 +239,14 @@ export async function generateChoice(
   // Closing tokens take of the context, not of max_tokens.
   const mayAnswer = reasoningTokens + answerTokens < maxTokens && following.length + closing.length < room;
   if (end !== 'done' && assembler.channel === 'reasoning' && mayAnswer) {
-    for (const id of closing) for (const event of delta(assembler.push(id).pieces, undefined)) emit(event);
+    for (const id of closing) sendNow(assembler.push(id).pieces);
     following.push(...closing);
   }
   if (end !== 'done' && left() > 0 && assembler.channel === 'answer') await run(left(), constraint);
 
   reason ??= assembler.channel === 'reasoning' ? Reason.REASONING_BUDGET : Reason.LENGTH;
   const rest = assembler.flush();
-  if (rest.length > 0) for (const event of delta(rest, undefined)) emit(event);
+  if (rest.length > 0) sendNow(rest);
   const total = performance.now() - begin;
   const finished: inference.Finished = {
     choice: options.choice,
