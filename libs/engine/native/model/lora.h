@@ -72,6 +72,7 @@ class LoraAdapter {
   void bind(const Exec& ex, const DecoderWeights& base, Arena& arena);
   bool bound() const noexcept { return bound_; }
   const float* inverse_norms() const noexcept { return inverse_norms_.data(); }
+  std::int64_t norm_count() const noexcept { return norms_; }
   std::int64_t bytes() const noexcept { return 4 * (size_ + norms_); }  // values and norms
 
   // f(name, shape, offset) for every tensor, ascending, under PEFT's key ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight").

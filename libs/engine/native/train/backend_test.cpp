@@ -68,9 +68,9 @@ TEST("automatic choice takes a GPU that trains what is asked for; where it does 
   CHECK(refused.no_gpu_because.find("head_dim") != std::string::npos);
   CHECK_THROWS(unsupported, create_trainer(narrow, parse_device("cuda"), lora_options(), gpu));
 
-  TrainerOptions dora = lora_options();
-  dora.lora->dora = true;
-  CHECK(create_trainer(tiny_model(Compute::bf16), automatic, dora, gpu).no_gpu_because.find("DoRA") == 0);
+  TrainerOptions full = lora_options();
+  full.lora.reset();
+  CHECK(create_trainer(tiny_model(Compute::bf16), automatic, full, gpu).no_gpu_because.find("full-parameter training") == 0);
 }
 
 TEST("the emulated back end is found by its path, lists its device and trains as the CPU does") {

@@ -3,8 +3,16 @@
 #include <algorithm>
 
 #include "cuda/ops/attention.h"
+#include "cuda/ops/dora.h"
 
 namespace engine::cuda {
+namespace {
+
+void take_directed(DeviceArena& arena, const Geometry& geometry, Group group, std::int64_t tokens, LayerBuffers& to) {
+  if (geometry.decomposes(group)) to.directed[static_cast<std::size_t>(group)] = arena.take<bf16>(tokens * geometry[group].outputs);
+}
+
+}  // namespace
 
 void take_attention_buffers(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to) {
   to.qkv = arena.take<bf16>(tokens * geometry[Group::qkv].outputs);
@@ -15,6 +23,8 @@ void take_attention_buffers(DeviceArena& arena, const ModelSpec& spec, const Geo
   to.middle = arena.take<bf16>(tokens * spec.hidden);
   to.input_rstd = arena.take<float>(tokens);
   to.mlp_rstd = arena.take<float>(tokens);
+  take_directed(arena, geometry, Group::qkv, tokens, to);
+  take_directed(arena, geometry, Group::o, tokens, to);
   if (!spec.sandwich_norms) return;
   to.attention_out = arena.take<bf16>(tokens * spec.hidden);
   to.attention_rstd = arena.take<float>(tokens);
@@ -22,6 +32,8 @@ void take_attention_buffers(DeviceArena& arena, const ModelSpec& spec, const Geo
 
 void take_mlp_buffers(DeviceArena& arena, const ModelSpec& spec, const Geometry& geometry, std::int64_t tokens, LayerBuffers& to) {
   to.gate_up = arena.take<bf16>(tokens * geometry[Group::gate_up].rows());
+  take_directed(arena, geometry, Group::gate_up, tokens, to);
+  take_directed(arena, geometry, Group::down, tokens, to);
   if (!spec.sandwich_norms) return;
   to.mlp_out = arena.take<bf16>(tokens * spec.hidden);
   to.mlp_out_rstd = arena.take<float>(tokens);
@@ -47,11 +59,18 @@ WorkBuffers take_work(DeviceArena& arena, const ModelSpec& spec, const Geometry&
 
   work.normed = arena.take<bf16>(tokens * (spec.hidden + geometry.tail(Group::qkv, Group::gate_up)));
   work.dinput = arena.take<bf16>(tokens * spec.hidden);
-  if (spec.sandwich_norms) work.dsub = arena.take<bf16>(tokens * (spec.hidden + geometry.tail(Group::o, Group::down)));
-  if (geometry.dropout) work.masked = arena.take<bf16>(tokens * std::max({spec.hidden, spec.q_size(), spec.ffn}));
-  std::int64_t sums = 0;
-  for (const GroupShape& group : geometry.groups) sums = std::max(sums, group.tail * (group.inputs + group.outputs));
+  if (spec.sandwich_norms || geometry.decomposes(Group::o) || geometry.decomposes(Group::down)) work.dsub = arena.take<bf16>(tokens * (spec.hidden + geometry.tail(Group::o, Group::down)));
+  std::int64_t sums = 0, widest_input = 0, widest_output = 0, most_outputs = 0;
+  for (const GroupShape& group : geometry.groups) {
+    sums = std::max(sums, group.tail * (group.inputs + group.outputs));
+    widest_input = std::max(widest_input, geometry.dora ? group.stride() : group.inputs);
+    widest_output = std::max(widest_output, group.rows());
+    most_outputs = std::max(most_outputs, group.outputs);
+  }
   if (sums > 0) work.adapter_sums = arena.take<float>(sums);
+  if (geometry.dropout) work.masked = arena.take<bf16>(tokens * widest_input);
+  if (geometry.dropout && geometry.dora) work.scaled = arena.take<bf16>(tokens * widest_output);
+  if (geometry.dora) work.magnitude_sums = static_cast<float*>(arena.take_bytes(dora_workspace(tokens, most_outputs)));
   // The MLP's inner activation is alive in the MLP's part alone, the gradients of q, k, v in attention's part alone.
   const std::int64_t inner = arena.used();
   work.gated = arena.take<bf16>(tokens * geometry[Group::down].stride());

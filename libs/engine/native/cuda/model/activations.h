@@ -23,6 +23,7 @@ struct LayerBuffers {
   float *input_rstd = nullptr, *attention_rstd = nullptr, *mlp_rstd = nullptr, *mlp_out_rstd = nullptr;  // [T]
   float* head_rstd = nullptr;     // [T, heads + kv_heads]
   float* lse = nullptr;           // [heads, T]
+  std::array<bf16*, kGroups> directed{};  // [T, outputs] x·Vᵀ of each group's DoRA adapters, before the magnitudes
   std::array<bf16*, kGroups> low{};  // [T, tail] x·Aᵀ of each group's adapters: every layer's own, whatever it keeps, for they are small
 };
 
@@ -41,10 +42,12 @@ struct WorkBuffers {
   bf16* normed = nullptr;      // [T, hidden], widest tail of qkv and gate_up
   bf16* gated = nullptr;       // [T, ffn], tail of down; in the backward first its gradient, then itself again
   bf16* dinput = nullptr;      // [T, hidden] the gradient of a norm's output
-  bf16* dsub = nullptr;        // [T, hidden], tail of o and down: the gradient of a sub-layer's output; only with norms behind sub-layers
+  bf16* dsub = nullptr;        // [T, hidden], tail of o and down: the gradient of a sub-layer's output; only with norms behind sub-layers, or DoRA
   bf16* dqkv = nullptr;        // [T, q + k + v], tail of qkv
   bf16* dattention = nullptr;  // [T, heads·head_dim]
-  bf16* masked = nullptr;      // [T, widest input]; only with dropout
+  bf16* masked = nullptr;      // [T, widest input], with DoRA its tail; only with dropout
+  bf16* scaled = nullptr;      // [T, widest output, tail] magnitudes / norms ⊙ dy; only with dropout and DoRA, else in dy's place
+  float* magnitude_sums = nullptr;  // only with DoRA
   void* attention_workspace = nullptr;
   float* adapter_sums = nullptr;  // [tail, inputs] and [tail, outputs] of one group, before they are added to the gradients
   // The loss's, in the same place.

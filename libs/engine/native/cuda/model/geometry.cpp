@@ -82,6 +82,7 @@ Geometry make_geometry(const ModelSpec& spec) {
 Geometry make_geometry(const ModelSpec& spec, const LoraAdapter& adapter) {
   check_shape(spec);
   Geometry geometry = geometry_of(spec, &adapter);
+  geometry.dora = adapter.config().dora;
   geometry.dropout = adapter.config().dropout > 0;
   return geometry;
 }

@@ -40,9 +40,11 @@ struct GroupShape {
 struct Geometry {
   std::array<GroupShape, kGroups> groups;
   std::vector<std::array<bool, kGroups>> adapted;  // [layer] whether it adapts anything of the product
+  bool dora = false;
   bool dropout = false;  // adapters see masked inputs, so their part of an input's gradient is a product of its own
 
   const GroupShape& operator[](Group group) const noexcept { return groups[static_cast<std::size_t>(group)]; }
+  bool decomposes(Group group) const noexcept { return dora && (*this)[group].tail > 0; }  // in some layer
   bool adapts(std::int64_t layer, Group group) const noexcept { return adapted[static_cast<std::size_t>(layer)][static_cast<std::size_t>(group)]; }
   // Widest tail that activations of these groups carry.
   std::int64_t tail(Group a, Group b) const noexcept { return std::max((*this)[a].tail, (*this)[b].tail); }

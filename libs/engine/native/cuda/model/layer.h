@@ -35,6 +35,8 @@ struct DevicePass {
   Beside& beside;  // of the backward
   const WorkBuffers& work;
   const LoraAdapter& adapter;  // its layout; values are on the device
+  const float* values;         // [adapter.size()]
+  const float* inverse_norms;  // [adapter.norm_count()]
   float* gradients;            // [adapter.size()], added to
   std::int64_t tokens = 0;
   AttentionTiles tiles{};

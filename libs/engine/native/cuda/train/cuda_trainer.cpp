@@ -17,7 +17,6 @@ namespace {
 const LoraConfig& adapter_config(const TrainerOptions& options) {
   check_trainer_options(options);
   require(Code::unsupported, options.lora.has_value(), "full-parameter training runs on the CPU only; train an adapter, or use device cpu");
-  require(Code::unsupported, !options.lora->dora, "DoRA is trained on the CPU only; leave it out, or use device cpu");
   return *options.lora;
 }
 
@@ -35,6 +34,8 @@ CudaTrainer::CudaTrainer(const TrainingBase& base, std::span<const int> devices,
   require(!devices.empty(), "a trainer needs at least one device");
   const std::int64_t tokens = std::max<std::int64_t>(1, options.micro_batch_tokens);
   for (const int device : devices) replicas_.push_back(std::make_unique<Replica>(device, base_, adapter_, runs_, tokens, options.memory_budget));
+  if (options.initial_adapter_dir.empty())
+    for (const auto& replica : replicas_) replica->begin_magnitudes();
   if (replicas_.size() > 1) sum_ = sum != nullptr ? std::move(sum) : make_gradient_sum(devices);
 }
 

@@ -141,6 +141,7 @@ TEST("whatever is kept, computed again, put into host memory or decoded ahead, t
     const GoldenCase c = deepened(family(name), 5, dir / "model");
     const auto model = load(c);
     TrainerOptions options = options_of();
+    options.lora->dora = std::string_view(name) == "qwen3";
     if (std::string_view(name) == "gemma2") {  // chosen layers, of other ranks here and there; nothing below the first of them is kept
       options.lora->layers = {1, 3, 4};
       options.lora->rank_pattern = {{"v_proj", 20}, {"layers.3.mlp.up_proj", 2}};

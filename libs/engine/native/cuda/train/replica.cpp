@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "cuda/model/decomposition.h"
 #include "cuda/ops/adamw.h"
 #include "cuda/ops/cross_entropy.h"
 #include "cuda/ops/elementwise.h"
@@ -215,6 +216,8 @@ DevicePass Replica::make_pass(const StepInput& input, float dropout) {
                   .beside = beside_,
                   .work = step_.work,
                   .adapter = adapter_,
+                  .values = fixed_.values,
+                  .inverse_norms = fixed_.inverse_norms,
                   .gradients = fixed_.gradients,
                   .tokens = input.tokens,
                   .tiles = {input.tiles, input.tile_count},
@@ -375,7 +378,14 @@ void Replica::values_changed() {
   const ModelSpec& spec = base_.spec;
   if (const std::int64_t head = adapter_.head_offset(); head >= 0)
     narrow_rows(View<const float>(fixed_.values + head, spec.vocab, spec.hidden), View<bf16>(fixed_.weights.head, spec.vocab, spec.hidden), stream_);
+  follow_norms(geometry_, fixed_.weights, adapter_, fixed_.values, fixed_.inverse_norms, stream_);
   stage_->adapter_changed();
+}
+
+void Replica::begin_magnitudes() {
+  use_device(device_);
+  cuda::begin_magnitudes(geometry_, adapter_, fixed_.values, fixed_.inverse_norms, stream_);
+  stream_.synchronize();
 }
 
 void Replica::read_gradients(float* to) {

@@ -53,6 +53,8 @@ class Replica {
   // Lets work in flight end; throws nothing.
   void abandon() noexcept;
 
+  // DoRA's magnitudes become the norms of what they scale, as a fresh adapter's are.
+  void begin_magnitudes();
   // Host copies of the fp32 values, the gradients, and a run's state as optimizer_state_specs lists it; waits.
   void read_values(float* to);
   void write_values(const float* from);

@@ -23,6 +23,8 @@ FixedMemory FixedMemory::take(DeviceArena& arena, const RunShape& shape, Ledger*
   note("adapter, fp32");
   memory.gradients = arena.take<float>(shape.trained());
   note("gradients, fp32");
+  if (shape.geometry.dora) memory.inverse_norms = arena.take<float>(shape.adapter.norm_count());
+  note("norms of directions, fp32");
   for (const OptimizerRun& run : shape.runs) {
     OptimizerMemory& state = memory.optimizer.emplace_back();
     if (run.eight_bit) {

@@ -80,6 +80,7 @@ struct StepScalars {
 struct FixedMemory {
   DeviceWeights weights;
   float *values = nullptr, *gradients = nullptr;  // [trained]
+  float* inverse_norms = nullptr;                 // [adapter.norm_count()], DoRA's
   std::vector<OptimizerMemory> optimizer;         // one for each run
   AdamWConstants* constants = nullptr;            // [runs]
   StepScalars* scalars = nullptr;

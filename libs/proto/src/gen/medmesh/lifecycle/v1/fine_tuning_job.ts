@@ -588,7 +588,7 @@ export interface LoraSpec {
   targetModules: string[];
   /** Uses scale = alpha / sqrt(r). */
   rslora: boolean;
-  /** Splits the update in magnitude and direction (DoRA). On the CPU only. */
+  /** Splits the update in magnitude and direction (DoRA). */
   dora: boolean;
   /**
    * `embed_tokens`, `lm_head`: trained whole beside the matrices, and part of the adapter. Where the model ties them, the adapter's are separate. Default:
