@@ -1,7 +1,9 @@
 import { runService } from '@medmesh/service';
 import { configSchema } from './config.ts';
+import { boundHeapGrowth } from './heap-growth.ts';
 import { startInference } from './service.ts';
 
+boundHeapGrowth();
 await runService({
   name: 'inference',
   configSchema,
