@@ -85,6 +85,37 @@ describe('patient text', () => {
     expect(text()).toContain('[redacted]');
   });
 
+  test('is redacted in arrays, in what a child logger adds, in errors and what they carry, and in what an object is written as', () => {
+    const { log, text, last } = captured();
+    const written = { toJSON: () => ({ answer: canary }) };
+    const hostile = {
+      get name() {
+        throw new Error(canary);
+      },
+    };
+    const carrying = Object.assign(new Error('x'), { text: canary });
+    log.info({ list: [{ text: canary }, { count: 1, rows: [canary] }] }, 'list');
+    expect(last()).toMatchObject({ list: [{ text: '[redacted]' }, { count: 1, rows: '[redacted]' }] });
+    const child = log.child({ prompt: canary, a: { slots: { question: canary } } });
+    child.child({ text: canary }).info({ job: 'j' }, 'grandchild');
+    expect(last()).toMatchObject({ prompt: '[redacted]', a: { slots: '[redacted]' }, text: '[redacted]', job: 'j' });
+    log.error({ err: Object.assign(failure('failed'), { metadata: { a: { text: canary } } }) }, 'failed');
+    expect(last()['err']).toMatchObject({ metadata: { a: { text: '[redacted]' } } });
+    log.error({ prompt: new Error(canary), inner: { carrying } }, 'carried');
+    log.info({ written, at: new Date(0) }, 'written');
+    expect(last()).toMatchObject({ written: { answer: '[redacted]' }, at: '1970-01-01T00:00:00.000Z' });
+    log.info({ hostile }, 'hostile');
+    expect(last()).toMatchObject({ msg: 'hostile' });
+    expect(text()).not.toContain('Okonkwo');
+  });
+
+  test('is left in the object that was logged', () => {
+    const { log } = captured();
+    const fields = { a: { text: canary }, b: [1] };
+    log.info(fields, 'line');
+    expect(fields).toEqual({ a: { text: canary }, b: [1] });
+  });
+
   test('redaction leaves counts alone', () => {
     const { log, last } = captured();
     log.info({ rows: 1200, tokens: 7 }, 'read');
