@@ -74,6 +74,14 @@ std::vector<std::uint32_t> read_uint32s(Napi::Value value, const char* name) {
   return read_typed<std::uint32_t>(value, napi_uint32_array, name, "a Uint32Array");
 }
 
+std::vector<std::vector<std::uint32_t>> read_sequences(Napi::Value value) {
+  require(value.IsArray(), "sequences is not an array");
+  const auto list = value.As<Napi::Array>();
+  std::vector<std::vector<std::uint32_t>> sequences;
+  for (std::uint32_t i = 0; i < list.Length(); ++i) sequences.push_back(read_uint32s(list.Get(i), "a sequence"));
+  return sequences;
+}
+
 std::vector<std::uint8_t> read_bytes(Napi::Value value, const char* name) {
   return read_typed<std::uint8_t>(value, napi_uint8_array, name, "a Uint8Array");
 }

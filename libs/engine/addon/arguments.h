@@ -17,6 +17,7 @@ std::int64_t read_integer(Napi::Value value, const char* name, std::int64_t leas
 std::vector<std::string> read_strings(Napi::Value value, const char* name);
 Napi::Object read_object(Napi::Value value, const char* name);
 std::vector<std::uint32_t> read_uint32s(Napi::Value value, const char* name);  // a Uint32Array, copied
+std::vector<std::vector<std::uint32_t>> read_sequences(Napi::Value value);      // an array of them
 std::vector<std::uint8_t> read_bytes(Napi::Value value, const char* name);     // a Uint8Array, copied
 
 // A path: not empty, no NUL.

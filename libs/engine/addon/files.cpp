@@ -210,10 +210,7 @@ Napi::Value export_gguf_file(const Napi::CallbackInfo& info) {
 Napi::Value verify_gguf_file(const Napi::CallbackInfo& info) {
   const std::string model_dir = read_path(info[0], "modelDir"), path = read_path(info[2], "path");
   const std::optional<std::filesystem::path> adapter_dir = is_absent(info[1]) ? std::nullopt : std::optional<std::filesystem::path>(read_path(info[1], "adapterDir"));
-  require(info[3].IsArray(), "sequences is not an array");
-  const auto list = info[3].As<Napi::Array>();
-  std::vector<std::vector<std::uint32_t>> sequences;
-  for (std::uint32_t i = 0; i < list.Length(); ++i) sequences.push_back(read_uint32s(list.Get(i), "a sequence"));
+  const std::vector<std::vector<std::uint32_t>> sequences = read_sequences(info[3]);
   const auto flag = cancel_flag(info[4], {});
   return promise_of(
       info.Env(), on_own_thread(info.Env()),

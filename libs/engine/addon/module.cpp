@@ -56,6 +56,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add<plan_training>(env, exports, "planTraining");
   add<train_step>(env, exports, "trainStep");
   add<evaluate>(env, exports, "evaluate");
+  add<score_adapter>(env, exports, "scoreAdapter");
   add<save_adapter>(env, exports, "saveAdapter");
   add<save_checkpoint>(env, exports, "saveCheckpoint");
   add<restore_checkpoint>(env, exports, "restoreCheckpoint");

@@ -226,6 +226,23 @@ Napi::Value evaluate(const Napi::CallbackInfo& info) {
       });
 }
 
+Napi::Value score_adapter(const Napi::CallbackInfo& info) {
+  const auto trainer = handle_of<AnyTrainer>(info[0], "trainer");
+  auto sequences = read_sequences(info[2]);
+  const auto flag = cancel_flag(info[3], {trainer.get()});
+  return promise_of(
+      info.Env(), on_strand(trainer->strand()),
+      [object = trainer->object(), dir = read_path(info[1], "dir"), sequences = std::move(sequences), flag] {
+        check_cancelled(flag.get());
+        return object->score_adapter(dir, sequences, flag.get());
+      },
+      [](Napi::Env env, std::vector<std::vector<float>>& scores) -> Napi::Value {
+        auto lists = Napi::Array::New(env, scores.size());
+        for (std::size_t i = 0; i < scores.size(); ++i) lists.Set(static_cast<std::uint32_t>(i), adopt_floats(env, std::move(scores[i])));
+        return lists;
+      });
+}
+
 Napi::Value save_adapter(const Napi::CallbackInfo& info) {
   const auto trainer = handle_of<AnyTrainer>(info[0], "trainer");
   return run_void(info, trainer, [dir = read_path(info[1], "dir"), base = read_string(info[2], "baseModelName")](AnyTrainer& t) { t.save(dir, base); });

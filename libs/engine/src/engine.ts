@@ -127,6 +127,8 @@ function trainerOf(
       return result;
     },
     evaluate: (micro, signal) => call(signal, (cancel) => native.evaluate(handle, micro, cancel)),
+    scoreAdapter: (dir, sequences, signal) =>
+      call(signal, (cancel) => native.scoreAdapter(handle, dir, sequences, cancel)),
     saveAdapter: (dir, o) => call(undefined, () => native.saveAdapter(handle, dir, o?.baseModelName ?? '')),
     saveCheckpoint: (dir) => call(undefined, () => native.saveCheckpoint(handle, dir)),
     async restoreCheckpoint(dir) {

@@ -221,6 +221,12 @@ export type Native = {
     micro: MicroBatch[],
     cancel: CancelToken | null,
   ): Promise<{ loss: number; trainableTokens: number }>;
+  scoreAdapter(
+    trainer: TrainerHandle,
+    dir: string,
+    sequences: Uint32Array[],
+    cancel: CancelToken | null,
+  ): Promise<Float32Array[]>;
   saveAdapter(trainer: TrainerHandle, dir: string, baseModelName: string): Promise<void>;
   saveCheckpoint(trainer: TrainerHandle, dir: string): Promise<void>;
   restoreCheckpoint(trainer: TrainerHandle, dir: string): Promise<number>;

@@ -142,6 +142,10 @@ describe('training', () => {
     expect(-scores.reduce((sum, score) => sum + score, 0) / scores.length).toBeCloseTo(loss, 5);
     const plain = await model.score({ tokens: Uint32Array.from(row) });
     expect(plain).not.toEqual(scores);
+    expect(await trainer.scoreAdapter(at('adapter'), [Uint32Array.from(row)])).toEqual([scores]);
+    const [gone, alone] = [at('gone'), [Uint32Array.of(1)]];
+    await expect(trainer.scoreAdapter(gone, [])).rejects.toMatchObject({ code: 'io' });
+    await expect(trainer.scoreAdapter(at('adapter'), alone)).rejects.toMatchObject({ code: 'invalid' });
   });
 
   it.each<Partial<LoraOptions>>([

@@ -346,6 +346,11 @@ export interface Trainer {
   /** The loss is normalised over all trainable tokens of all micro-batches; an abort leaves the state as it was. */
   trainStep(micro: MicroBatch[], signal?: AbortSignal): Promise<StepResult>;
   evaluate(micro: MicroBatch[], signal?: AbortSignal): Promise<{ loss: number; trainableTokens: number }>;
+  /**
+   * log p of every token but the first of each sequence, with the adapter in `dir` in place of what is trained: where the trainer runs. Nothing of the
+   * run changes.
+   */
+  scoreAdapter(dir: string, sequences: Uint32Array[], signal?: AbortSignal): Promise<Float32Array[]>;
   /** A PEFT folder (LoRA) or a Hugging Face model folder (full). */
   saveAdapter(dir: string, o?: { baseModelName?: string }): Promise<void>;
   /** All that a bit-exact continuation needs. */

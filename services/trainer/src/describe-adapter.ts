@@ -24,13 +24,8 @@ export async function describeAdapter(
   if (spec === undefined) throw new Failure('internal', 'the job has no resolved spec', { reason: 'RECORD_INVALID' });
   const device = deviceNamed(trainer.device);
   const probes = await withSpan('trainer.verify_export', {}, async () => {
-    const adapter = await inputs.model.loadAdapter(folder);
-    try {
-      const sequences = await probeTokens(inputs.modelDir, inputs.dataset.template, inputs.model.info.vocabSize);
-      return await computeProbes(inputs.model, adapter, trainer, sequences, device.kind, signal);
-    } finally {
-      await adapter.close();
-    }
+    const sequences = await probeTokens(inputs.modelDir, inputs.dataset.template, inputs.model.info.vocabSize);
+    return await computeProbes(trainer, folder, sequences, signal);
   });
   const description = serializeAdapterDescription({
     format: 1,

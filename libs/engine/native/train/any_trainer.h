@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/cancel.h"
 #include "formats/peft_adapter.h"
@@ -101,6 +102,11 @@ class AnyTrainer {
   // device_lost when the device is beyond use in this process.
   virtual StepResult train_step(std::span<const MicroBatch> micros, const CancelFlag* cancel = nullptr) = 0;
   virtual Evaluation evaluate(std::span<const MicroBatch> micros, const CancelFlag* cancel = nullptr) = 0;
+  // log p of every token but the first of each sequence, by its own, with the adapter in `dir` in place of what is trained: on the device, with what is there.
+  // Nothing of the run changes. Throws invalid where every weight is trained, for an adapter with other tensors and for a sequence of less than two tokens,
+  // and what reading the adapter throws.
+  virtual std::vector<std::vector<float>> score_adapter(const std::filesystem::path& dir, std::span<const std::vector<std::uint32_t>> sequences,
+                                                        const CancelFlag* cancel = nullptr) = 0;
 
   // A PEFT folder, or in full-parameter mode a Hugging Face folder in the base's stored dtype. Atomic; replaces what is there.
   virtual void save(const std::filesystem::path& dir, const std::string& base_model_name) const = 0;

@@ -69,6 +69,15 @@ LoraAdapter initial_adapter(const ModelSpec& spec, const TrainerOptions& options
   return adapter;
 }
 
+void require_same_tensors(const LoraAdapter& stored, const LoraAdapter& trained) {
+  const auto places_of = [](const LoraAdapter& adapter) {
+    std::vector<std::pair<std::string, std::int64_t>> places{{"", adapter.size()}};
+    for (const TrainableTensor& tensor : trainable_tensors(adapter)) places.emplace_back(tensor.name, tensor.offset);
+    return places;
+  };
+  require(places_of(stored) == places_of(trained), "the adapter's tensors are not those of the adapter that is trained");
+}
+
 std::vector<TrainableTensor> trainable_tensors(const LoraAdapter& adapter) {
   std::vector<TrainableTensor> tensors;
   adapter.for_each_tensor([&](const std::string& name, const std::vector<std::int64_t>& shape, std::int64_t offset) {

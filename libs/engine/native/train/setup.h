@@ -22,6 +22,9 @@ TrainerOptions with_initial_patterns(TrainerOptions options);
 // the initial adapter's values, which bind() completes. Throws invalid when that adapter is not of the options' shape, and what reading it throws.
 LoraAdapter initial_adapter(const ModelSpec& spec, const TrainerOptions& options);
 
+// Throws invalid where a stored adapter has not the tensors of the one that is trained.
+void require_same_tensors(const LoraAdapter& stored, const LoraAdapter& trained);
+
 // The adapter's tensors in the order of its flat array.
 std::vector<TrainableTensor> trainable_tensors(const LoraAdapter& adapter);
 // All parameters of a model, in theirs.

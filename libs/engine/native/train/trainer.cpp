@@ -141,6 +141,15 @@ Evaluation Trainer::evaluate(std::span<const MicroBatch> micros, const CancelFla
   return result;
 }
 
+std::vector<std::vector<float>> Trainer::score_adapter(const std::filesystem::path& dir, std::span<const std::vector<std::uint32_t>> sequences, const CancelFlag* cancel) {
+  require(adapter_.has_value(), "every weight is trained, so there is no adapter to score");
+  const LoraAdapter stored = model_->load_adapter(dir);
+  require_same_tensors(stored, *adapter_);
+  std::vector<std::vector<float>> scores;
+  for (const std::vector<std::uint32_t>& ids : sequences) scores.push_back(model_->score(ids, &stored, cancel));
+  return scores;
+}
+
 void Trainer::save(const std::filesystem::path& dir, const std::string& base_model_name) const {
   const std::lock_guard lock(busy_);
   StagedDirectory staged(dir, IfExists::replace);

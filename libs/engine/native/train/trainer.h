@@ -33,6 +33,8 @@ class Trainer final : public AnyTrainer {
   std::optional<TrainingPlan> plan() const override;
   StepResult train_step(std::span<const MicroBatch> micros, const CancelFlag* cancel = nullptr) override;
   Evaluation evaluate(std::span<const MicroBatch> micros, const CancelFlag* cancel = nullptr) override;
+  std::vector<std::vector<float>> score_adapter(const std::filesystem::path& dir, std::span<const std::vector<std::uint32_t>> sequences,
+                                                const CancelFlag* cancel = nullptr) override;
   void save(const std::filesystem::path& dir, const std::string& base_model_name) const override;
   void save_checkpoint(const std::filesystem::path& dir) const override;
   void restore_checkpoint(const std::filesystem::path& dir) override;

@@ -92,6 +92,38 @@ TEST("gradients with every option of adapters are as close to exact ones as the 
   for (const auto& [name, dropout, quantize] : kOptions) check_gradients(name, option_case(name, dropout), quantize);
 }
 
+TEST("a saved adapter scores as it is evaluated, to the bit, and another's score changes nothing of what is trained") {
+  OptionCase c = everything();
+  c.options.schedule = {ScheduleKind::constant, 0, 20, 2e-3};
+  const auto model = load(c.base);
+  const std::vector<PackedRows> micros = two_micros(c.base);
+  const auto device = device_trainer(model, c.options);
+  const std::vector<std::vector<std::uint32_t>> sequences{c.base.sequences[0], c.base.sequences[1]};
+  const TempDir dir;
+  device->save(dir / "fresh", "");
+  device->train_step(views(micros));
+  device->save(dir / "trained", "");
+  const std::vector<float> values = values_of(*device);
+  const auto fresh = device->score_adapter(dir / "fresh", sequences), trained = device->score_adapter(dir / "trained", sequences);
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    PackedRows row;
+    row.add(sequences[i], 0);
+    double sum = 0;
+    for (const float score : trained[i]) sum += score;
+    CHECK_EQ(trained[i].size(), sequences[i].size() - 1);
+    CHECK_CLOSE(-sum / static_cast<double>(trained[i].size()), device->evaluate(views({row})).loss, 1e-6);
+    const LoraAdapter adapter = model->load_adapter(dir / "fresh");
+    CHECK_CLOSE(relative_error(fresh[i], model->score(sequences[i], &adapter, nullptr)), 0, 1e-2);
+  }
+  CHECK(fresh != trained);
+  CHECK(values_of(*device) == values);
+  CHECK_THROWS(invalid, device->score_adapter(dir / "trained", std::vector<std::vector<std::uint32_t>>{{1}}));
+  const LoraConfig other{2, 2, 0, false, {"q_proj"}, ""};
+  write_random_adapter(model->spec(), other, dir / "other");
+  CHECK_THROWS(invalid, device->score_adapter(dir / "other", sequences));
+  CHECK(values_of(*device) == values);
+}
+
 TEST("an adapter with every option begins as on the CPU, goes the CPU's way, and continues from a checkpoint bit for bit") {
   const OptionCase c = everything();
   const auto model = load(c.base);

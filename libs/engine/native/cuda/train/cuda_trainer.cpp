@@ -151,6 +151,40 @@ Evaluation CudaTrainer::evaluate(std::span<const MicroBatch> micros, const Cance
   });
 }
 
+std::vector<std::vector<float>> CudaTrainer::score_adapter(const std::filesystem::path& dir, std::span<const std::vector<std::uint32_t>> sequences, const CancelFlag* cancel) {
+  return alone([&] {
+    const LoraAdapter stored = LoraAdapter::read(base_.spec, dir), trained = current_adapter();
+    require_same_tensors(stored, trained);
+    std::vector<std::vector<float>> scores;
+    if (sequences.empty()) return scores;
+    // Every token but the first is predicted.
+    std::vector<std::array<std::uint32_t, 2>> offsets;
+    std::vector<std::vector<std::uint8_t>> masks;
+    for (const std::vector<std::uint32_t>& ids : sequences) {
+      require(ids.size() >= 2, "scoring needs at least two tokens; ", ids.size(), " given");
+      offsets.push_back({0, static_cast<std::uint32_t>(ids.size())});
+      masks.emplace_back(ids.size(), std::uint8_t{1});
+    }
+    std::vector<MicroBatch> micros;
+    for (std::size_t i = 0; i < sequences.size(); ++i) micros.push_back({sequences[i], masks[i], offsets[i]});
+    const LabelledStep step = label_step(base_.spec, micros);
+    reserve(step);
+    Replica& replica = *replicas_.front();
+    try {
+      replica.write_values(stored.data());
+      for (const LabelledBatch& batch : step.batches) scores.push_back(replica.score(batch, cancel));
+      replica.write_values(trained.data());
+    } catch (const Error& error) {
+      if (error.code() != Code::device_lost) {
+        replica.abandon();
+        replica.write_values(trained.data());
+      }
+      throw;
+    }
+    return scores;
+  });
+}
+
 LoraAdapter CudaTrainer::current_adapter() const {
   LoraAdapter adapter = adapter_;
   replicas_.front()->read_values(adapter.data());

@@ -252,7 +252,7 @@ void Replica::forward(const DevicePass& pass, const StepInput& input, float neft
   add_scaled(delta, 1.0f, x(pass, spec.layers), stream_);
 }
 
-void Replica::loss(const DevicePass& pass, const StepInput& input, bool gradient) {
+void Replica::loss(const DevicePass& pass, const StepInput& input, bool gradient, float* losses) {
   const ModelSpec& spec = base_.spec;
   const WorkBuffers& work = step_.work;
   const RmsNorm norm{fixed_.weights.final_norm, spec.norm_eps, spec.norm_offset};
@@ -268,6 +268,7 @@ void Replica::loss(const DevicePass& pass, const StepInput& input, bool gradient
     cross_entropy(logits, input.targets + first, input.weights + first, spec.logit_softcap, gradient ? LogitGradient::in_place : LogitGradient::none, work.losses,
                   stream_);
     add_losses(work.losses, input.weights + first, count, &fixed_.scalars->loss, nullptr, stream_);
+    if (losses != nullptr) copy_to_host(losses + first, work.losses, count * 4, stream_);
     if (!gradient) continue;
     if (adapter_.head_offset() >= 0)
       gemm_(GemmForm::tn, logits, head_in, View<float>(fixed_.gradients + adapter_.head_offset(), spec.vocab, spec.hidden), stream_, 1.0f, 1.0f);  // [vocab, hidden]
@@ -323,6 +324,20 @@ void Replica::evaluate(const LabelledBatch& batch, float weight, const CancelFla
   pass.decode_ahead = true;
   forward(pass, input, 0, false, cancel);
   loss(pass, input, false);
+}
+
+std::vector<float> Replica::score(const LabelledBatch& batch, const CancelFlag* cancel) {
+  begin(Clear::loss);
+  const StepInput input = stage_input(batch, 1.0f, {});
+  DevicePass pass = make_pass(input, 0);
+  pass.decode_ahead = true;
+  forward(pass, input, 0, false, cancel);
+  std::vector<float> scores(static_cast<std::size_t>(input.labels));
+  loss(pass, input, false, scores.data());
+  finish();
+  scores.resize(static_cast<std::size_t>(batch.labels()));
+  for (float& score : scores) score = -score;
+  return scores;
 }
 
 void Replica::update(const OptimizerOptions& options, double learning_rate, double max_grad_norm, std::int64_t number) {

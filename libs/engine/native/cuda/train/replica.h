@@ -45,6 +45,8 @@ class Replica {
   void micro_step(const LabelledBatch& batch, float weight, const Noise& noise, const CancelFlag* cancel);
   // The loss alone.
   void evaluate(const LabelledBatch& batch, float weight, const CancelFlag* cancel);
+  // log p of every label of one micro-batch; waits.
+  std::vector<float> score(const LabelledBatch& batch, const CancelFlag* cancel);
   // The norm of gradients(), clipping and update `number` (from 1). A norm that is not finite changes nothing. Once for each finish().
   void update(const OptimizerOptions& options, double learning_rate, double max_grad_norm, std::int64_t number);
   StepScalars finish();
@@ -68,7 +70,8 @@ class Replica {
   StepInput stage_input(const LabelledBatch& batch, float weight, const Noise& noise);
   DevicePass make_pass(const StepInput& input, float dropout);
   void forward(const DevicePass& pass, const StepInput& input, float neftune_alpha, bool for_backward, const CancelFlag* cancel);
-  void loss(const DevicePass& pass, const StepInput& input, bool gradient);
+  // `losses`: where the host wants every label's, or null.
+  void loss(const DevicePass& pass, const StepInput& input, bool gradient, float* losses = nullptr);
   void backward(const DevicePass& pass, const StepInput& input, const CancelFlag* cancel);
   void values_changed();
   void mark(double PhaseTimes::* phase);
