@@ -70,8 +70,8 @@ Isa detect() {
   const bool f = bit(leaf7.b, 16), dq = bit(leaf7.b, 17), bw = bit(leaf7.b, 30), vl = bit(leaf7.b, 31);
   if (!(zmm_state && f && dq && bw && vl)) return Isa::avx2;
   if (!bit(leaf7_1.a, 5)) return Isa::avx512;
-  const bool amx_bf16 = bit(leaf7.d, 22), amx_tile = bit(leaf7.d, 24);
-  if (tile_state && amx_bf16 && amx_tile && request_tile_permission()) return Isa::amx;
+  const bool amx_bf16 = bit(leaf7.d, 22), amx_tile = bit(leaf7.d, 24), vbmi = bit(leaf7.c, 1), vbmi2 = bit(leaf7.c, 6);
+  if (tile_state && amx_bf16 && amx_tile && vbmi && vbmi2 && request_tile_permission()) return Isa::amx;
   // Intel's cores start a bf16 dot product every third cycle (Sapphire Rapids, measured): two fp32 multiply-adds a cycle are faster.
   return is_intel() ? Isa::avx512 : Isa::avx512_bf16;
 }

@@ -13,7 +13,7 @@ namespace engine {
 //   avx2         AVX2, FMA, F16C
 //   avx512       F, BW, DQ, VL
 //   avx512_bf16  the bf16 dot product
-//   amx          bf16 tiles, with the kernel's permission to use them
+//   amx          bf16 tiles, with the kernel's permission to use them, and VBMI and VBMI2
 enum class Isa : std::uint8_t { scalar, avx2, avx512, avx512_bf16, amx };
 
 std::string_view isa_name(Isa isa) noexcept;

@@ -1,6 +1,6 @@
 // bf16_instructions.h: the AVX512-BF16 and AMX instructions that the matrix kernels use: five conversions and products, and the tile registers.
 //   Compiled for the hardware they are the intrinsics and nothing else. With ENGINE_SOFTWARE_BF16 they are the definitions that the processor's
-//   manual gives, so that the same packing and kernel code runs, and is tested, where the hardware is absent (gemm_software_avx512.cpp).
+//   manual gives, so that the same packing and kernel code runs, and is tested, where the hardware is absent (gemm_software_avx512vbmi.cpp).
 //   All of them take subnormal operands for zeros, flush subnormal results, round to nearest even and ignore MXCSR.
 //   Needs AVX-512 F and BW in either form.
 #pragma once

@@ -72,7 +72,7 @@ struct FewRows {
 };
 
 extern const GemmKernel gemm_kernel_avx2, gemm_kernel_avx512, gemm_kernel_avx512bf16, gemm_kernel_amx;
-// gemm_kernel_avx512bf16, gemm_kernel_amx and few_rows_amx for any machine with AVX-512, hundreds of times slower: what the instructions do, written out (bf16_instructions.h). For tests.
+// gemm_kernel_avx512bf16, gemm_kernel_amx and few_rows_amx for any machine with AVX-512 VBMI2, hundreds of times slower: what the instructions do, written out (bf16_instructions.h). For tests.
 extern const GemmKernel gemm_kernel_avx512bf16_software, gemm_kernel_amx_software;
 extern const FewRows few_rows_amx, few_rows_amx_software;
 

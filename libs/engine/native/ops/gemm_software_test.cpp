@@ -17,8 +17,9 @@ struct Size {
 // Below, at and above the tile's 16, 32 and 14, the step of 32 depths and the passes of 512 and 2048.
 constexpr Size kSizes[] = {{1, 1, 1}, {3, 17, 31}, {14, 32, 32}, {15, 33, 64}, {16, 16, 65}, {17, 65, 96}, {33, 31, 513}, {32, 48, 1024}, {5, 40, 1088}, {35, 20, 2080}};
 
-void need_avx512() {
-  if (detected_isa() < Isa::avx512) SKIP("packing for these kernels needs AVX-512");
+void need_packing() {
+  const bool vbmi = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+  if (detected_isa() < Isa::avx512 || !vbmi) SKIP("packing for these kernels needs AVX-512 with VBMI and VBMI2");
 }
 
 float flush(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
@@ -76,7 +77,7 @@ std::vector<float> values_with_subnormals(std::int64_t n, std::uint64_t stream) 
 }  // namespace
 
 TEST("a product by the tile and pair instructions has the bits that their definition gives") {
-  need_avx512();
+  need_packing();
   for (const Case& test : kCases)
     for (const Size s : kSizes) {
       const auto a = values_with_subnormals(s.rows * s.depth, 1), b = values_with_subnormals(s.cols * s.depth, 2);
@@ -106,7 +107,7 @@ TEST("a product by the tile and pair instructions has the bits that their defini
 }
 
 TEST("stored weights, both ways round, with bias, low-rank term and accumulation, agree with linear's definition") {
-  need_avx512();
+  need_packing();
   for (const Case& test : kCases)
     for (const WeightKind kind : kWeightKinds)
       for (const Size s : kSizes) {
@@ -131,7 +132,7 @@ TEST("stored weights, both ways round, with bias, low-rank term and accumulation
 }
 
 TEST("NF4 packed for the tiles is worth bf16(code · absmax), exactly, both ways round") {
-  need_avx512();
+  need_packing();
   for (const Case& test : kCases) {
     const std::int64_t n = 70, k = 128;
     const OwnedWeight w = make_weight(WeightKind::nf4_double, n, k, 1);
@@ -151,7 +152,7 @@ TEST("NF4 packed for the tiles is worth bf16(code · absmax), exactly, both ways
 }
 
 TEST("few rows through tiles of weights have the bits of the blocked product") {
-  need_avx512();
+  need_packing();
   for (const WeightKind kind : {WeightKind::bf16, WeightKind::nf4, WeightKind::nf4_double})
     for (const Size s : {Size{1, 1, 64}, Size{2, 17, 128}, Size{4, 40, 1088}, Size{7, 33, 320}, Size{16, 70, 2176}}) {
       const OwnedWeight w = make_weight(kind, s.cols, s.depth, 1);
@@ -180,6 +181,7 @@ TEST("few rows through tiles of weights have the bits of the blocked product") {
 
 TEST("where the processor has the instructions, they give the bits of their definition") {
   if (detected_isa() < Isa::avx512_bf16) SKIP("no AVX512-BF16 or AMX on this processor");
+  need_packing();
   for (const Size s : kSizes) {
     const OwnedWeight w = make_weight(WeightKind::nf4, s.cols, s.depth, 1);
     const auto a = values_with_subnormals(s.rows * s.depth, 1), b = values_with_subnormals(s.cols * s.depth, 2);

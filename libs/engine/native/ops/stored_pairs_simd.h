@@ -1,5 +1,6 @@
 // stored_pairs_simd.h: bf16 pairs (gemm_bf16_simd.h) straight from a stored bf16 or NF4 weight, without fp32 in between.
-//   NF4: a block's 16 values are scaled and rounded once; a permute then looks up the 32 values of a pair register at a time.
+//   NF4: a block's 16 values are scaled and rounded once; a permute of bytes then looks up the 32 values of a pair register at a time.
+//   Needs AVX-512 VBMI and VBMI2, which every processor with AMX has.
 #pragma once
 
 #include "core/code_tables.h"
@@ -9,10 +10,10 @@
 namespace engine {
 namespace {
 
-// The bf16 values of the 16 codes of a block of this scale, twice: a look-up takes five bits of its index and the fifth is not ours.
+// The bf16 values of the 16 codes of a block of this scale, in the lower half.
 inline __m512i code_words(float scale) {
   const __m512 values = _mm512_mul_ps(_mm512_loadu_ps(reinterpret_cast<const float*>(&kNf4)), _mm512_set1_ps(scale));
-  return bf16_of(values, values);
+  return _mm512_castsi256_si512(bf16_of(values));
 }
 
 inline __m512i code_words(const Nf4Scales& nf4, std::int64_t block) {
@@ -32,13 +33,16 @@ inline void nested_scales(const Nf4Scales& nf4, std::int64_t first, std::int64_t
   _mm512_storeu_ps(out, _mm512_add_ps(_mm512_mul_ps(values, absmax), _mm512_set1_ps(nf4.offset)));
 }
 
-// 32 consecutive values of a row, as pairs: bytes hold two codes, the first in the high nibble, and a pair its first value low. Each byte
-// goes to both halves of its pair, the first of which is shifted; what is left above the index's four bits does not matter.
+// 32 consecutive values of a row, as pairs: bytes hold two codes, the first in the high nibble, and a pair its first value low. Each byte goes to all
+// four bytes of its pair, whose halves are turned until they hold 2 · code, the place of the value's low byte; the high byte of each value is the next.
+//   A permute of 16-bit words would take one instruction less, but that one needs both of the processor's vector ports.
 inline __m512i nf4_run(const std::uint8_t* packed, __m512i table) {
   const __m512i spread = _mm512_set_epi64(0x0f0f0f0f0e0e0e0e, 0x0d0d0d0d0c0c0c0c, 0x0b0b0b0b0a0a0a0a, 0x0909090908080808, 0x0707070706060606, 0x0505050504040404,
                                           0x0303030302020202, 0x0101010100000000);
   const __m512i bytes = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed))), spread);
-  return _mm512_permutexvar_epi16(_mm512_srlv_epi16(bytes, _mm512_set1_epi32(4)), table);
+  const __m512i turned = _mm512_shldv_epi16(bytes, bytes, _mm512_set1_epi32(0x00010005));
+  constexpr int kMaskThenSet = 0xea;  // (a & b) | c
+  return _mm512_permutexvar_epi8(_mm512_ternarylogic_epi32(turned, _mm512_set1_epi8(0x1e), _mm512_set1_epi16(0x0100), kMaskThenSet), table);
 }
 
 // Values [index, index + 32) of a weight as pairs along its rows, zeros beyond `left` values. table: of an NF4 weight's block there.
