@@ -92,7 +92,7 @@ TEST("gradients with every option of adapters are as close to exact ones as the 
   for (const auto& [name, dropout, quantize] : kOptions) check_gradients(name, option_case(name, dropout), quantize);
 }
 
-TEST("a saved adapter scores as it is evaluated, to the bit, and another's score changes nothing of what is trained") {
+TEST("a saved adapter scores as it is evaluated, and scoring another changes nothing of what is trained") {
   OptionCase c = everything();
   c.options.schedule = {ScheduleKind::constant, 0, 20, 2e-3};
   const auto model = load(c.base);

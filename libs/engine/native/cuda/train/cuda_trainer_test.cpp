@@ -17,8 +17,7 @@ using engine::test::report_failure;
 
 namespace {
 
-// The qwen2 goldens have heads of 8, which no kernel takes; qwen3, llama and gemma have what they are made of.
-constexpr std::array kFamilies{"llama3", "llama_bias_linear", "llama_dynamic", "mistral", "qwen3", "gemma", "gemma2", "gemma3"};
+constexpr std::array kFamilies{"llama3", "llama_bias_linear", "llama_dynamic", "mistral", "qwen2_yarn", "qwen3", "gemma", "gemma2", "gemma3"};
 
 struct OneStep {
   StepResult result;
@@ -56,9 +55,10 @@ std::int64_t planned_bytes(const AnyTrainer& trainer) {
 TEST("loss and gradients are as close to exact ones as the CPU's bf16 mode is, for every family on NF4 and bf16 bases") {
   for (const char* name : kFamilies)
     for (const QuantizeOnLoad quantize : {QuantizeOnLoad::nf4, QuantizeOnLoad::none}) {
-      const GoldenCase c = family(name);
-      const auto exact_model = load(c, Compute::f32, quantize), model = load(c, Compute::bf16, quantize);
       const TempDir dir;
+      const bool narrow = std::string_view(name) == "qwen2_yarn";  // heads of 8, which no kernel takes
+      const GoldenCase c = narrow ? with_wide_heads(family(name), dir / "model") : family(name);
+      const auto exact_model = load(c, Compute::f32, quantize), model = load(c, Compute::bf16, quantize);
       TrainerOptions options = options_of();
       write_random_adapter(model->spec(), *options.lora, dir / "adapter");
       options.initial_adapter_dir = dir / "adapter";

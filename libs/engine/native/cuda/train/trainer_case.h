@@ -77,6 +77,17 @@ inline GoldenCase deepened(GoldenCase c, std::int64_t layers, const std::filesys
   return c;
 }
 
+// A golden model with half as many heads of twice the width: the same weights, another model, which has no reference but the CPU. Written into `dir`.
+inline GoldenCase with_wide_heads(GoldenCase c, const std::filesystem::path& dir) {
+  Json config = read_json(c.dir / "config.json");
+  for (const char* heads : {"num_attention_heads", "num_key_value_heads"}) config[heads] = config.at(heads).get<std::int64_t>() / 2;
+  std::filesystem::create_directories(dir);
+  write_file(dir / "config.json", config.dump());
+  std::filesystem::copy_file(c.dir / "model.safetensors", dir / "model.safetensors");
+  c.dir = dir;
+  return c;
+}
+
 inline std::shared_ptr<Model> load(const GoldenCase& c, Compute compute = Compute::bf16, QuantizeOnLoad quantize = QuantizeOnLoad::nf4) {
   return std::make_shared<Model>(c.dir, LoadOptions{quantize, compute, 2});
 }
