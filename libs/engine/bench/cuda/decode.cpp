@@ -1,14 +1,17 @@
 // decode.cpp: what the kernels of token generation take at the shapes of a 7 B and a 1.5 B model, beside their floors.
-//   bench_cuda_decode [7b|1.5b] [rows …] [--context N] [--only WORD] [--chain LETTERS]     default: 7b, rows 1 2 4 8 16 32 64, context 640
+//   bench_cuda_decode [7b|1.5b] [rows …] [--context N] [--only WORD] [--chain LETTERS] [--untuned]     default: 7b, rows 1 2 4 8 16 32 64, context 640
 // With --chain only what some kernels of a layer take one after another: q(kv), p(lace), a(ttention), s(tep of attention, those
-// two in one), o, g(ate_up), d(own), as in --chain qsogd.
+// two in one; S: sums in one order for any rows), o, g(ate_up), d(own), as in --chain qsogd; over bf16 copies n(orm), Q, O, G, D and u (the activation), each by itself, as in --chain nQsOnGuD, with
+// algorithms chosen by timing unless --untuned; h and H: the head by the engine's kernel and by the library.
 //   bench_cuda_decode [7b|1.5b] --prompt N     attention of a prompt
 // From 32 rows on, the products of bf16 copies of the weights too; beyond 64 those alone.
 // Each figure is the time of one launch within a replayed graph of many, as generation runs them. Weights and caches are those of all layers, so that
 // nothing stays in the second-level cache. Floors are bytes over the copy bandwidth, measured first, or operations over 600 TFLOP/s (mma.sync).
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +20,7 @@
 #include "core/rng.h"
 #include "cuda/ops/embed.h"
 #include "cuda/ops/gemm.h"
+#include "cuda/ops/glu.h"
 #include "cuda/ops/head_gemv.h"
 #include "cuda/ops/lora_rows.h"
 #include "cuda/ops/nf4_gemv.h"
@@ -177,6 +181,38 @@ struct Weights {
 
 constexpr double kNf4Bytes = 0.5 + 2.0 / 64;
 
+// The weights of all layers as bf16 copies, which the library multiplies.
+struct Copies {
+  struct Product {
+    std::int64_t n, k, first;  // first: its weights of all layers, among all
+  };
+  std::int64_t layers, values = 0;
+  std::array<Product, 4> products;  // qkv, o, gate_up, down
+  DeviceMemory weights, gate_up;
+  Gemm gemm;
+
+  Copies(const Model& m, std::int64_t rows, bool tuned, const Stream& stream)
+      : layers(m.layers), products{{{m.qkv(), m.hidden, 0}, {m.hidden, m.heads * m.head_dim, 0}, {2 * m.ffn, m.hidden, 0}, {m.hidden, m.ffn, 0}}}, gate_up(4 * rows * m.ffn) {
+    for (Product& p : products) {
+      p.first = values * layers;
+      values += p.n * p.k;
+    }
+    weights = random_memory(2 * layers * values, stream, fill_bf16);
+    if (!tuned) return;
+    std::int64_t bytes = 0;
+    bytes = Gemm::tune_bytes(GemmForm::nt, rows, m.vocab, m.hidden, m.hidden, m.hidden, m.vocab, true);
+    for (const Product& p : products) bytes = std::max(bytes, Gemm::tune_bytes(GemmForm::nt, rows, p.n, p.k, p.k, p.k, p.n, false));
+    const DeviceMemory scratch(bytes);
+    for (const Product& p : products)
+      gemm.tune(GemmForm::nt, rows, p.n, p.k, p.k, p.k, p.n, false, p.n == m.hidden, false, scratch.data(), scratch.bytes(), stream);
+    gemm.tune(GemmForm::nt, rows, m.vocab, m.hidden, m.hidden, m.hidden, m.vocab, true, false, false, scratch.data(), scratch.bytes(), stream);
+  }
+  void multiply(std::size_t product, std::int64_t i, View<const bf16> from, View<bf16> to, float beta, cudaStream_t stream) {
+    const Product& p = products[product];
+    gemm(GemmForm::nt, from, View<const bf16>(weights.as<bf16>() + p.first + i % layers * p.n * p.k, p.n, p.k), to, stream, 1.0f, beta);
+  }
+};
+
 // One row of each of `rows` sequences of `context` tokens, and what a step needs beside the weights.
 struct Step {
   const Model& m;
@@ -281,27 +317,45 @@ struct Step {
     qkv_post_paged({m.heads, m.kv_heads, m.head_dim}, post(), view(qkv, m.qkv()), paged(), pages(i), stream);
   }
   // The two in one.
-  void run_attend(std::int64_t i, std::int64_t context) const {
-    paged_attention_step(attention, post(), view(qkv, m.qkv()), paged(), pages(i), view(attended, m.heads * m.head_dim), context, attention_workspace.data(), stream);
+  void run_attend(std::int64_t i, std::int64_t context, bool any_order = true) const {
+    paged_attention_step(attention, post(), view(qkv, m.qkv()), paged(any_order), pages(i), view(attended, m.heads * m.head_dim), context, attention_workspace.data(), stream);
   }
   void run_attention(std::int64_t i, std::int64_t context) const {
     paged_attention_decode(attention, view(qkv, m.qkv()).columns(0, m.heads * m.head_dim), paged(), pages(i), view(attended, m.heads * m.head_dim), context,
                            attention_workspace.data(), stream);
+  }
+  void run_copy(Copies& copies, std::int64_t i, char letter) const {
+    switch (letter) {
+      case 'H':
+        copies.gemm(GemmForm::nt, view(normed, m.hidden), View<const bf16>(head.as<bf16>(), m.vocab, m.hidden), View<float>(logits.as<float>(), rows, m.vocab), stream);
+        break;
+      case 'Q': copies.multiply(0, i, view(normed, m.hidden), view(qkv, m.qkv()), 0.0f, stream); break;
+      case 'O': copies.multiply(1, i, view(attended, m.heads * m.head_dim), view(x, m.hidden), 1.0f, stream); break;
+      case 'G': copies.multiply(2, i, view(normed, m.hidden), view(copies.gate_up, 2 * m.ffn), 0.0f, stream); break;
+      case 'D': copies.multiply(3, i, view(gated, m.ffn), view(x, m.hidden), 1.0f, stream); break;
+      default: glu_forward(Activation::silu, view(copies.gate_up, 2 * m.ffn), view(gated, m.ffn), stream);
+    }
   }
   void run_o(std::int64_t i) const { onto_sum(i, 1, layer(i).packed_o, view(attended, m.heads * m.head_dim)); }
   void run_gate_up(std::int64_t i, View<const bf16> in) const {
     nf4_gemv_gated(Activation::silu, in, layer(i).packed_gate_up, view(gated, m.ffn), extras(i, 2, in, true), stream);
   }
   void run_down(std::int64_t i) const { onto_sum(i, 3, layer(i).packed_down, view(gated, m.ffn)); }
-  void run_letters(std::int64_t i, const std::string& letters, std::int64_t context) const {
+  void run_letters(std::int64_t i, const std::string& letters, std::int64_t context, Copies* copies) const {
     for (const char letter : letters) switch (letter) {
         case 'q': run_qkv(i, input()); break;
         case 'p': run_place(i); break;
         case 'a': run_attention(i, context); break;
         case 's': run_attend(i, context); break;
+        case 'S': run_attend(i, context, false); break;
         case 'o': run_o(i); break;
         case 'g': run_gate_up(i, input()); break;
         case 'd': run_down(i); break;
+        case 'n': rmsnorm_forward(norm_of(), view(x, m.hidden), {}, view(normed, m.hidden), nullptr, stream); break;
+        case 'h':
+          head_gemv(view(normed, m.hidden), View<const bf16>(head.as<bf16>(), m.vocab, m.hidden), 0, View<float>(logits.as<float>(), rows, m.vocab), stream);
+          break;
+        case 'Q': case 'O': case 'H': case 'G': case 'u': case 'D': run_copy(*copies, i, letter); break;
         default: throw Error(Code::invalid, text("no kernel is called ", letter));
       }
   }
@@ -327,7 +381,7 @@ struct Step {
 
  private:
   std::int64_t count_of_adapters_ = 0;
-  PagedRows paged() const { return {sequences.data(), positions.data(), tables.data(), pages_each, true}; }
+  PagedRows paged(bool any_order = false) const { return {sequences.data(), positions.data(), tables.data(), pages_each, true, any_order}; }
   QkvPost post() const { return {.bias = bias.data(), .cos = cos.data(), .sin = sin.data(), .rotary_dim = m.head_dim}; }
   KvPages pages(std::int64_t i) const { return {cache.as<bf16>() + i % m.layers * layer_elements, m.kv_heads, m.head_dim}; }
   void onto_sum(std::int64_t i, int group, const PackedNf4& weight, View<const bf16> in) const {
@@ -410,13 +464,18 @@ void bf16_figures(Bench& bench, const Model& m, std::int64_t rows) {
   });
 }
 
-void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, std::int64_t context, const std::vector<std::string>& chains) {
+void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, std::int64_t context, const std::vector<std::string>& chains, bool tuned) {
   const std::string count = " rows " + std::to_string(rows);
   const auto b = static_cast<double>(rows);
   const Step step(m, w, rows, context, 0, {7, 0, 1, 0, 0}, bench.stream);
   if (!chains.empty()) {
-    for (const std::string& letters : chains)
-      bench.row("chain " + letters + count, m.layers, 0, 0, [&](std::int64_t i) { step.run_letters(i, letters, context); });
+    std::optional<Copies> copies;
+    for (const std::string& letters : chains) {
+      if (!copies && letters.find_first_of("QOGDuH") != std::string::npos) copies.emplace(m, rows, tuned, bench.stream);
+      // Once outside the capture: the library loads what it uses.
+      step.run_letters(0, letters, context, copies ? &*copies : nullptr);
+      bench.row("chain " + letters + count, m.layers, 0, 0, [&](std::int64_t i) { step.run_letters(i, letters, context, copies ? &*copies : nullptr); });
+    }
     return;
   }
   const View<const bf16> in = step.view(rows <= kGemvNormRows ? step.x : step.normed, m.hidden);
@@ -491,6 +550,7 @@ int main(int argc, char** argv) {
   std::vector<std::int64_t> row_counts;
   std::vector<std::string> chains;
   std::string model = "7b", only;
+  bool tuned = true;
   std::int64_t context = 640, prompt = 0;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
@@ -502,6 +562,8 @@ int main(int argc, char** argv) {
       context = std::stoll(argv[++i]);
     else if (word == "--prompt" && i + 1 < argc)
       prompt = std::stoll(argv[++i]);
+    else if (word == "--untuned")
+      tuned = false;
     else if (word == "7b" || word == "1.5b")
       model = word;
     else
@@ -524,8 +586,8 @@ int main(int argc, char** argv) {
       const Weights weights(m, bench.stream);
       for (const std::int64_t rows : row_counts) {
         std::printf("%s, %lld rows, context %lld\n", m.name, static_cast<long long>(rows), static_cast<long long>(context));
-        if (rows <= kGemvRows) figures(bench, m, weights, rows, context, chains);
-        if (rows >= kGemvRows / 2) bf16_figures(bench, m, rows);
+        if (rows <= kGemvRows) figures(bench, m, weights, rows, context, chains, tuned);
+        if (rows >= kGemvRows / 2 && chains.empty()) bf16_figures(bench, m, rows);
       }
     }
   } catch (const Error& error) {

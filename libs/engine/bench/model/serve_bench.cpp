@@ -48,7 +48,7 @@ class GpuSubject final : public Subject {
   const ModelSpec& spec() const override { return base_->spec; }
   std::unique_ptr<Generator> generator(const GeneratorOptions& options, bool timed) override {
     const RunnerOptions runner{.max_rows = options.max_running + options.prefill_tokens, .max_sequences = options.max_running, .memory_budget = bench_.memory_budget,
-                               .order = options.order, .graphs = bench_.graphs, .timed = timed, .keep_decoded = bench_.keep_decoded, .crossover = bench_.crossover};
+                               .order = options.order, .graphs = bench_.graphs, .prepare = !timed, .timed = timed, .keep_decoded = bench_.keep_decoded, .crossover = bench_.crossover};
     auto made = cuda_backend().backend->create_runner({base_, base_->spec, base_->weights}, bench_.device.index, runner);
     if (!timed) std::fprintf(stderr, "%s", made->memory_table().c_str());
     runner_ = made.get();
@@ -128,6 +128,8 @@ Decoding decode(Subject& subject, Generator& generator, const ServeBench& bench,
     from = std::max(from, of.front());
     to = std::min(to, of.back());
   }
+  // The tokens of one step are told one after another, so that both ends lie within a step: a sequence's own time is from its first token between them to
+  // its last, whole steps.
   Decoding result;
   std::int64_t tokens = 0;
   for (const auto& of : times)
@@ -135,8 +137,8 @@ Decoding decode(Subject& subject, Generator& generator, const ServeBench& bench,
       if (of[i - 1] >= from && of[i] <= to) {
         ++tokens;
         result.intervals.push_back(milliseconds(of[i] - of[i - 1]));
+        result.wall_ms += result.intervals.back() / static_cast<double>(batch);
       }
-  result.wall_ms = milliseconds(to - from);
   result.steps = static_cast<double>(tokens) / static_cast<double>(batch);
   result.tokens_per_second = static_cast<double>(tokens) / result.wall_ms * 1e3;
   return result;
@@ -191,12 +193,13 @@ void run_serve_bench(const ServeBench& bench) {
   const double load_seconds = milliseconds(Clock::now() - loading) / 1e3;
   Json common = {{"peer", "medmesh"}, {"model", bench.shape}, {"device", generator->device()}, {"order", bench.order == SumOrder::fastest ? "fastest" : "same_for_any_rows"}};
   if (bench.prefill > 0) {
-    double best = 1e30;
-    for (std::uint32_t run = 0; run < 4; ++run) best = std::min(best, read_prompt_ms(*subject, *generator, bench.prefill, run));
+    const double first = read_prompt_ms(*subject, *generator, bench.prefill, 0);
+    double best = first;
+    for (std::uint32_t run = 1; run < 4; ++run) best = std::min(best, read_prompt_ms(*subject, *generator, bench.prefill, run));
     Json line = common;
     const Work work = work_of(spec, bench.prefill);
     const double flops = static_cast<double>(bench.prefill) * work.blocks + work.head + work.attention;
-    line.update({{"bench", "prefill"}, {"tokens", bench.prefill}, {"tok_s", static_cast<double>(bench.prefill) / best * 1e3}, {"ms", best}, {"load_s", load_seconds}});
+    line.update({{"bench", "prefill"}, {"tokens", bench.prefill}, {"tok_s", static_cast<double>(bench.prefill) / best * 1e3}, {"ms", best}, {"first_ms", first}, {"load_s", load_seconds}});
     if (gpu) line["share_of_floor"] = flops / kProductFlops / (best / 1e3);
     print(line);
   }

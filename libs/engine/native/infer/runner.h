@@ -73,6 +73,7 @@ struct RunnerOptions {
   std::int64_t kv_bytes = 0;       // of it, for keys and values; 0: what nothing else needs
   SumOrder order = SumOrder::fastest;
   bool graphs = true;              // steps of one token for each sequence are captured once and replayed
+  bool prepare = false;            // choose algorithms, load kernels and capture steps when made: the first requests do not wait for that
   bool timed = false;              // measure StepTimes; nothing is captured then
   bool keep_decoded = true;        // NF4 products are also kept as bf16 where memory allows
   std::int64_t crossover = 0;      // rows up to which NF4 weights are decoded while they are read; 0: the device's own

@@ -121,6 +121,7 @@ std::unique_ptr<Generator> create_generator(std::shared_ptr<Model> model, const 
   runner.max_sequences = settings.max_running;
   runner.memory_budget = settings.memory_budget;
   runner.order = settings.order.value_or(SumOrder::fastest);
+  runner.prepare = true;
   std::unique_ptr<Runner> made;
   try {
     made = cuda_backend().backend->create_runner({model, model->spec(), model->weights()}, device.index, runner);

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "core/error.h"
+#include "cuda/runtime/launch.h"
 
 namespace engine::cuda {
 namespace {
@@ -11,9 +13,11 @@ namespace {
 constexpr std::int64_t kMostRank = 256;
 constexpr std::int64_t kLeastTokens = 512;  // of a captured batch, and of any step: shorter sequences share its shape
 
+constexpr std::int64_t kBuckets[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256};  // rows of captured batches
+
 // The captured batch that holds so many rows; 0: none does.
 std::int64_t bucket_rows(std::int64_t rows) {
-  for (const std::int64_t bucket : {1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256})
+  for (const std::int64_t bucket : kBuckets)
     if (rows <= bucket) return bucket;
   return 0;
 }
@@ -85,6 +89,46 @@ CudaRunner::CudaRunner(const TrainingBase& base, int device, const RunnerOptions
   results_ = PinnedMemory(options_.max_rows * 3 * 4);
   host_logits_ = PinnedMemory(options_.max_sequences * base_.spec.vocab * 4);
   stream_.synchronize();
+  if (options_.prepare) prepare();
+}
+
+// Every kernel that is new to a process is loaded when it is first used, every product's algorithm chosen, every batch captured: together several times a
+// short prompt's own time. What is written here to keys and values is cleared again.
+void CudaRunner::prepare() {
+  for (const std::int64_t rows : kBuckets) {
+    if (rows > options_.max_sequences) break;
+    products_->tune(rows, kv_->data(), kv_->bytes(), stream_);
+    practise(rows, 1);
+  }
+  // With one order for any rows prompts of all lengths take the same kernels.
+  const std::int64_t shortest = 256, longest = options_.order == SumOrder::same_for_any_rows ? shortest : options_.max_rows;
+  for (std::int64_t tokens = shortest; tokens <= std::min(longest, options_.max_rows); tokens *= 2) practise(1, tokens);
+  fill_bytes(kv_->data(), 0, kv_->bytes(), stream_);
+  stream_.synchronize();
+  times_ = {};
+}
+
+// One step of so many sequences at their beginnings, in the same blocks; none where the blocks are too few.
+void CudaRunner::practise(std::int64_t sequences, std::int64_t tokens) {
+  if (ceil_div(tokens, DeviceKv::kBlockTokens) > kv_->blocks()) return;
+  std::vector<std::int32_t> table(static_cast<std::size_t>(ceil_div(tokens, DeviceKv::kBlockTokens))), positions;
+  std::iota(table.begin(), table.end(), 0);
+  const auto rows = static_cast<std::size_t>(sequences * tokens);
+  const std::vector<std::uint32_t> ids(rows, 0);
+  const std::vector<std::int32_t> lengths(rows, static_cast<std::int32_t>(tokens));
+  const std::vector<KvSequence> all(static_cast<std::size_t>(sequences), KvSequence{table});
+  const std::vector<AdapterRows> adapters{{0, sequences * tokens, nullptr}};
+  const Sampling greedy;
+  std::vector<KvRow> places;
+  std::vector<WantedRow> wanted;
+  for (std::int64_t sequence = 0; sequence < sequences; ++sequence) {
+    for (std::int64_t position = 0; position < tokens; ++position) {
+      positions.push_back(static_cast<std::int32_t>(position));
+      places.push_back({static_cast<std::int32_t>(sequence), positions.back()});
+    }
+    wanted.push_back({.row = (sequence + 1) * tokens - 1, .want = Want::choice, .sampling = &greedy, .position = tokens});
+  }
+  (void)run({ids, positions, lengths, places, all, adapters, wanted});
 }
 
 CudaRunner::~CudaRunner() {
@@ -144,6 +188,7 @@ StepShape CudaRunner::shape_of(const Step& step, bool captured) const {
   for (const WantedRow& row : step.wanted) (row.want == Want::score ? shape.scores : shape.choices) = true;
   // With one order for any rows every row meets the cache by itself; else the rows of a prompt's chunk share what they read.
   const bool alone = options_.order == SumOrder::same_for_any_rows;
+  shape.any_order = !alone;
   if (captured || alone) {
     shape.singles.push_back({0, shape.rows});
     shape.apart = true;

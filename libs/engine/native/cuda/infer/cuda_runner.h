@@ -38,6 +38,8 @@ class CudaRunner final : public Runner {
     std::int64_t rows, most_tokens, ranks;
     auto operator<=>(const Capture&) const = default;
   };
+  void prepare();
+  void practise(std::int64_t sequences, std::int64_t tokens);
   void place_adapters(const Step& step, StepAdapters& adapters);
   StepShape shape_of(const Step& step, bool captured) const;
   void plan_tiles(const Step& step, StepShape& shape);

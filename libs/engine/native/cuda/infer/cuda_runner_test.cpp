@@ -52,7 +52,7 @@ class WideModel {
 struct On {
   GeneratorOptions generator{.max_running = 16, .prefill_tokens = 64};
   std::int64_t blocks = 64;
-  bool graphs = true, keep_decoded = true;
+  bool graphs = true, prepare = false, keep_decoded = true;
 };
 
 std::unique_ptr<Generator> on_device(const std::shared_ptr<Model>& model, const On& on) {
@@ -62,6 +62,7 @@ std::unique_ptr<Generator> on_device(const std::shared_ptr<Model>& model, const 
                               .kv_bytes = (on.blocks + 1) * DeviceKv::block_bytes(model->spec()),
                               .order = on.generator.order,
                               .graphs = on.graphs,
+                              .prepare = on.prepare,
                               .keep_decoded = on.keep_decoded};
   return std::make_unique<Generator>(std::make_unique<CudaRunner>(TrainingBase{model, model->spec(), model->weights()}, 0, options), on.generator);
 }
@@ -183,18 +184,21 @@ TEST("with one order for any rows, what runs together, in chunks, preempted and 
   }
 }
 
-TEST("a captured step gives the bits of one that is not, and a draw on the device is the host's over the same logits") {
+TEST("a captured step gives the bits of one that is not, of a runner that prepared itself too, and a draw on the device is the host's over the same logits") {
   const WideModel wide("llama3");
   std::vector<Case> cases = mixed_cases(wide, 5);
   for (Case& item : cases) {
     item.sampling.repetition_penalty = 1;
     item.sampling.top_logprobs = 0;
   }
-  const std::vector<Outcome> captured = run_together(wide, cases, {}), eager = run_together(wide, cases, {.graphs = false});
+  const GeneratorOptions options{.max_running = 16, .prefill_tokens = 256};  // to prepare for both kinds of steps
+  const std::vector<Outcome> captured = run_together(wide, cases, {options}), eager = run_together(wide, cases, {.generator = options, .graphs = false});
+  const std::vector<Outcome> prepared = run_together(wide, cases, {.generator = options, .prepare = true});
   for (Case& item : cases) item.sampling.top_logprobs = 1;
-  const std::vector<Outcome> on_host = run_together(wide, cases, {.graphs = false});
+  const std::vector<Outcome> on_host = run_together(wide, cases, {.generator = options, .graphs = false});
   for (std::size_t i = 0; i < cases.size(); ++i) {
     CHECK(std::ranges::equal(captured[i].tokens, eager[i].tokens, same_bits));
+    CHECK(std::ranges::equal(captured[i].tokens, prepared[i].tokens, same_bits));
     CHECK(captured[i].ids() == on_host[i].ids());
     for (std::size_t k = 0; k < on_host[i].tokens.size(); ++k) CHECK_CLOSE(on_host[i].tokens[k].logprob, captured[i].tokens[k].logprob, 1e-5);
   }

@@ -27,6 +27,7 @@ struct StepShape {
     std::int64_t first = 0, count = 0;
   };
   std::vector<Run> singles;
+  bool any_order = false;               // a row's sums may be ordered as suits the number of rows
   bool apart = false;                   // each row of the runs is its sequence's only one of the step
   std::int64_t wanted = 0;
   bool all_wanted = false;              // row i is wanted i

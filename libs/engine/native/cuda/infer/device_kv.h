@@ -29,6 +29,9 @@ class DeviceKv final : public KvMemory {
 
   KvPool layer(std::int64_t index) const noexcept;
   std::int32_t spare_block() const noexcept { return static_cast<std::int32_t>(blocks_); }
+  // All of it: scratch as long as no block is taken.
+  void* data() const noexcept { return memory_.data(); }
+  std::int64_t bytes() const noexcept { return memory_.bytes(); }
   // Throws what zero or copy ran into.
   void check() const;
 

@@ -25,6 +25,21 @@ bool Products::reads_nf4(std::int64_t layer, Group group, std::int64_t rows) con
   return options_.order == SumOrder::same_for_any_rows || rows <= options_.crossover;
 }
 
+// Rows beyond which the library's product with the head is the faster one; where there is none, what the engine's kernel takes at once.
+std::int64_t Products::head_crossover() const noexcept { return gemm_.library() == "mma" ? kHeadRows : kHeadCrossover; }
+
+void Products::tune(std::int64_t rows, void* scratch, std::int64_t scratch_bytes, cudaStream_t stream) {
+  for (const Group group : {Group::qkv, Group::o, Group::gate_up, Group::down}) {
+    const std::int64_t n = geometry_[group].outputs, k = geometry_[group].inputs;
+    if (reads_nf4(0, group, rows) || scratch_bytes < Gemm::tune_bytes(GemmForm::nt, rows, n, k, k, k, n, false)) continue;
+    const bool onto = !spec_.sandwich_norms && (group == Group::o || group == Group::down);
+    gemm_.tune(GemmForm::nt, rows, n, k, k, k, n, false, onto, weights_.layers[0].bias[static_cast<std::size_t>(group)] != nullptr, scratch, scratch_bytes, stream);
+  }
+  const std::int64_t n = spec_.vocab, k = spec_.hidden;
+  if (rows > head_crossover() && scratch_bytes >= Gemm::tune_bytes(GemmForm::nt, rows, n, k, k, k, n, true))
+    gemm_.tune(GemmForm::nt, rows, n, k, k, k, n, true, false, false, scratch, scratch_bytes, stream);
+}
+
 View<bf16> Products::normalize(View<bf16> x, const RmsNorm& norm) const {
   const View<bf16> normed{buffers_.normed, x.rows, x.cols};
   rmsnorm_forward(norm, x, {}, normed, nullptr, stream_);
@@ -132,7 +147,7 @@ void Products::head(View<bf16> x, const RmsNorm& norm, View<float> logits, cudaS
   stream_ = stream;
   x = normalize(x, norm);
   const View<const bf16> head{weights_.head, logits.cols, x.cols};
-  if (x.rows > kHeadRows && options_.order != SumOrder::same_for_any_rows) {
+  if (x.rows > head_crossover() && options_.order != SumOrder::same_for_any_rows) {
     gemm_(GemmForm::nt, x, head, logits, stream);                                                        // [R, vocab]
     return softcap_logits(logits, spec_.logit_softcap, stream);
   }

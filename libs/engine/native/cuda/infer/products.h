@@ -25,6 +25,9 @@ namespace engine::cuda {
 // they would have to be made first.
 inline constexpr std::int64_t kNf4CrossoverBesideCopies = 32, kNf4Crossover = kGemvRows;
 
+// The same of the head, beside the library.
+inline constexpr std::int64_t kHeadCrossover = 32;
+
 // Many rows of one adapter, whose low-rank products are worth matrices of their own.
 struct AdapterSegment {
   std::int64_t first = 0, count = 0;
@@ -62,6 +65,8 @@ class Products {
   Products(const ModelSpec& spec, const Geometry& geometry, const DeviceWeights& weights, const DecodedWeights& decoded, const AdapterCache& table,
            const ProductBuffers& buffers, const Options& options);
 
+  // Chooses by timing how products of so many rows go over bf16 copies. Scratch as for Gemm::tune; where it is too small, the library's guess stays.
+  void tune(std::int64_t rows, void* scratch, std::int64_t scratch_bytes, cudaStream_t stream);
   // Of one step: whose rows they are.
   void begin(const StepAdapters& adapters, cudaStream_t stream) noexcept {
     adapters_ = adapters;
@@ -76,6 +81,7 @@ class Products {
   void head(View<bf16> x, const RmsNorm& norm, View<float> logits, cudaStream_t stream);
 
  private:
+  std::int64_t head_crossover() const noexcept;
   bool reads_nf4(std::int64_t layer, Group group, std::int64_t rows) const noexcept;
   View<bf16> normalize(View<bf16> x, const RmsNorm& norm) const;
   RowAdapters row_adapters(std::int64_t layer, Group group, const std::int32_t* of) const;

@@ -33,6 +33,8 @@ ENGINE_DEVICE Activated activate(float x) {
 
 template <Activation kAct>
 __global__ void __launch_bounds__(kThreads) forward(View<const bf16> gate_up, View<bf16> out) {
+  allow_next();
+  wait_for_previous();
   const std::int64_t row = blockIdx.x, column = (std::int64_t{blockIdx.y} * kThreads + threadIdx.x) * 8;
   if (column >= out.cols) return;
   float gate[8], up[8];
@@ -76,7 +78,7 @@ void check(std::int64_t rows, std::int64_t cols, View<const bf16> gate_up) {
 
 void glu_forward(Activation act, View<const bf16> gate_up, View<bf16> out, cudaStream_t stream) {
   check(out.rows, out.cols, gate_up);
-  launch(stream, grid_of(out.rows, out.cols), kThreads, 0, act == Activation::silu ? forward<Activation::silu> : forward<Activation::gelu_tanh>, gate_up, out);
+  launch_chained(stream, grid_of(out.rows, out.cols), kThreads, 0, act == Activation::silu ? forward<Activation::silu> : forward<Activation::gelu_tanh>, gate_up, out);
 }
 
 void glu_backward(Activation act, View<const bf16> dout, View<bf16> gate_up, View<bf16> out, cudaStream_t stream) {

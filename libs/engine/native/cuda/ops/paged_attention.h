@@ -36,6 +36,8 @@ struct PagedRows {
   // Each row is its sequence's only one of this step, and all that is here, and the keys and values of its earlier tokens, were in device memory before the
   // step's first kernel was given to the stream: then they may be read while kernels of the step still run.
   bool apart = false;
+  // Whether the order of a row's sums may depend on how many rows there are: many rows need not be divided into parts, whose joining takes time.
+  bool any_order = false;
 };
 
 // qkv_post_forward of generation: q in place, k and v into their slots. Bias, norms of heads and rotation as in qkv_post.h, with rows.position for

@@ -33,9 +33,9 @@ constexpr int kMostParts = 64;                // of a row
 static_assert(kMostParts == 2 * kWarp);
 constexpr int kBlockTokens = 1024;            // that a block goes through at most, or one part: a long row among short ones is not left to few blocks
 
-// Tokens of a part when a row sees `tokens`: whole rounds.
-__host__ ENGINE_DEVICE int part_tokens(int tokens) {
-  const int even = (tokens + kMostParts - 1) / kMostParts;
+// Tokens of a part when a row sees `tokens`, divided into `most` at most: whole rounds.
+__host__ ENGINE_DEVICE int part_tokens(int tokens, int most) {
+  const int even = (tokens + most - 1) / most;
   return (even + kRound - 1) / kRound * kRound;
 }
 
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kDecodeThreads, (Decode<D, N>::kBlocksAtOnce))
     for (int i = thread; i < heads * D; i += kDecodeThreads) out[i] = bf16{0};
     return;
   }
-  const int begin = first_key_block(position, 0, in.window, kPage), size = part_tokens(position + 1 - begin);
+  const int begin = first_key_block(position, 0, in.window, kPage), size = part_tokens(position + 1 - begin, in.most_parts);
   const int parts = (position + 1 - begin + size - 1) / size, each = parts_each(parts, size, in.most_each);
   const int first_part = turn * each, last_part = lesser(first_part + each, parts);  // this block's
   if (first_part >= parts) return;
@@ -415,15 +415,15 @@ std::int64_t lines_of(const AttentionShape& shape) {
   return shape.kv_heads * ceil_div(shape.heads / shape.kv_heads, kHeads * blocks_of_heads(shape));
 }
 
-// The most parts that a row of at most `most_tokens` tokens has.
 std::int64_t seen_of(const AttentionShape& shape, std::int64_t most_tokens) { return shape.window > 0 ? std::min(most_tokens, shape.window + kPage) : most_tokens; }
+// The most parts that a row of at most `most_tokens` tokens has.
 std::int64_t parts_of(const AttentionShape& shape, std::int64_t most_tokens) { return std::min<std::int64_t>(kMostParts, ceil_div(seen_of(shape, most_tokens), kRound)); }
 
 // The most blocks that parts of such a row are divided among.
-std::int64_t turns_of(std::int64_t seen, int most_each) {
+std::int64_t turns_of(std::int64_t seen, std::int64_t most_parts, int most_each) {
   std::int64_t turns = 1;
   for (std::int64_t size = kRound;; size += kRound) {  // the longest row of each size of parts
-    const std::int64_t tokens = std::min(seen, kMostParts * size), parts = ceil_div(tokens, size);
+    const std::int64_t tokens = std::min(seen, most_parts * size), parts = ceil_div(tokens, size);
     turns = std::max(turns, ceil_div(parts, parts_each(static_cast<int>(parts), static_cast<int>(size), most_each)));
     if (tokens == seen) return turns;
   }
@@ -437,10 +437,12 @@ void decode(const AttentionShape& shape, View<const bf16> q, const QkvPost* post
             std::int64_t most_tokens, void* workspace, cudaStream_t stream) {
   require(most_tokens >= 1 && most_tokens < std::int64_t{1} << 30, "attention over ", most_tokens, " tokens");
   if (out.rows == 0) return;
-  const std::int64_t group = shape.heads / shape.kv_heads, lines = lines_of(shape), parts = parts_of(shape, most_tokens);
+  const std::int64_t group = shape.heads / shape.kv_heads, lines = lines_of(shape), seen = seen_of(shape, most_tokens);
   require(out.rows * lines <= kMostArrivals, out.rows, " rows of ", lines, " groups of heads; a call takes ", kMostArrivals, " together");
   // As many blocks as there is room for at once, or a little fewer.
   const std::int64_t room = 2 * multiprocessors();
+  std::int64_t parts = parts_of(shape, most_tokens);
+  if (rows.any_order) parts = std::min(parts, std::max(room / (out.rows * lines), ceil_div(seen, kBlockTokens)));
   const auto most_each = static_cast<int>(std::min(parts, ceil_div(parts * out.rows * lines, room)));
   auto* sums = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + kArrivalBytes);
   const DecodeArguments in{.q = q.data, .q_stride = q.stride, .out = out.data, .out_stride = out.stride, .rows = rows, .pages = pages.data,
@@ -450,7 +452,7 @@ void decode(const AttentionShape& shape, View<const bf16> q, const QkvPost* post
                            .arrivals = static_cast<unsigned*>(workspace), .sums = sums, .weights = sums + out.rows * shape.heads * parts * shape.head_dim};
   for_head_dim(shape.head_dim, [&]<int D>(HeadDim<D>) {
     const auto start = [&]<int N>(std::integral_constant<int, N>) {
-      launch_chained(stream, dim3(blocks(lines), blocks(out.rows), blocks(turns_of(seen_of(shape, most_tokens), most_each))), dim3(kDecodeThreads), Decode<D, N>::kSharedBytes, decode_kernel<D, N>, in);
+      launch_chained(stream, dim3(blocks(lines), blocks(out.rows), blocks(turns_of(seen, parts, most_each))), dim3(kDecodeThreads), Decode<D, N>::kSharedBytes, decode_kernel<D, N>, in);
     };
     if constexpr (D <= 128)
       if (blocks_of_heads(shape) == 2) return start(std::integral_constant<int, 2>{});

@@ -5,6 +5,7 @@
 #include "cuda/ops/column_sums.h"
 #include "cuda/ops/rmsnorm.h"
 #include "cuda/runtime/launch.h"
+#include "cuda/runtime/ptx.h"
 
 namespace engine::cuda {
 namespace {
@@ -15,10 +16,19 @@ constexpr std::int64_t kMostColumns = 16384;
 // `kUnits` times 8 values a thread; unit u of thread i is number u · kThreads + i of the row.
 template <int kUnits>
 __global__ void __launch_bounds__(kThreads) forward(RmsNorm norm, View<bf16> x, View<const bf16> delta, View<bf16> y, float* rstd) {
+  allow_next();
+  wait_for_previous();
   const std::int64_t row = blockIdx.x;
   const auto units = static_cast<unsigned>(x.cols / 8);
-  float held[kUnits][8] = {};
+  float held[kUnits][8] = {}, weights[kUnits][8] = {};
   float squares = 0;
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {  // on their way together with x
+    const unsigned unit = static_cast<unsigned>(u) * kThreads + threadIdx.x;
+    if (unit >= units || y.data == nullptr) continue;
+    load_floats4(norm.weight + 8 * unit, weights[u]);
+    load_floats4(norm.weight + 8 * unit + 4, weights[u] + 4);
+  }
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) {
     const unsigned unit = static_cast<unsigned>(u) * kThreads + threadIdx.x;
@@ -44,7 +54,7 @@ __global__ void __launch_bounds__(kThreads) forward(RmsNorm norm, View<bf16> x, 
     const unsigned unit = static_cast<unsigned>(u) * kThreads + threadIdx.x;
     if (unit >= units) continue;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) held[u][i] *= inverse * (norm.weight[8 * unit + static_cast<unsigned>(i)] + norm.offset);
+    for (int i = 0; i < 8; ++i) held[u][i] *= inverse * (weights[u][i] + norm.offset);
     store16(y.row(row) + 8 * unit, pack8(held[u]));
   }
 }
@@ -87,10 +97,10 @@ void check_width(std::int64_t cols) {
 }
 
 // The kernel for the least number of units that covers a row.
-template <class... Arguments, class One, class Two, class Four, class Eight>
-void launch_for(std::int64_t cols, std::int64_t rows, cudaStream_t stream, One one, Two two, Four four, Eight eight, const Arguments&... arguments) {
+template <class Kernel>
+Kernel* kernel_for(std::int64_t cols, Kernel* one, Kernel* two, Kernel* four, Kernel* eight) {
   const std::int64_t units = ceil_div(cols / 8, kThreads);
-  launch(stream, blocks(rows), kThreads, 0, units <= 1 ? one : units <= 2 ? two : units <= 4 ? four : eight, arguments...);
+  return units <= 1 ? one : units <= 2 ? two : units <= 4 ? four : eight;
 }
 
 struct WeightTerm {
@@ -113,7 +123,7 @@ void rmsnorm_forward(const RmsNorm& norm, View<bf16> x, View<const bf16> delta, 
   require(delta.data == nullptr || (delta.rows == x.rows && delta.cols == x.cols), "delta is ", delta.rows, "x", delta.cols, ", x ", x.rows, "x", x.cols);
   require(y.data == nullptr || (y.rows == x.rows && y.cols == x.cols), "y is ", y.rows, "x", y.cols, ", x ", x.rows, "x", x.cols);
   if (x.cols == 0) return;
-  launch_for(x.cols, x.rows, stream, forward<1>, forward<2>, forward<4>, forward<8>, norm, x, delta, y, rstd);
+  launch_chained(stream, blocks(x.rows), kThreads, 0, kernel_for(x.cols, forward<1>, forward<2>, forward<4>, forward<8>), norm, x, delta, y, rstd);
 }
 
 void rmsnorm_backward(const RmsNorm& norm, View<const bf16> x, const float* rstd, View<const bf16> dy, View<bf16> dx, bool accumulate, cudaStream_t stream) {
@@ -121,7 +131,7 @@ void rmsnorm_backward(const RmsNorm& norm, View<const bf16> x, const float* rstd
   require(dy.rows == x.rows && dy.cols == x.cols && dx.rows == x.rows && dx.cols == x.cols, "x is ", x.rows, "x", x.cols, ", dy ", dy.rows, "x", dy.cols,
           ", dx ", dx.rows, "x", dx.cols);
   if (x.cols == 0) return;
-  launch_for(x.cols, x.rows, stream, backward<1>, backward<2>, backward<4>, backward<8>, norm, x, rstd, dy, dx, accumulate);
+  launch(stream, blocks(x.rows), kThreads, 0, kernel_for(x.cols, backward<1>, backward<2>, backward<4>, backward<8>), norm, x, rstd, dy, dx, accumulate);
 }
 
 void rmsnorm_backward_weight(View<const bf16> x, const float* rstd, View<const bf16> dy, float* dweight, void* workspace, cudaStream_t stream) {
