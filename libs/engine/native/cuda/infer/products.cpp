@@ -83,20 +83,17 @@ View<const bf16> Products::decoded(std::int64_t layer, Group group) const {
   return scratch;
 }
 
-void Products::add_adapters(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y) {
-  if (adapters_.ranks == 0) return;
-  const bool alike = options_.order == SumOrder::same_for_any_rows;
-  if (alike || adapters_.any_other) {
-    const GroupShape& shape = geometry_[group];
-    const RowAdapters rows = row_adapters(layer, group, alike ? adapters_.all : adapters_.others);
-    const View<bf16> low{buffers_.low, x.rows, rows.parts * adapters_.ranks};
-    LoraColumns columns{};
-    for (std::size_t p = 0; p < shape.parts.size(); ++p) columns.first_output[p] = shape.parts[p].first_output;
-    columns.first_output[shape.parts.size()] = shape.outputs;
-    lora_rows_shrink(x, {}, rows, low, stream_);                                                         // [R, parts · ranks]
-    lora_rows_expand(low, rows, columns, y, stream_);                                                    // [R, outputs]
-  }
-  if (alike) return;
+// In a stream of its own, beside the product that reads x too: before that is given to the stream; what follows it waits for shrunk_.
+View<bf16> Products::shrink_beside(View<const bf16> x, const RowAdapters& rows) {
+  const View<bf16> low{buffers_.low, x.rows, rows.parts * adapters_.ranks};
+  given_.record(stream_);
+  given_.wait(beside_);
+  lora_rows_shrink(x, {}, rows, low, beside_);                                                           // [R, parts · ranks]
+  shrunk_.record(beside_);
+  return low;
+}
+
+void Products::add_segments(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y) {
   for (const AdapterSegment& segment : adapters_.segments) {
     const AdapterGroup& at = segment.adapter->group(layer, group);
     if (at.a.rows == 0) continue;
@@ -108,10 +105,26 @@ void Products::add_adapters(std::int64_t layer, Group group, View<const bf16> x,
   }
 }
 
-void Products::multiply(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y, Onto onto) {
+void Products::product(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y, Onto onto) {
   gemm_(GemmForm::nt, x, decoded(layer, group), y, stream_, 1.0f, onto == Onto::y ? 1.0f : 0.0f,
         weights_.layers[static_cast<std::size_t>(layer)].bias[static_cast<std::size_t>(group)]);         // [R, outputs]
-  add_adapters(layer, group, x, y);
+}
+
+void Products::multiply(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y, Onto onto) {
+  const bool alike = options_.order == SumOrder::same_for_any_rows, by_row = adapters_.ranks > 0 && (alike || adapters_.any_other);
+  const RowAdapters rows = row_adapters(layer, group, alike ? adapters_.all : adapters_.others);
+  View<bf16> low;
+  if (by_row) low = shrink_beside(x, rows);
+  product(layer, group, x, y, onto);
+  if (by_row) {
+    const GroupShape& shape = geometry_[group];
+    LoraColumns columns{};
+    for (std::size_t p = 0; p < shape.parts.size(); ++p) columns.first_output[p] = shape.parts[p].first_output;
+    columns.first_output[shape.parts.size()] = shape.outputs;
+    shrunk_.wait(stream_);
+    lora_rows_expand(low, rows, columns, y, stream_);                                                    // [R, outputs]
+  }
+  if (adapters_.ranks > 0 && !alike) add_segments(layer, group, x, y);
 }
 
 void Products::operator()(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, View<bf16> y, Onto onto) {
@@ -132,6 +145,13 @@ void Products::gated(std::int64_t layer, View<bf16> x, const RmsNorm& norm, View
   if (early) x = normalize(x, norm);
   if (!reads) {
     const View<bf16> both{buffers_.gate_up, x.rows, geometry_[Group::gate_up].outputs};
+    if (adapters_.ranks > 0 && adapters_.segments.empty()) {
+      const RowAdapters rows = row_adapters(layer, Group::gate_up, adapters_.all);
+      const View<bf16> low = shrink_beside(x, rows);
+      product(layer, Group::gate_up, x, both, Onto::nothing);
+      shrunk_.wait(stream_);
+      return lora_rows_expand_gated(spec_.activation, low, rows, both, y, stream_);                      // [R, ffn]
+    }
     multiply(layer, Group::gate_up, x, both, Onto::nothing);
     return glu_forward(spec_.activation, both, y, stream_);                                              // [R, ffn]
   }

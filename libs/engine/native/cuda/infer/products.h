@@ -17,6 +17,7 @@
 #include "cuda/ops/gemm.h"
 #include "cuda/ops/nf4_gemv.h"
 #include "cuda/ops/view.h"
+#include "cuda/runtime/stream.h"
 #include "ops/glu.h"
 
 namespace engine::cuda {
@@ -88,8 +89,10 @@ class Products {
   GemvExtras gemv_extras(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, std::int64_t first) const;
   const PackedNf4& packed(std::int64_t layer, Group group) const noexcept;
   View<const bf16> decoded(std::int64_t layer, Group group) const;
-  void multiply(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y, Onto onto);
-  void add_adapters(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y);
+  void product(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y, Onto onto);   // of decoded weights, without adapters
+  void multiply(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y, Onto onto);  // with them
+  View<bf16> shrink_beside(View<const bf16> x, const RowAdapters& rows);
+  void add_segments(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y);
 
   const ModelSpec& spec_;
   const Geometry& geometry_;
@@ -101,6 +104,8 @@ class Products {
   Gemm gemm_;
   StepAdapters adapters_;
   cudaStream_t stream_ = nullptr;
+  const Stream beside_;
+  Event given_, shrunk_;
 };
 
 // Decodes the parts of a product as stored, one below another, into `to` [outputs, inputs].

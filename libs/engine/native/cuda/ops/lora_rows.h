@@ -10,6 +10,7 @@
 #include "cuda/ops/rmsnorm.h"
 #include "cuda/ops/view.h"
 #include "cuda/runtime/handles.h"
+#include "ops/glu.h"
 
 namespace engine::cuda {
 
@@ -38,5 +39,7 @@ struct LoraColumns {
   std::int64_t first_output[4];
 };
 void lora_rows_expand(View<const bf16> low, const RowAdapters& adapters, const LoraColumns& columns, View<bf16> y, cudaStream_t stream);
+// The same to gate_up [T, 2F] = [gate | up], and y [T, F] = act(gate) · up of the rounded sums, of rows without an adapter too. gate_up itself stays.
+void lora_rows_expand_gated(Activation act, View<const bf16> low, const RowAdapters& adapters, View<bf16> gate_up, View<bf16> y, cudaStream_t stream);
 
 }  // namespace engine::cuda

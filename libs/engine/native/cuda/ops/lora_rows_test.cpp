@@ -1,5 +1,6 @@
 #include "cuda/ops/lora_rows.h"
 
+#include "cuda/ops/glu.h"
 #include "cuda/ops/lora_rows_case.h"
 
 namespace engine::cuda {
@@ -8,8 +9,8 @@ namespace {
 using namespace test;
 
 TEST("rows with adapters of different ranks get what each adapter adds, whatever the other rows have") {
-  const std::int64_t k = 328, ranks = 24, outputs = 300 + 8 + 40;
-  for (const std::int64_t rows_count : {1, 5, 70}) {
+  const std::int64_t ranks = 24, outputs = 300 + 8 + 40;
+  for (const auto& [k, rows_count] : {std::pair{328, 1}, {328, 5}, {328, 70}, {2200, 19}, {8200, 9}}) {
     const AdapterCase adapters(rows_count, k, {300, 8, 40}, ranks);
     const auto x = random_bf16(rows_count * k, 1), before = random_bf16(rows_count * outputs, 2);
     auto y = before;
@@ -28,6 +29,23 @@ TEST("rows with adapters of different ranks get what each adapter adds, whatever
     const auto by_itself = alone.read();
     CHECK(std::equal(by_itself.begin() + 2 * outputs, by_itself.begin() + 3 * outputs, after.begin() + 2 * outputs));
   }
+}
+
+TEST("gated products with adapters are those of the sums, of rows without an adapter too") {
+  const std::int64_t k = 160, ranks = 24, ffn = 296;
+  for (const Activation act : {Activation::silu, Activation::gelu_tanh})
+    for (const std::int64_t rows_count : {3, 70}) {
+      const AdapterCase adapters(rows_count, k, {ffn, ffn}, ranks);
+      const auto x = random_bf16(rows_count * k, 1), before = random_bf16(rows_count * 2 * ffn, 2);
+      const DeviceRows device_x(x, rows_count, k, 8), low(rows_count, 2 * ranks, 8), summed(before, rows_count, 2 * ffn, 8), gate_up(before, rows_count, 2 * ffn, 8),
+          expected(rows_count, ffn, 8), out(rows_count, ffn, 8);
+      lora_rows_shrink(device_x.view(), {}, adapters.view(), low.view(), stream());
+      lora_rows_expand(low.view(), adapters.view(), adapters.columns(), summed.view(), stream());
+      glu_forward(act, summed.view(), expected.view(), stream());
+      lora_rows_expand_gated(act, low.view(), adapters.view(), gate_up.view(), out.view(), stream());
+      CHECK_ERROR(relative_error(out.read(), expected.read()), kRounding, rows_count, " rows");
+      CHECK(gate_up.read() == before);
+    }
 }
 
 }  // namespace

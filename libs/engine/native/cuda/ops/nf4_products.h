@@ -5,6 +5,7 @@
 //   of its own, and one byte permutation makes the address. The other half of each 256 bytes is free for other use.
 #pragma once
 
+#include "cuda/ops/activation.cuh"
 #include "cuda/ops/nf4_decode.h"
 #include "cuda/ops/nf4_gemv.h"
 #include "cuda/ops/nf4_tile.h"
@@ -84,12 +85,6 @@ ENGINE_DEVICE float product(const Products& p, float sum, std::int64_t row, int 
   float value = sum * (kRange * p.unit[part]);
   if (p.bias != nullptr) value += widen(p.bias[output]);
   return value + low_rank_term(p, row, part, n, low);
-}
-
-ENGINE_DEVICE float activate(float x, bool gelu) {
-  if (!gelu) return x / (1.0f + exp_fast(-x));
-  constexpr float kRoot = 0.7978845608028654f, kCubic = 0.044715f;  // x/2 (1 + tanh u) = x σ(2u)
-  return x / (1.0f + exp_fast(-2.0f * kRoot * (x + kCubic * x * x * x)));
 }
 
 // Writes y[row, …] of row `r` of a tile from its sum; of a gated tile r < 8 and `up` is the sum of row r + 8.
