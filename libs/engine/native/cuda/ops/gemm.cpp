@@ -122,6 +122,7 @@ struct Choice {
 };
 
 constexpr int kCandidates = 12, kTimedRuns = 5;
+constexpr std::int64_t kUncachedBytes = std::int64_t{512} << 20, kAlignment = 256;  // several times the second-level cache; of what an arena gives
 
 std::int64_t operand_bytes(std::int64_t rows, std::int64_t stride, std::int64_t value_bytes) { return aligned_bytes(rows * stride * value_bytes); }
 
@@ -210,11 +211,15 @@ void Gemm::tune(GemmForm form, std::int64_t m, std::int64_t n, std::int64_t k, s
   if (!chosen.by_library) return;
   DeviceArena arena(scratch, scratch_bytes);
   void* a = arena.take_bytes(operand_bytes(form == GemmForm::tn ? k : m, lda, 2));
-  void* b = arena.take_bytes(operand_bytes(form == GemmForm::nt ? n : k, ldb, 2));
   void* c = arena.take_bytes(operand_bytes(m, ldc, c_is_f32 ? 4 : 2));
   auto* bias = has_bias ? arena.take<bf16>(n) : nullptr;
+  // As many of b as the scratch has room for, taken in turn: where b is a weight, a use finds it in no cache.
+  const std::int64_t b_bytes = operand_bytes(form == GemmForm::nt ? n : k, ldb, 2);
+  std::vector<void*> b{arena.take_bytes(b_bytes)};
+  while (static_cast<std::int64_t>(b.size() + 1) * b_bytes <= kUncachedBytes && arena.used() + b_bytes + kAlignment <= scratch_bytes) b.push_back(arena.take_bytes(b_bytes));
+  std::size_t turn = 0;
   // Zeros take less power than data, so a clock may be higher than in use; but it is so for all candidates.
-  fill_bytes(scratch, 0, scratch_bytes, stream);
+  fill_bytes(scratch, 0, arena.used(), stream);
   const Event begin(Event::Timing::on), end(Event::Timing::on);
   double best = 0;
   for (const CublasLtHeuristic& candidate : chosen.plan->candidates(state_->handle, kCandidates)) {
@@ -222,7 +227,7 @@ void Gemm::tune(GemmForm form, std::int64_t m, std::int64_t n, std::int64_t k, s
     bool works = true;
     for (int i = -1; i < kTimedRuns && works; ++i) {  // the first run is not counted
       begin.record(stream);
-      works = chosen.plan->multiply(state_->handle, candidate.algorithm, a, b, c, 1.0f, accumulate ? 1.0f : 0.0f, bias, state_->workspace.data(), stream) ==
+      works = chosen.plan->multiply(state_->handle, candidate.algorithm, a, b[turn++ % b.size()], c, 1.0f, accumulate ? 1.0f : 0.0f, bias, state_->workspace.data(), stream) ==
               CublasLt::kSuccess;
       end.record(stream);
       end.synchronize();
