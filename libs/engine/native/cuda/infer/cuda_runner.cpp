@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "cuda/infer/device_turn.h"
 #include "cuda/runtime/launch.h"
 
 namespace engine::cuda {
@@ -377,6 +378,8 @@ StepOutput CudaRunner::run(const Step& step) {
   try {
     StepAdapters adapters;
     place_adapters(step, adapters);
+    std::unique_lock<std::mutex> turn;
+    if (adapters.ranks > 0 && static_cast<std::int64_t>(step.ids.size()) <= kGemvNormRows) turn = device_turn(device_);
     ropes_.prepare(step.positions, step.lengths, stream_);
     const bool captured = options_.graphs && !options_.timed && may_be_captured(step) && bucket_rows(static_cast<std::int64_t>(step.ids.size())) > 0 && !ropes_.any_by_row();
     StepShape shape = shape_of(step, captured);

@@ -3,7 +3,7 @@
 // they finish, long after.
 //   A share is one column of low, one row, up to 4,096 values of K. A block of the grid's first half has share number blockIdx.x, and those half a grid on.
 //   Sums are fp32, of x as the product takes it (fp16 of x / 16), in an order that depends on K alone.
-//   Blocks wait for those of the first half, so there has to be room for these on the device at once, even beside another such kernel. The emulation runs
+//   Blocks wait for those of the first half, so there has to be room for these on the device at once: such kernels of several streams take turns (infer/device_turn.h). The emulation runs
 //   blocks one after another: there every block makes all shares.
 #pragma once
 
