@@ -74,6 +74,12 @@ DeviceMemoryInfo device_memory_info() {
 }
 
 std::int64_t used_memory(int device) {
+  int current = 0;
+  CUDA_CHECK(cudaGetDevice(&current));
+  CUDA_CHECK(cudaSetDevice(device));
+  CUDA_CHECK(cudaFree(nullptr));  // what the driver takes for this process is there from now on
+  const DeviceMemoryInfo info = device_memory_info();
+  CUDA_CHECK(cudaSetDevice(current));
 #ifndef ENGINE_CUDA_EMULATED
   char bus_id[32] = {};
   NvmlDevice of = nullptr;
@@ -82,11 +88,6 @@ std::int64_t used_memory(int device) {
                                     library->device_by_pci_bus(bus_id, &of) == Nvml::kSuccess && library->memory(of, &memory) == Nvml::kSuccess)
     return static_cast<std::int64_t>(memory.used);
 #endif
-  int current = 0;
-  CUDA_CHECK(cudaGetDevice(&current));
-  CUDA_CHECK(cudaSetDevice(device));
-  const DeviceMemoryInfo info = device_memory_info();
-  CUDA_CHECK(cudaSetDevice(current));
   return info.total_bytes - info.free_bytes;
 }
 

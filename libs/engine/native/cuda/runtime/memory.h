@@ -102,7 +102,8 @@ struct DeviceMemoryInfo {
   std::int64_t free_bytes, total_bytes;
 };
 DeviceMemoryInfo device_memory_info();
-// Bytes of a device's memory in use, by whomever. NVML's figure; without NVML the driver's, for which this process opens the device. Waits for no work.
+// Bytes of a device's memory in use, by whomever, with what the driver takes for this process, which opens the device. NVML's figure; without NVML the
+// driver's. Waits for no work.
 std::int64_t used_memory(int device);
 
 }  // namespace engine::cuda
