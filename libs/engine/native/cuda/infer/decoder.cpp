@@ -22,10 +22,7 @@ void Decoder::attend(std::int64_t layer, const StepShape& shape, const RunnerInp
   const KvPages pages{static_cast<bf16*>(pool.data), pool.kv_heads, pool.head_dim};
   const AttentionShape attention = attention_shape(spec_, layer);
   const View<bf16> q = qkv.columns(0, spec_.q_size()), out = rows(b.attention, shape.rows, spec_.q_size());
-  const bool chained = products_.reads_nf4(layer, Group::qkv, shape.rows);
-  const auto paged = [&](std::int64_t first, bool apart) {
-    return PagedRows{input.sequences + first, input.positions + first, input.tables, shape.table_stride, apart, shape.any_order, chained};
-  };
+  const auto paged = [&](std::int64_t first, bool apart) { return PagedRows{input.sequences + first, input.positions + first, input.tables, shape.table_stride, apart, shape.any_order}; };
   const auto each_single = [&](auto&& some) {  // first row, number of rows
     for (const StepShape::Run& run : shape.singles)
       for (std::int64_t first = run.first; first < run.first + run.count; first += b.attention_rows) some(first, std::min(b.attention_rows, run.first + run.count - first));

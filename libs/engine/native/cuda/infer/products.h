@@ -68,8 +68,6 @@ class Products {
 
   // Chooses by timing how products of so many rows go over bf16 copies. Scratch as for Gemm::tune; where it is too small, the library's guess stays.
   void tune(std::int64_t rows, void* scratch, std::int64_t scratch_bytes, cudaStream_t stream);
-  // Whether so many rows are multiplied by the engine's kernels over NF4, or by the library's over bf16.
-  bool reads_nf4(std::int64_t layer, Group group, std::int64_t rows) const noexcept;
   // Of one step: whose rows they are.
   void begin(const StepAdapters& adapters, cudaStream_t stream) noexcept {
     adapters_ = adapters;
@@ -85,6 +83,7 @@ class Products {
 
  private:
   std::int64_t head_crossover() const noexcept;
+  bool reads_nf4(std::int64_t layer, Group group, std::int64_t rows) const noexcept;
   View<bf16> normalize(View<bf16> x, const RmsNorm& norm) const;
   RowAdapters row_adapters(std::int64_t layer, Group group, const std::int32_t* of) const;
   GemvExtras gemv_extras(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, std::int64_t first) const;

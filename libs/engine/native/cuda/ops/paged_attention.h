@@ -38,9 +38,6 @@ struct PagedRows {
   bool apart = false;
   // Whether the order of a row's sums may depend on how many rows there are: many rows need not be divided into parts, whose joining takes time.
   bool any_order = false;
-  // Whether the kernels before and after are chained (launch.h). Between a library's, whose blocks leave none of it room, attention is faster where the driver
-  // divides a multiprocessor's memory for it alone (head_dim 64 and 128).
-  bool chained = true;
 };
 
 // qkv_post_forward of generation: q in place, k and v into their slots. Bias, norms of heads and rotation as in qkv_post.h, with rows.position for

@@ -214,8 +214,7 @@ ENGINE_DEVICE void join_parts(const float* sums, const float* weights, int most_
 }
 
 // Grid: kv heads · blocks of heads, rows, blocks of parts: those without a part come last.
-// A kernel has one way for all its launches to divide a multiprocessor's memory, so what is chained is another than what is not.
-template <int D, int N, bool kChained>
+template <int D, int N>
 __global__ void __launch_bounds__(kDecodeThreads, (Decode<D, N>::kBlocksAtOnce)) decode_kernel(DecodeArguments in) {
   using Here = Decode<D, N>;
   allow_next();
@@ -453,10 +452,7 @@ void decode(const AttentionShape& shape, View<const bf16> q, const QkvPost* post
                            .arrivals = static_cast<unsigned*>(workspace), .sums = sums, .weights = sums + out.rows * shape.heads * parts * shape.head_dim};
   for_head_dim(shape.head_dim, [&]<int D>(HeadDim<D>) {
     const auto start = [&]<int N>(std::integral_constant<int, N>) {
-      const dim3 grid(blocks(lines), blocks(out.rows), blocks(turns_of(seen, parts, most_each)));
-      if constexpr (D == 64 || D == 128)
-        if (!rows.chained) return launch(stream, grid, dim3(kDecodeThreads), Decode<D, N>::kSharedBytes, decode_kernel<D, N, false>, in);
-      launch_chained(stream, grid, dim3(kDecodeThreads), Decode<D, N>::kSharedBytes, decode_kernel<D, N, true>, in);
+      launch_chained(stream, dim3(blocks(lines), blocks(out.rows), blocks(turns_of(seen, parts, most_each))), dim3(kDecodeThreads), Decode<D, N>::kSharedBytes, decode_kernel<D, N>, in);
     };
     if constexpr (D <= 128)
       if (blocks_of_heads(shape) == 2) return start(std::integral_constant<int, 2>{});
