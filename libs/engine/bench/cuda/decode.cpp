@@ -239,7 +239,7 @@ struct Step {
         layer_elements(rows * ((context + kPageTokens - 1) / kPageTokens) * 2 * kPageTokens * m.kv_heads * m.head_dim),
         x(random_memory(2 * rows * m.hidden, on, fill_bf16)), normed(random_memory(2 * rows * m.hidden, on, fill_bf16)), qkv(random_memory(2 * rows * m.qkv(), on, fill_bf16)),
         attended(random_memory(2 * rows * m.heads * m.head_dim, on, fill_bf16)), gated(random_memory(2 * rows * m.ffn, on, fill_bf16)),
-        workspace(std::max<std::int64_t>(nf4_gemv_workspace(rows), 16)), cache(random_memory(2 * m.layers * layer_elements, on, fill_bf16)),
+        workspace(std::max<std::int64_t>(nf4_gemv_workspace(rows, m.ffn), 16)), cache(random_memory(2 * m.layers * layer_elements, on, fill_bf16)),
         attention_workspace(paged_attention_workspace(attention, rows, context)), head(random_memory(2 * m.vocab * m.hidden, on, fill_bf16)), logits(4 * rows * m.vocab),
         sample_workspace(engine::cuda::sample_workspace(rows, m.vocab)), norm(std::vector<float>(static_cast<std::size_t>(m.hidden), 1.0f)),
         bias(std::vector<float>(static_cast<std::size_t>(m.qkv()), 0.1f)), cos(std::vector<float>(static_cast<std::size_t>(context * m.head_dim / 2), 0.8f)),

@@ -53,7 +53,7 @@ struct ProductBuffers {
   bf16* normed = nullptr;   // [R, hidden]
   bf16* gate_up = nullptr;  // [R, 2 · ffn]
   bf16* low = nullptr;      // [R, 3 · ranks]
-  void* gemv_workspace = nullptr;  // nf4_gemv_workspace(kGemvRows) bytes, zeroed once
+  void* gemv_workspace = nullptr;  // nf4_gemv_workspace(kGemvRows, the deepest K) bytes, zeroed once
 };
 
 class Products {

@@ -72,7 +72,7 @@ RunnerMemory RunnerMemory::take(DeviceArena& arena, const ModelSpec& spec, const
   b.low = arena.take<bf16>(rows * 3 * choices.most_ranks);
   b.head_rstd = spec.qk_norm ? arena.take<float>(rows * (spec.heads + spec.kv_heads)) : nullptr;
   b.scratch = !choices.decoded && any_nf4(format) ? arena.take<bf16>(geometry.largest_elements()) : nullptr;
-  b.gemv_workspace_bytes = nf4_gemv_workspace(kGemvRows);
+  b.gemv_workspace_bytes = nf4_gemv_workspace(kGemvRows, std::max({spec.hidden, spec.ffn, geometry[Group::o].inputs}));
   b.gemv_workspace = arena.take_bytes(b.gemv_workspace_bytes);
   b.attention_rows = std::min(rows, std::clamp<std::int64_t>(options.max_sequences, kWantedRows, kAttentionRows));
   b.attention_workspace_bytes = attention_workspace(spec, b.attention_rows);

@@ -1,4 +1,4 @@
-// nf4_gemv.cu: which kernel takes a product: 1 to 4 rows nf4_gemv_few.cu, more nf4_gemv_rows.cu, whose order of sums is the same for any rows.
+// nf4_gemv.cu: which kernel takes a product: 1 to 4 rows nf4_gemv_few.cu, more nf4_gemv_rows.cu.
 #include <algorithm>
 
 #include "core/error.h"
@@ -53,7 +53,7 @@ void multiply(const Products& p, bool gated, bool same_order, cudaStream_t strea
   require(!p.shrinks || !same_order, "with one order for any rows low is given");
   if (!together && multiply_few(p, gated, same_order ? 1 : 4, stream)) return;
   require(!p.shrinks, "rows of ", p.x.cols, " values do not fit into shared memory; low has to be given");
-  multiply_rows(p, gated, stream);
+  multiply_rows(p, gated, same_order, stream);
 }
 
 }  // namespace
@@ -63,9 +63,9 @@ namespace {
 constexpr std::int64_t kMostShrunk = 768, kMostPieces = 8;  // columns of low that a product makes, shares along K
 }
 
-std::int64_t nf4_gemv_workspace(std::int64_t rows) {
+std::int64_t nf4_gemv_workspace(std::int64_t rows, std::int64_t depth) {
   const std::int64_t shrunk = rows <= kGemvNormRows ? 4 * rows * kMostShrunk * kMostPieces : 0;
-  return 4 * nf4::kMostGroups + std::max(shrunk, nf4::partials_bytes(rows));
+  return 4 * nf4::kMostGroups + std::max(shrunk, nf4::rows_workspace(rows, depth));
 }
 
 bool nf4_gemv_shrinks(std::int64_t rows, std::int64_t depth, const RowAdapters& adapters) {

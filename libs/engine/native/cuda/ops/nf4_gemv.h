@@ -3,7 +3,7 @@
 //   Weights are code · scale: the code's value as fp16, the scale of its block of 64 as fp16, each within 2^-11. For 1 to 4 rows the scale multiplies the fp32
 //   sum of the block's products; from 5 rows on (and with same_order) the code's value, in fp16: a weight's relative error is below 2^-9.4 then.
 //   They are not rounded to bf16, as nf4_dequantize does. x is taken as fp16 of x / 16: exact for 2^-10 ≤ |x| < 2^20, within 2^-21 below, infinite above.
-//   Sums are fp32. From 5 rows on (and with same_order) a row's bits do not depend on how many there are.
+//   Sums are fp32. From 5 to 32 rows, from 33 to 64, and from 1 to 64 with same_order, a row's bits do not depend on how many there are.
 //   Asynchronous, and safe in a captured graph: reads nothing from the host.
 #pragma once
 
@@ -26,12 +26,12 @@ struct GemvExtras {
   RowAdapters adapters{};         // with `low` as lora_rows_shrink made it of the same (normalized) x;
   View<const bf16> low{};         // without data where nf4_gemv_shrinks: the product then makes it itself
   View<const bf16> residual{};    // like y, which it may be: y = bf16(residual + bf16(product))
-  void* workspace = nullptr;      // nf4_gemv_workspace(rows) bytes, for more than 4 rows, for same_order and for adapters without `low`
-  // A row has the same bits however many there are, from 1 to 64; else only from 5 on. x is not normalized then, and low is given.
+  void* workspace = nullptr;      // nf4_gemv_workspace(rows, K) bytes, for more than 4 rows, for same_order and for adapters without `low`
+  // A row has the same bits however many there are, from 1 to 64. x is not normalized then, and low is given.
   bool same_order = false;
 };
-// Zeroed once before its first use; calls of one stream share it.
-std::int64_t nf4_gemv_workspace(std::int64_t rows);
+// Of at most `rows` rows of at most `depth` values. Zeroed once before its first use; calls of one stream share it.
+std::int64_t nf4_gemv_workspace(std::int64_t rows, std::int64_t depth);
 // Of rows of `depth` values. A few values of x are summed in another order then, and x is taken as it is for the weights.
 bool nf4_gemv_shrinks(std::int64_t rows, std::int64_t depth, const RowAdapters& adapters);
 

@@ -2,11 +2,12 @@
 // x the right one, which the tensor cores read from shared memory.
 //   A unit of work is a group of tiles, one for each warp, by 256 values of K; units are counted along K first. Every thread block takes the same number of
 //   them in a row, the fewest that will do, so that all multiprocessors end together whatever the shape. Sums of a tile that several blocks share are joined
-//   by the last of them, in the order of K: the shares depend on the shape alone, so a row's bits do not depend on the others.
+//   by the last of them, in the order of K: the shares depend on the shape and the tiles of a group alone, so a row's bits do not depend on the others.
 //   Of 64 values of K a warp reads its tile's 1,024 codes by one load of 16 bytes a lane, long before it uses them; it looks 512 pairs up, multiplies them
 //   by their scales, and starts four products of 16. While those go on in the background it decodes the next 64.
 //   Floors, on each multiprocessor: memory brings 36 weights a cycle. Shared memory gives 64 by the table, of which products of 64 rows take half the time
 //   again: 32. 64 rows need 1/32 cycle of the tensor cores for a weight, fewer rows less. A warp issues some 70 instructions for 1,024: 58.
+//   From 17 rows on x comes as operands from a kernel before, as a unit's stage holds it, so no block's instructions and registers go into that.
 //   Adapters: low·Bᵀ is added to a tile's finished sums by mma.sync, each different adapter once for all of its rows.
 #include <algorithm>
 
@@ -21,7 +22,6 @@ namespace {
 
 constexpr int kUnit = kQuad * kBlock;
 constexpr int kMostRows = 64;
-constexpr int kProducers = 4;    // warps that bring x
 constexpr int kTableAt = 2048;   // the table's address in shared memory, known to the compiler; what the system keeps for itself lies before it
 
 // A place among the units: number `k` of K, of a group of tiles.
@@ -33,17 +33,19 @@ struct Place {
 template <int kColumns, int kGroups>
 struct Layout {
   static constexpr int kRows = 8 * kColumns;
+  // Few rows of x become operands on the way into shared memory, by warps of every block. Many would take as many instructions as the weights, and the registers
+  // of those warps; a kernel before does it once for all blocks, and a thread has them copied.
+  static constexpr bool kPrepared = kColumns >= 4;
+  static constexpr int kProducers = kPrepared ? 0 : 4;           // warps that bring x
   static constexpr int kWarps = 4 * kGroups, kThreads = (kWarps + kProducers) * kWarp;
   static constexpr int kMatrixBytes = kRows * kBlock * 2;        // of x of a block of 64: rows of 128 bytes, as warpgroup.h says
   static constexpr int kStageBytes = kQuad * kMatrixBytes;
-  static constexpr int kStages = kColumns <= 4 ? 4 : 3;          // of x
-  static constexpr int kTeam = kRows <= 16 ? 1 : kRows / 16;     // producers that bring a unit's x together
-  static constexpr int kTeams = kProducers / kTeam, kRowsEach = kRows / kTeam;
+  static constexpr int kStages = 4;                              // of x
+  static constexpr int kCopiedAhead = kStages - 2;               // units whose x is being copied; the stage was left by other warps long ago
   static constexpr int kAhead = kGroups == 2 ? 2 : 1;            // units whose weights are in registers or under way
   static constexpr int kTileSums = kTile * kRows;
   static constexpr int kTogether = kColumns <= 2 ? 4 : kColumns == 4 ? 2 : 1;  // partial sums that are under way when they are joined
   static constexpr std::int64_t kShared = kTableAt + kTableBytes + kStages * kStageBytes;
-  static constexpr int kResident = kGroups == 2 && kShared <= 113 * 1024 ? 2 : 1;
 };
 
 // ---- adapters. What is known of them lies in the table's free half.
@@ -210,40 +212,67 @@ ENGINE_DEVICE void decode_half(std::uint32_t upper, std::uint32_t lower, std::ui
     }
 }
 
-// A producer's work: x of units first … last - 1 as fp16, through the stages. It brings rows of 256 values; the teams of producers take turns.
-//   Pair t of 16-byte chunk c of a block is pair 8·t + c of x, as the codes' places in A ask for.
+// Chunk c of 16 bytes of a row's block of 64 values, from x at its first value: pair t of it is pair 8·t + c, as the codes' places in A ask for.
+struct Chunk {
+  std::uint32_t words[4];
+  ENGINE_DEVICE void load(bool inside, const bf16* block, int c) {
+#pragma unroll
+    for (int t = 0; t < 4; ++t) words[t] = inside ? *reinterpret_cast<const std::uint32_t*>(block + 2 * c + 16 * t) : 0;
+  }
+  ENGINE_DEVICE uint4 operand() const {
+    float values[8];
+    widen8({words[0], words[1], words[2], words[3]}, values);
+    return to_operand(values);
+  }
+};
+// Where it lies in its row's 128 bytes, in chunks.
+ENGINE_DEVICE int place_of_chunk(int row, int c) { return c ^ (row & 7); }
+
+// A producer's work: x of units first … last - 1 as fp16, through the stages. It brings rows of 256 values; producers take turns.
 //   These are warps of their own because fence_shared_for_products waits for all loads of its thread, and the others always have weights under way.
 template <class L>
 ENGINE_DEVICE void bring_x(const Products& p, unsigned char* table, unsigned char* x, int producer, int first, int last) {
   const int blocks = static_cast<int>(p.x.cols / kBlock), depth = (blocks + kQuad - 1) / kQuad;
-  const int lane = static_cast<int>(lane_id()), block = lane / 8, chunk = lane % 8, row = producer % L::kTeam;
-  const bf16* from = p.x.row(row) + block * kBlock + 2 * chunk;
+  const int lane = static_cast<int>(lane_id()), block = lane / 8, chunk = lane % 8;
   unsigned char* to = x + block * L::kMatrixBytes;
-  for (int unit = first + producer / L::kTeam; unit < last; unit += L::kTeams) {
+  for (int unit = first + producer; unit < last; unit += L::kProducers) {
     const int k = unit % depth, stage = (unit - first) % L::kStages, turn = (unit - first) / L::kStages;
     const bool inside = kQuad * k + block < blocks;
-    std::uint32_t words[L::kRowsEach][4];
+    Chunk chunks[L::kRows];
 #pragma unroll
-    for (int i = 0; i < L::kRowsEach; ++i)
-#pragma unroll
-      for (int t = 0; t < 4; ++t)
-        words[i][t] = inside && row + i * L::kTeam < static_cast<int>(p.x.rows) ? *reinterpret_cast<const std::uint32_t*>(from + i * L::kTeam * p.x.stride + k * kUnit + 16 * t) : 0;
+    for (int r = 0; r < L::kRows; ++r) chunks[r].load(inside && r < static_cast<int>(p.x.rows), p.x.row(r) + k * kUnit + block * kBlock, chunk);
     wait_for_phase(empty(table, stage), static_cast<unsigned>(turn & 1) ^ 1u);
 #pragma unroll
-    for (int i = 0; i < L::kRowsEach; ++i) {
-      const int r = row + i * L::kTeam;
-      float values[8];
-      widen8({words[i][0], words[i][1], words[i][2], words[i][3]}, values);
-      store16(to + stage * L::kStageBytes + r * 128 + 16 * (chunk ^ (r & 7)), to_operand(values));
-    }
+    for (int r = 0; r < L::kRows; ++r) store16(to + stage * L::kStageBytes + r * 128 + 16 * place_of_chunk(r, chunk), chunks[r].operand());
     fence_shared_for_products();
     arrive(full(table, stage));
   }
 }
+// The same by one thread, of what prepare_x has made, for unit number `turn` of this block, which is k of K.
+template <class L>
+ENGINE_DEVICE void copy_x(const unsigned char* prepared, unsigned char* table, unsigned char* x, int turn, int k) {
+  const int stage = turn % L::kStages;
+  wait_for_phase(empty(table, stage), static_cast<unsigned>(turn / L::kStages & 1) ^ 1u);
+  arrive_with_copy(full(table, stage), x + stage * L::kStageBytes, prepared + std::int64_t{k} * L::kStageBytes, L::kStageBytes);
+}
 #endif
 
+// x as a unit's stage holds it, all units of K one after another; zeros for rows and blocks that are not there. A thread makes 16 bytes.
+constexpr int kPreparers = 256;  // threads of a block
+template <int kRows>
+__global__ void __launch_bounds__(kPreparers) prepare_x(View<const bf16> x, unsigned char* to) {
+#ifdef ENGINE_WARPGROUP_PRODUCTS
+  allow_next();
+  const int i = static_cast<int>(blockIdx.x) * kPreparers + static_cast<int>(threadIdx.x), chunk = i % 8, row = i / 8 % kRows, block = i / 8 / kRows;
+  wait_for_previous();
+  Chunk of;
+  of.load(row < x.rows && block < x.cols / kBlock, x.data + row * x.stride + block * kBlock, chunk);
+  store16(to + (i / 8) * 128 + 16 * place_of_chunk(row, chunk), of.operand());
+#endif
+}
+
 template <int kColumns, int kGroups, bool kGated>
-__global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kColumns, kGroups>::kResident) multiply(Products p, int tiles, int share) {
+__global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, 1) multiply(Products p, const unsigned char* prepared, int tiles, int share) {
 #ifdef ENGINE_WARPGROUP_PRODUCTS
   using L = Layout<kColumns, kGroups>;
   allow_next();
@@ -286,13 +315,18 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kC
   }
   fill_table(table, p.book);
   if (thread < L::kStages) {
-    prepare_counter(full(table, thread), L::kTeam * kWarp);
+    prepare_counter(full(table, thread), L::kPrepared ? 1 : kWarp);
     prepare_counter(empty(table, thread), L::kWarps);
   }
   if (p.adapters.entries != nullptr) note_adapters(p, table);
   __syncthreads();
   wait_for_previous();
-  if (warp >= L::kWarps) return bring_x<L>(p, table, x, warp - L::kWarps, first, last);
+  if constexpr (L::kPrepared) {
+    if (thread == 0)
+      for (int unit = first; unit < last && unit < first + L::kCopiedAhead; ++unit) copy_x<L>(prepared, table, x, unit - first, unit % depth);
+  } else if (warp >= L::kWarps) {
+    return bring_x<L>(p, table, x, warp - L::kWarps, first, last);
+  }
 
   const std::uint32_t lane4 = 4u * static_cast<unsigned>(lane);
   const std::uint64_t x_matrix = matrix_descriptor(x, 16, 1024);
@@ -308,7 +342,9 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kC
   int begun = first, unit = first, stage = 0;  // begun: of the group at hand
   unsigned parity = 0;                         // of the stage's phase
   const auto multiply_unit = [&](Weights& now) {
+    if (L::kPrepared && thread == 0 && unit + L::kCopiedAhead < last) copy_x<L>(prepared, table, x, unit - first + L::kCopiedAhead, (unit + L::kCopiedAhead) % depth);
     decode_into(a[0], now, 0);
+    sync_warp();
     wait_for_phase(full(table, stage), parity);
     const std::uint64_t b = further(x_matrix, shuffle(stage, 0) * L::kStageBytes);  // shuffled: so the compiler knows that all lanes have the same
 #pragma unroll
@@ -400,27 +436,41 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, Layout<kC
 #endif
 }
 
+// How many rows the kernel that takes `rows` has.
+std::int64_t rows_held(std::int64_t rows) { return rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : kMostRows; }
+// Two parts of 16 tiles from each block.
+std::int64_t partials_bytes(std::int64_t rows) { return std::int64_t{2} * multiprocessors() * 16 * kTile * rows_held(rows) * 4; }
+
 template <int kColumns, int kGroups>
 void launch_layout(const Products& p, bool gated, std::int64_t tiles, cudaStream_t stream) {
   using L = Layout<kColumns, kGroups>;
   const std::int64_t units = ceil_div(tiles, L::kWarps) * ceil_div(p.x.cols, kUnit);
   require(units < std::int64_t{1} << 30, "a product of ", p.first[3], " outputs of ", p.x.cols, " values");
   const std::int64_t share = ceil_div(units, multiprocessors());
-  launch_chained(stream, blocks(ceil_div(units, share)), L::kThreads, L::kShared, gated ? multiply<kColumns, kGroups, true> : multiply<kColumns, kGroups, false>, p, static_cast<int>(tiles), static_cast<int>(share));
+  // Behind the partial sums.
+  unsigned char* prepared = L::kPrepared ? reinterpret_cast<unsigned char*>(p.partials) + partials_bytes(p.x.rows) : nullptr;
+  if constexpr (L::kPrepared) {
+    const std::int64_t chunks = ceil_div(p.x.cols, kUnit) * L::kStageBytes / 16;
+    static_assert(L::kStageBytes / 16 % kPreparers == 0);
+    launch_chained(stream, blocks(chunks / kPreparers), kPreparers, 0, prepare_x<L::kRows>, p.x, prepared);
+  }
+  launch_chained(stream, blocks(ceil_div(units, share)), L::kThreads, L::kShared, gated ? multiply<kColumns, kGroups, true> : multiply<kColumns, kGroups, false>, p, prepared, static_cast<int>(tiles), static_cast<int>(share));
 }
 
 }  // namespace
 
-std::int64_t partials_bytes(std::int64_t rows) { return std::int64_t{2} * multiprocessors() * 16 * kTile * (rows <= 8 ? 8 : rows <= 16 ? 16 : rows <= 32 ? 32 : 64) * 4; }
+std::int64_t rows_workspace(std::int64_t rows, std::int64_t depth) { return partials_bytes(rows) + ceil_div(depth, kUnit) * kUnit * rows_held(rows) * 2; }
 
-void multiply_rows(const Products& p, bool gated, cudaStream_t stream) {
+void multiply_rows(const Products& p, bool gated, bool same_order, cudaStream_t stream) {
   const std::int64_t rows = p.x.rows, tiles = ceil_div(p.first[3], kTile);
   require(has_warpgroup_products(), "rows of ", p.x.cols, " values do not fit into shared memory");
   require(p.norm.weight == nullptr, "x of ", rows, " rows cannot be normalized on the way in");
   require(p.partials != nullptr, "a product of ", rows, " rows needs a workspace");
   require(rows <= kMostRows, "a product of ", rows, " rows");
   require(16 * multiprocessors() <= kMostGroups, "a device of ", multiprocessors(), " multiprocessors");
-  (rows <= 8 ? launch_layout<1, 4> : rows <= 16 ? launch_layout<2, 4> : rows <= 32 ? launch_layout<4, 4> : launch_layout<8, 4>)(p, gated, tiles, stream);
+  // With 64 rows joining is dear: half as many tiles at a time make parts of half the size, and fewer of a tile, in another order of sums.
+  const auto launch_many = same_order ? launch_layout<8, 4> : launch_layout<8, 2>;
+  (rows <= 8 ? launch_layout<1, 4> : rows <= 16 ? launch_layout<2, 4> : rows <= 32 ? launch_layout<4, 4> : launch_many)(p, gated, tiles, stream);
 }
 
 }  // namespace engine::cuda::nf4

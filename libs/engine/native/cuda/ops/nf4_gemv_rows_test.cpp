@@ -11,9 +11,9 @@ namespace {
 
 using namespace test;
 
-// Poisoned but for the counters at its beginning, which a call leaves as zeros. For 64 rows: calls of fewer take what they need of it.
+// Poisoned but for the counters at its beginning, which a call leaves as zeros. For 64 rows of 4,160 values: calls of fewer take what they need of it.
 struct Workspace {
-  DeviceMemory memory{nf4_gemv_workspace(kGemvRows)};
+  DeviceMemory memory{nf4_gemv_workspace(kGemvRows, 4160)};
   Workspace() { fill_bytes(memory.data(), 0, 4 * 4096, stream()); }
   GemvExtras extras() const {
     GemvExtras e;

@@ -16,7 +16,7 @@ using namespace test;
 // Poisoned but for the counters at its beginning, which a call leaves as zeros.
 class Workspace {
  public:
-  explicit Workspace(std::int64_t rows) : memory_(nf4_gemv_workspace(rows)) { fill_bytes(memory_.data(), 0, std::min(memory_.bytes(), kCounters), stream()); }
+  Workspace(std::int64_t rows, std::int64_t depth) : memory_(nf4_gemv_workspace(rows, depth)) { fill_bytes(memory_.data(), 0, std::min(memory_.bytes(), kCounters), stream()); }
   void* data() const { return memory_.data(); }
 
  private:
@@ -41,7 +41,7 @@ TEST("products of few rows with NF4 weights are the CPU's") {
       auto onto = y;
       for (std::size_t i = 0; i < y.size(); ++i) onto[i] = round_to_bf16(y[i] + bias[i % static_cast<std::size_t>(w.outputs)]) + residual[i];
       const DeviceRows device_x(x, c.b, c.k, 8), device_bias(bias, 1, w.outputs);
-      const Workspace workspace(c.b);
+      const Workspace workspace(c.b, c.k);
       const DeviceRows out(c.b, w.outputs, 8), device_residual(residual, c.b, w.outputs);
       nf4_gemv(device_x.view(), w.packed, out.view(), {.workspace = workspace.data()}, stream());
       CHECK_ERROR(relative_error(out.read(), y), kRounding, c.b, " rows, ", w.outputs, "x", c.k);
@@ -61,7 +61,7 @@ TEST("gated products of few rows are the CPU's") {
       std::vector<float> y(static_cast<std::size_t>(b * n));
       glu_forward(cpu(), act, ConstRows(both.data(), b, n, 2 * n), ConstRows(both.data() + n, b, n, 2 * n), rows(y, b, n));
       const DeviceRows device_x(x, b, k, 8), out(b, n, 8);
-      const Workspace workspace(b);
+      const Workspace workspace(b, k);
       nf4_gemv_gated(act, device_x.view(), w.packed, out.view(), {.workspace = workspace.data()}, stream());
       CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows, ", n, "x", k);
     }
@@ -87,7 +87,7 @@ TEST("products normalize their rows on the way in, and add what each row's adapt
     const RmsNorm norm{folds ? device_norm.data() : nullptr, 1e-6f, 1.0f};
     const DeviceRows device_x(x, b, k, 8), low(b, 3 * ranks);
     lora_rows_shrink(device_x.view(), norm, adapters.view(), low.view(), stream());
-    const Workspace workspace(b);
+    const Workspace workspace(b, k);
     GemvExtras extras{.norm = norm, .workspace = workspace.data()};
     extras.adapters = adapters.view();
     extras.low = low.view();
@@ -118,7 +118,7 @@ TEST("long rows are normalized on the way in, and shrunk for their adapters, too
   GemvExtras extras{.norm = {device_norm.data(), 1e-6f, 0.0f}};
   nf4_gemv(device_x.view(), w.packed, out.view(), extras, stream());
   CHECK_ERROR(relative_error(out.read(), y), kRounding, "three rows");
-  const Workspace workspace(3);
+  const Workspace workspace(3, k);
   extras.adapters = adapters.view();
   extras.workspace = workspace.data();
   adapters.add(normed, y);

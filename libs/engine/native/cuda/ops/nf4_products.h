@@ -109,9 +109,9 @@ ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, 
 // At most `most` ≤ 4 rows at a time (nf4_gemv_few.cu); false where x does not fit into shared memory.
 bool multiply_few(const Products& p, bool gated, std::int64_t most, cudaStream_t stream);
 
-// 1 to 64 rows (nf4_gemv_rows.cu). Its workspace: counters of kMostGroups groups of outputs, which are zero before and after, then partial sums.
+// 1 to 64 rows (nf4_gemv_rows.cu). Its workspace: counters of kMostGroups groups of outputs, which are zero before and after, then rows_workspace bytes: partial sums, x as operands.
 inline constexpr std::int64_t kMostGroups = 4096;
-std::int64_t partials_bytes(std::int64_t rows);
-void multiply_rows(const Products& p, bool gated, cudaStream_t stream);
+std::int64_t rows_workspace(std::int64_t rows, std::int64_t depth);
+void multiply_rows(const Products& p, bool gated, bool same_order, cudaStream_t stream);
 
 }  // namespace engine::cuda::nf4

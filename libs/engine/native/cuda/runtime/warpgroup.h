@@ -11,6 +11,7 @@
 //     sums run across rows (B as [K, N], transposed): `stride` bytes from eight rows to the next eight, `leading` bytes from 64 columns to the next 64
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "cuda/runtime/ptx.h"
@@ -91,6 +92,20 @@ ENGINE_DEVICE void wait_for_phase(std::uint64_t* counter, unsigned parity) {
   asm volatile("{ .reg .pred p;\nagain: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra over;\nbra again;\nover: }" ::"r"(
                    static_cast<std::uint32_t>(__cvta_generic_to_shared(counter))),
                "r"(parity)
+               : "memory");
+#endif
+}
+// By one thread, which arrives at the counter; the phase does not end before `bytes`, a multiple of 16, of global memory lie in shared memory, where products
+// see them. Both addresses are aligned to 16.
+ENGINE_DEVICE void arrive_with_copy(std::uint64_t* counter, void* to, const void* from, std::uint32_t bytes) {
+#ifdef ENGINE_CUDA_EMULATED
+  std::memcpy(to, from, bytes);
+  emulation::arrive_at_counter(counter);
+#elif defined(ENGINE_WARPGROUP_PRODUCTS)
+  const std::uint32_t at = static_cast<std::uint32_t>(__cvta_generic_to_shared(counter));
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(to))), "l"(from),
+               "r"(bytes), "r"(at)
                : "memory");
 #endif
 }
