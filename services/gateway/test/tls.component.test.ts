@@ -157,9 +157,12 @@ test('with a client authority, gRPC and HTTP let in its clients alone, and take 
   expect(await answers('ours', undefined)).toEqual([false, false]);
   expect(await answers('theirs', 'client')).toEqual([false, false]);
   use('renewed', 'theirs');
-  const taken = () => child.lines().filter((line) => line.includes('new connections use them')).length;
-  await waitFor(() => taken() === 2, { what: 'gRPC and HTTP to take up the renewed files' });
-  expect(await answers('theirs', 'stranger')).toEqual([true, true]);
+  // The three are not replaced at one moment: a server may take up some of them, and the rest when it looks again.
+  await waitFor(async () => (await answers('theirs', 'stranger')).every(Boolean), {
+    what: 'gRPC and HTTP to take up the renewed files',
+  });
+  const taken = child.lines().filter((line) => line.includes('new connections use them'));
+  expect(taken.length).toBeGreaterThanOrEqual(2);
   expect(await answers('theirs', 'client')).toEqual([false, false]);
   expect(await answers('ours', 'client')).toEqual([false, false]);
   expect((await child.stop()).code).toBe(0);

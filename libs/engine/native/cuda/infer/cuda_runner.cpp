@@ -80,7 +80,7 @@ CudaRunner::CudaRunner(const TrainingBase& base, int device, const RunnerOptions
   if (!base_.spec.tied) upload_table(base_.weights.embedding, memory_.embedding, false, stream_);
   kv_ = std::make_unique<DeviceKv>(base_.spec, plan_.kv, stream_);
   const StepBuffers& b = memory_.buffers;
-  const std::int64_t crossover = options_.crossover > 0 ? options_.crossover : plan_.decoded > 0 ? kNf4CrossoverBesideCopies : kNf4Crossover;
+  const std::int64_t crossover = options_.crossover > 0 ? options_.crossover : kNf4Crossover;
   products_ = std::make_unique<Products>(base_.spec, geometry_, memory_.weights, decoded_, adapters_, ProductBuffers{b.scratch, b.normed, b.gate_up, b.low, b.gemv_workspace},
                                          Products::Options{options_.order, crossover});
   decoder_ = std::make_unique<Decoder>(base_.spec, geometry_, memory_, *kv_, ropes_, *products_);

@@ -22,9 +22,8 @@
 
 namespace engine::cuda {
 
-// Rows up to which an NF4 product that decodes while it reads is the faster one: where decoded copies are kept (measured, docs/performance.md), and where
-// they would have to be made first.
-inline constexpr std::int64_t kNf4CrossoverBesideCopies = 32, kNf4Crossover = kGemvRows;
+// Rows up to which an NF4 product that decodes while it reads is the faster one, beside decoded copies too (measured, docs/performance.md): all it takes.
+inline constexpr std::int64_t kNf4Crossover = kGemvRows;
 
 // The same of the head, beside the library.
 inline constexpr std::int64_t kHeadCrossover = 32;
