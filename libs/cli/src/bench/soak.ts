@@ -14,6 +14,8 @@ export type SoakOptions = {
   warmUpSeconds: number;
   /** Requests at once. */
   concurrency: number;
+  /** Requests a second on average, at random times, as far as `concurrency` lets them; without it one follows the other. */
+  perSecond?: number | undefined;
   seed: number;
   /** Between looks at the server. */
   sampleMs: number;
@@ -46,6 +48,9 @@ export type SoakReport = {
 
 /** How long the server may take to notice that the last requests have ended. */
 const settleMs = 120_000;
+
+/** Until the next of requests that come so often by chance. */
+const waitMs = (random: () => number, perSecond: number) => (-Math.log(1 - random()) / perSecond) * 1000;
 
 /**
  * Sends a mix of requests at random: answers read whole, left in the middle, cancelled, past their deadline, read too slowly, several at once, scored,
@@ -96,6 +101,7 @@ export async function soak(o: SoakOptions, signal: AbortSignal): Promise<SoakRep
       if (caller === undefined) return;
       const deps = { caller, admin: o.admin, model: o.model, random, sleep: (ms: number) => sleep(ms) };
       while (performance.now() < until && !signal.aborted) {
+        if (o.perSecond !== undefined) await sleep(waitMs(random, o.perSecond / o.concurrency));
         const { kind, status, wrong: fault } = await askAtRandom(deps);
         requests += 1;
         const counts = ended[kind] ?? {};

@@ -88,6 +88,7 @@ async function serveSoak(context: CommandContext, o: ServeOptions, minutes: numb
       seconds,
       warmUpSeconds: Math.min(180, seconds / 10),
       concurrency: Math.max(...o.concurrency),
+      perSecond: o.rate === undefined ? undefined : Math.max(...o.rate),
       seed: o.seed,
       sampleMs: Math.max(1_000, Math.min(60_000, seconds * 10)),
       onSample: (s) =>
@@ -184,7 +185,11 @@ export function addBenchCommands(program: Command, signal: AbortSignal): void {
     .requiredOption('--model <model>', 'base')
     .option('--adapter <adapter...>', 'adapters, taken in turn; none is the base alone', ['none'])
     .option('--concurrency <n,…>', 'so many requests at once', wholeNumbers, [1])
-    .option('--rate <n,…>', 'in place of it: requests a second, at random times', wholeNumbers)
+    .option(
+      '--rate <n,…>',
+      'in place of it, and with --soak beside it: requests a second, at random times',
+      wholeNumbers,
+    )
     .option('--prompt-tokens <n,…>', 'tokens of a prompt', wholeNumbers, [128])
     .option('--new-tokens <n,…>', 'tokens of an answer', wholeNumbers, [32])
     .option('--shared-tokens <n>', 'tokens that all prompts begin with', wholeNumber(0), 0)
