@@ -168,6 +168,45 @@ class StepBuffer final : public StepMailbox::Letter, public std::enable_shared_f
   bool begun_ = false, ended_ = false, rung_ = false, waits_ = false;
 };
 
+// A sequence's vector on its way, or why there is none.
+class VectorLetter final : public StepMailbox::Letter, public std::enable_shared_from_this<VectorLetter> {
+ public:
+  VectorLetter(std::shared_ptr<StepMailbox> mailbox, std::uint64_t callback) : mailbox_(std::move(mailbox)), callback_(callback) {}
+
+  void fill(std::vector<float> vector) { vector_ = std::move(vector); }
+  void end(const Error* error) {
+    if (error != nullptr) fault_ = Fault{error->code(), error->message()};
+    mailbox_->put(shared_from_this());
+  }
+
+ private:
+  void deliver(Napi::Env env) override {
+    Context& context = Context::of(env);
+    const Napi::Function function = context.callback(callback_);
+    if (function.IsEmpty()) return;
+    context.drop_callback(env, callback_);
+    if (fault_) {
+      function.Call({env.Null(), js_error(env, fault_->code, fault_->message).Value()});
+      return;
+    }
+    auto values = Napi::Float32Array::New(env, vector_.size());
+    std::ranges::copy(vector_, values.Data());
+    function.Call({values, env.Null()});
+  }
+
+  std::shared_ptr<StepMailbox> mailbox_;
+  std::uint64_t callback_;
+  std::vector<float> vector_;
+  std::optional<Fault> fault_;
+};
+
+Pooling read_pooling(Napi::Value value) {
+  const std::string name = read_string(value, "pooling");
+  if (name == "last") return Pooling::last;
+  require(name == "mean", "pooling is '", name, "'; use mean or last");
+  return Pooling::mean;
+}
+
 }  // namespace
 
 const std::shared_ptr<Generator>& ModelHandle::generator_of(Napi::Env env, const std::shared_ptr<ModelHandle>& self) {
@@ -276,6 +315,31 @@ Napi::Value generate(const Napi::CallbackInfo& info) {
   try {
     const auto id = generator->submit(std::move(request), {[buffer](const GeneratedToken& token) { buffer->add(token); }, [buffer](const Error* error) { buffer->end(error); }});
     return to_js(env, static_cast<std::int64_t>(id));
+  } catch (...) {
+    context.drop_callback(env, callback);
+    throw;
+  }
+}
+
+Napi::Value embed(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto model = model_of(info[0]);
+  GenerateRequest request;
+  request.tokens = read_uint32s(info[1], "tokens");
+  if (!is_absent(info[2])) request.adapter = handle_of<const LoraAdapter>(info[2], "adapter")->object();
+  request.pooling = read_pooling(info[3]);
+  request.priority = static_cast<Priority>(read_integer(info[4], "priority", 0, 2));
+  require(info[5].IsFunction(), "onEnd is not a function");
+  const auto& generator = ModelHandle::generator_of(env, model);
+
+  Context& context = Context::of(env);
+  const std::uint64_t callback = context.keep_callback(env, info[5].As<Napi::Function>(), true);
+  const auto letter = std::make_shared<VectorLetter>(model->mailbox(), callback);
+  GenerateListener listener;
+  listener.on_vector = [letter](std::vector<float> vector) { letter->fill(std::move(vector)); };
+  listener.on_end = [letter](const Error* error) { letter->end(error); };
+  try {
+    return to_js(env, static_cast<std::int64_t>(generator->submit(std::move(request), std::move(listener))));
   } catch (...) {
     context.drop_callback(env, callback);
     throw;

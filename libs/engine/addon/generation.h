@@ -16,6 +16,8 @@ Napi::Value open_generator(const Napi::CallbackInfo& info);
 // (model, tokens, adapter | null, sampling, {generated, scored, constraint | null, priority, prefixScope | null}, onSteps) -> request number.   onSteps(steps: GenerateStep[], ended: boolean, error | null): steps that
 // were made since the last call, in order; after `ended` it is not called again.
 Napi::Value generate(const Napi::CallbackInfo& info);
+// (model, tokens, adapter | null, pooling: 'mean' | 'last', priority, onEnd) -> request number.   onEnd(vector: Float32Array | null, error | null), once.
+Napi::Value embed(const Napi::CallbackInfo& info);
 Napi::Value generation_load(const Napi::CallbackInfo& info);    // (model) -> how busy its generator is, or null before the first request
 Napi::Value cancel_generation(const Napi::CallbackInfo& info);  // (model, request); a finished request or a closed model is ignored
 

@@ -49,6 +49,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add<create_constraint>(env, exports, "createConstraint");
   add<open_generator>(env, exports, "openGenerator");
   add<generate>(env, exports, "generate");
+  add<embed>(env, exports, "embed");
   add<generation_load>(env, exports, "generationLoad");
   add<cancel_generation>(env, exports, "cancelGeneration");
 

@@ -1,7 +1,7 @@
 import { adapterHandle, rememberAdapter } from './adapter-handles.ts';
 import { call, cancelled } from './call.ts';
 import { EngineError } from './errors.ts';
-import { generate, generateBatches, generateEach, openGenerator, scoreContinuation } from './generation.ts';
+import { embed, generate, generateBatches, generateEach, openGenerator, scoreContinuation } from './generation.ts';
 import { type ModelHandle, type NativeTrainerOptions, native, type TrainerHandle } from './native.ts';
 import type {
   Adapter,
@@ -51,6 +51,7 @@ export async function loadModel(o: LoadOptions): Promise<Model> {
     generateEach: (options, take) => generateEach(handle, options, take),
     generateBatches: (options) => generateBatches(handle, options),
     scoreContinuation: (options) => scoreContinuation(handle, options),
+    embed: (options) => embed(handle, options),
     generationLoad: () => native.generationLoad(handle) ?? undefined,
     close: () => call(undefined, () => native.close(handle)),
   };

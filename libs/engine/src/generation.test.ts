@@ -1,7 +1,8 @@
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { goldenDir, readJson } from '../test/fixtures/golden.ts';
 import { loadModel } from './engine.ts';
+import { readSafetensors } from './files.ts';
 import type { GenerateStep, Model, Sampling } from './types.ts';
 
 const greedy: Sampling = {
@@ -86,6 +87,40 @@ describe('generate', () => {
       (error: unknown) => expect(error).toMatchObject({ code: 'cancelled' }),
     );
     expect(model.generationLoad()).toMatchObject({ running: 0, usedBlocks: 0 });
+  });
+
+  it('pools hidden states to the reference’s vectors beside generation, and stops when the signal fires', async () => {
+    const states = (await readSafetensors(join(goldenDir('embeddings'), 'llama3.safetensors'))).get('hidden_0');
+    const [length = 0, hidden = 0] = states?.shape ?? [];
+    const bytes = states?.data ?? new Uint8Array();
+    const values = new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+    const last = values.slice(-hidden);
+    const mean = last.map(
+      (_, i) => Array.from({ length }, (_, t) => values[t * hidden + i] ?? 0).reduce((a, b) => a + b) / length,
+    );
+    const generation = collect(model.generate({ tokens: prompt, sampling: greedy }));
+    for (const [pooling, expected] of [
+      ['mean', mean],
+      ['last', last],
+    ] as const) {
+      const vector = await model.embed({ tokens: prompt, pooling });
+      expect(vector).toHaveLength(hidden);
+      for (const [i, value] of vector.entries()) expect(Math.abs(value - (expected[i] ?? 0))).toBeLessThan(1e-4);
+    }
+    expect(ids(await generation)).toEqual(reference.greedy);
+    const aborted = model.embed({ tokens: prompt, pooling: 'mean', signal: AbortSignal.abort() });
+    await expect(aborted).rejects.toMatchObject({ code: 'cancelled' });
+    const stop = new AbortController();
+    const long = Uint32Array.from({ length: model.info.contextLength }, () => 5);
+    const stopped = Promise.all(
+      Array.from({ length: 20 }, () => model.embed({ tokens: long, pooling: 'mean', signal: stop.signal })),
+    );
+    stop.abort();
+    await expect(stopped).rejects.toMatchObject({ code: 'cancelled' });
+    await expect(model.embed({ tokens: new Uint32Array(), pooling: 'last' })).rejects.toMatchObject({
+      code: 'invalid',
+    });
+    await vi.waitFor(() => expect(model.generationLoad()).toMatchObject({ running: 0, waiting: 0, usedBlocks: 0 }));
   });
 
   it('stops at a stop token and reports it', async () => {

@@ -5,6 +5,7 @@ import { EngineError, toEngineError } from './errors.ts';
 import { type ModelHandle, type NativeSteps, native, nativeFinishes } from './native.ts';
 import type {
   ContinuationScore,
+  EmbedOptions,
   GenerateOptions,
   GenerateStep,
   GeneratorInfo,
@@ -183,6 +184,29 @@ export async function scoreContinuation(model: ModelHandle, o: ScoreContinuation
   try {
     await ended.promise;
     return { logprobs, cachedTokens };
+  } finally {
+    signal?.removeEventListener('abort', onAbort);
+  }
+}
+
+export async function embed(model: ModelHandle, o: EmbedOptions): Promise<Float32Array> {
+  const { signal } = o;
+  if (signal?.aborted) throw cancelled();
+  const ended = Promise.withResolvers<Float32Array>();
+  const priority = priorities.indexOf(o.priority ?? 'interactive');
+  let request: number;
+  try {
+    request = native.embed(model, o.tokens, adapterHandle(o.adapter), o.pooling, priority, (vector, error) => {
+      if (vector === null) ended.reject(toEngineError(error));
+      else ended.resolve(vector);
+    });
+  } catch (error) {
+    throw toEngineError(error);
+  }
+  const onAbort = () => native.cancelGeneration(model, request);
+  signal?.addEventListener('abort', onAbort, { once: true });
+  try {
+    return await ended.promise;
   } finally {
     signal?.removeEventListener('abort', onAbort);
   }

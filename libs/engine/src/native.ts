@@ -196,6 +196,14 @@ export type Native = {
       error: Error | null,
     ) => void,
   ): number;
+  embed(
+    model: ModelHandle,
+    tokens: Uint32Array,
+    adapter: AdapterHandle | null,
+    pooling: string,
+    priority: number,
+    onEnd: (vector: Float32Array | null, error: Error | null) => void,
+  ): number;
   generationLoad(model: ModelHandle): GenerationLoad | null;
   cancelGeneration(model: ModelHandle, request: number): void;
 

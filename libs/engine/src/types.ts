@@ -197,6 +197,11 @@ export interface Model {
   generateBatches(o: GenerateOptions & { gatherMs?: number | undefined }): AsyncIterable<GenerateStep[]>;
   /** Log-probabilities of given tokens, computed beside what is generated: in the same queue and steps, over the same cache. */
   scoreContinuation(o: ScoreContinuationOptions): Promise<ContinuationScore>;
+  /**
+   * The hidden states of all tokens after the final norm, pooled to one vector [hidden], computed beside what is generated. Nothing of the text stays in
+   * the cache. An abort takes effect before the next step.
+   */
+  embed(o: EmbedOptions): Promise<Float32Array>;
   /** Undefined before the first generation. */
   generationLoad(): GenerationLoad | undefined;
   close(): Promise<void>;
@@ -464,6 +469,16 @@ export type ScoreContinuationOptions = {
   /** Default `evaluation`. */
   priority?: GenerateOptions['priority'];
   prefixScope?: Uint8Array | undefined;
+  signal?: AbortSignal | undefined;
+};
+
+export type EmbedOptions = {
+  /** At least one token, at most the context. */
+  tokens: Uint32Array;
+  /** `mean` of all tokens' states, or the `last` token's. */
+  pooling: 'mean' | 'last';
+  adapter?: Adapter | undefined;
+  priority?: GenerateOptions['priority'];
   signal?: AbortSignal | undefined;
 };
 

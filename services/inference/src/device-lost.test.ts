@@ -9,6 +9,7 @@ const failing = (error: Error) => {
     generateBatches: steps,
     generateEach: () => Promise.reject(error),
     scoreContinuation: () => Promise.reject(error),
+    embed: () => Promise.reject(error),
   } as unknown as Model;
 };
 
@@ -24,12 +25,13 @@ async function askEveryWay(model: Model): Promise<unknown[]> {
     }
   await model.generateEach(options, () => false).catch((error: unknown) => errors.push(error));
   await model.scoreContinuation({ prompt: tokens, continuation: tokens }).catch((error: unknown) => errors.push(error));
+  await model.embed({ tokens, pooling: 'mean' }).catch((error: unknown) => errors.push(error));
   return errors;
 }
 
 test('a request that fails because the device is lost says so, and fails as it did', async () => {
   for (const [code, told] of [
-    ['device_lost', 4],
+    ['device_lost', 5],
     ['oom', 0],
   ] as const) {
     const error = new EngineError(code, 'what the engine said');
@@ -39,7 +41,7 @@ test('a request that fails because the device is lost says so, and fails as it d
         times += 1;
       }),
     );
-    expect(errors).toEqual([error, error, error, error]);
+    expect(errors).toEqual(Array.from({ length: 5 }, () => error));
     expect(times).toBe(told);
   }
 });

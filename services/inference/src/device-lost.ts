@@ -23,5 +23,6 @@ export function tellDeviceLost(model: Model, onLost: () => void): Model {
     generateBatches: (o) => telling(model.generateBatches(o)),
     generateEach: (o, take) => tellingOf(model.generateEach(o, take)),
     scoreContinuation: (o) => tellingOf(model.scoreContinuation(o)),
+    embed: (o) => tellingOf(model.embed(o)),
   };
 }

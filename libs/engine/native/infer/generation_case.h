@@ -58,6 +58,37 @@ inline Running start(Generator& generator, std::vector<std::uint32_t> prompt, co
   return running;
 }
 
+struct Pooled {
+  std::vector<float> vector;
+  std::optional<Code> error;
+};
+
+// A sequence that becomes a vector.
+struct RunningPool {
+  std::shared_ptr<Pooled> outcome = std::make_shared<Pooled>();
+  std::shared_ptr<std::promise<void>> done = std::make_shared<std::promise<void>>();
+  Generator::RequestId id = 0;
+  Pooled get() {
+    done->get_future().wait();
+    return *outcome;
+  }
+};
+
+inline RunningPool pool(Generator& generator, std::vector<std::uint32_t> tokens, Pooling pooling, std::shared_ptr<const LoraAdapter> adapter = nullptr,
+                        std::optional<PrefixScope> scope = {}) {
+  RunningPool running;
+  GenerateRequest request{.tokens = std::move(tokens), .adapter = std::move(adapter), .sampling = {}, .scope = scope};
+  request.pooling = pooling;
+  GenerateListener listener;
+  listener.on_vector = [outcome = running.outcome](std::vector<float> vector) { outcome->vector = std::move(vector); };
+  listener.on_end = [outcome = running.outcome, done = running.done](const Error* error) {
+    if (error != nullptr) outcome->error = error->code();
+    done->set_value();
+  };
+  running.id = generator.submit(std::move(request), std::move(listener));
+  return running;
+}
+
 inline Sampling greedy(std::int64_t count) {
   Sampling sampling;
   sampling.max_tokens = count;

@@ -28,6 +28,11 @@ const Error& cancelled_error() {
   return error;
 }
 
+const Error& broken_error() {
+  static const Error error(Code::internal, "the model's logits or states are not finite; the weights or the adapter are broken");
+  return error;
+}
+
 }  // namespace
 
 Generator::Generator(std::shared_ptr<Model> model, const GeneratorOptions& options)
@@ -58,13 +63,15 @@ void Generator::check_request(const GenerateRequest& request) const {
   const auto prompt = static_cast<std::int64_t>(request.tokens.size());
   require(prompt >= 1, "the prompt is empty; generation needs at least one token");
   require(request.scored >= 0 && request.scored < prompt, "scored is ", request.scored, " of ", prompt, " tokens; at least one must come before");
-  require(request.scored == 0 || prompt <= spec.context, "prompt and continuation have ", prompt, " tokens; this model's context has ", spec.context);
-  require(request.scored > 0 || prompt < spec.context, "the prompt has ", prompt, " tokens; this model's context of ", spec.context, " leaves no room for an answer");
+  const bool generates = request.scored == 0 && request.pooling == Pooling::none;
+  require(request.scored == 0 || request.pooling == Pooling::none, "a request either scores or pools");
+  require(generates || prompt <= spec.context, request.scored > 0 ? "prompt and continuation have " : "the text has ", prompt, " tokens; this model's context has ", spec.context);
+  require(!generates || prompt < spec.context, "the prompt has ", prompt, " tokens; this model's context of ", spec.context, " leaves no room for an answer");
   for (std::size_t i = 0; i < request.tokens.size(); ++i)
     require(request.tokens[i] < spec.vocab, "the token id at position ", i, " is outside the vocabulary of ", spec.vocab);
   require(request.generated >= 0 && request.generated <= prompt, "generated is ", request.generated, " of ", prompt, " tokens");
   check_sampling(request.sampling, spec.vocab);
-  const std::int64_t more = request.scored > 0 ? 0 : request.sampling.max_tokens, longest = std::min(spec.context, prompt + more);
+  const std::int64_t more = generates ? request.sampling.max_tokens : 0, longest = std::min(spec.context, prompt + more);
   require(cache_.blocks_for(longest) <= cache_.total_blocks(), "the prompt and its ", more, " tokens need ", cache_.blocks_for(longest), " cache blocks; the cache has ",
           cache_.total_blocks());
   if (request.adapter == nullptr) return;
@@ -76,7 +83,8 @@ Generator::RequestId Generator::submit(GenerateRequest request, GenerateListener
   check_request(request);
   auto sequence = std::make_unique<Sequence>(Sequence{0, std::move(listener), std::move(request.adapter), TokenSampler(std::move(request.sampling), request.tokens, request.generated),
                                                       std::move(request.tokens), 0, {}, request.priority, std::nullopt});
-  if (!rotates_by_length(runner_->spec())) sequence->scope = request.scope;
+  sequence->pool = HiddenPool(request.pooling);
+  if (!rotates_by_length(runner_->spec()) && !sequence->pools()) sequence->scope = request.scope;
   sequence->prompt = static_cast<std::int64_t>(sequence->tokens.size());
   if (request.scored > 0) sequence->next_score = sequence->prompt - request.scored;
   const std::lock_guard lock(mutex_);
@@ -131,6 +139,7 @@ void Generator::release(Sequence& sequence) {
   if (sequence.scope && sequence.computed > 0)
     cache_.remember(*sequence.scope, std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)), sequence.blocks, true);
   sequence.computed = 0;
+  sequence.pool.clear();  // what was read is read again
   cache_.release(sequence.blocks);
 }
 
@@ -185,12 +194,14 @@ void Generator::step() {
 
 // How many rows of the part, its last ones, are asked for what follows them.
 std::int64_t Generator::asked_rows(const Sequence& sequence, const StepPart& part) {
+  if (sequence.pool.pooling() == Pooling::mean) return part.count;
   if (sequence.next_score == 0) return part.samples ? 1 : 0;
   return std::clamp<std::int64_t>(part.first + part.count - (sequence.next_score - 1), 0, part.count);
 }
 
 Want Generator::want_of(const Sequence& sequence) const {
   const Sampling& sampling = sequence.sampler.sampling();
+  if (sequence.pools()) return Want::hidden;
   if (sequence.next_score > 0) return sampling.top_logprobs > 0 ? Want::logits : Want::score;
   return runner_->chooses(sampling) ? Want::choice : Want::logits;
 }
@@ -241,11 +252,19 @@ void Generator::deliver(const StepPlan& plan, const StepOutput& output) {
   if (!tokens_.empty()) runner_->losses(output.logits, tokens_, losses_);  // −log p of each choice
 
   std::size_t from_logits = 0, chosen = 0;
+  std::int64_t states = 0;
   wanted = 0;
   for (const StepPart& part : plan.parts) {
     Sequence& sequence = *sequences_.at(part.sequence);
+    const std::int64_t asked = asked_rows(sequence, part);
+    if (sequence.pools()) {
+      wanted += static_cast<std::size_t>(asked);
+      deliver_states(sequence, part, {output.hidden.row(states), asked, output.hidden.cols, output.hidden.stride});
+      states += asked;
+      continue;
+    }
     bool goes_on = true;
-    for (std::int64_t k = asked_rows(sequence, part); k > 0; --k) {
+    for (std::int64_t k = asked; k > 0; --k) {
       const bool has_logits = wanted_[wanted++].want == Want::logits;
       const std::size_t at = has_logits ? from_logits++ : chosen++;
       if (!goes_on) continue;
@@ -254,12 +273,24 @@ void Generator::deliver(const StepPlan& plan, const StepOutput& output) {
   }
 }
 
+// The part's states, of which there may be none; with its last token the sequence ends.
+void Generator::deliver_states(Sequence& sequence, const StepPart& part, Rows states) {
+  for (std::int64_t i = 0; i < states.rows; ++i) sequence.pool.add(std::span<const float>(states.row(i), static_cast<std::size_t>(states.cols)));
+  if (!part.samples) return;
+  std::vector<float> vector = sequence.pool.vector();
+  if (!std::ranges::all_of(vector, [](float value) { return std::isfinite(value); })) {
+    end(sequence.id, &broken_error());
+    return;
+  }
+  sequence.listener.on_vector(std::move(vector));
+  end(sequence.id, nullptr);
+}
+
 bool Generator::deliver_token(Sequence& sequence, const ChosenToken& chosen, std::span<const float> logits) {
   if (!std::isfinite(chosen.logprob)) {
-    const Error error(Code::internal, "the model's logits are not finite; the weights or the adapter are broken");
     cache_.forget(sequence.blocks);  // what it computed may be broken too
     sequence.scope.reset();
-    end(sequence.id, &error);
+    end(sequence.id, &broken_error());
     return false;
   }
   if (sequence.next_score == 0 && !sequence.sampler.fits(chosen.token)) {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "infer/hidden_pool.h"
 #include "infer/kv_cache.h"
 #include "infer/sampler.h"
 #include "infer/runner.h"
@@ -35,6 +36,9 @@ struct GenerateRequest {
   // How many of the last tokens are to be scored, fewer than all; then nothing is generated: each of these is delivered as if it had been chosen, with
   // its log-probability, the last one with Finish::length. Of the sampling, top_logprobs alone counts.
   std::int64_t scored = 0;
+  // Not none: nothing is generated; the tokens' hidden states after the final norm become one vector. Every token is read and nothing of it is remembered;
+  // of the sampling nothing counts.
+  Pooling pooling = Pooling::none;
 };
 
 struct GeneratedToken {
@@ -45,10 +49,11 @@ struct GeneratedToken {
   std::int64_t cached = 0;        // tokens before it that did not have to be read, since the sequence last began to run
 };
 
-// Called on the engine thread, in order; both must return soon and not throw. After on_end nothing more is called.
+// Called on the engine thread, in order; all must return soon and not throw. After on_end nothing more is called.
 struct GenerateListener {
   std::function<void(const GeneratedToken&)> on_token;  // the last one carries the reason to finish
   std::function<void(const Error*)> on_end;             // null after a finish; else cancelled, oom, device_lost, internal, …
+  std::function<void(std::vector<float>)> on_vector = nullptr;  // [hidden] what was pooled, once
 };
 
 struct GeneratorOptions {
@@ -101,7 +106,9 @@ class Generator {
     Priority priority = Priority::interactive;
     std::optional<PrefixScope> scope;
     std::int64_t computed = 0, cached = 0;  // tokens in the cache; of them, that were there when it began to run
-    std::int64_t next_score = 0;            // position of the token to be scored next; 0: this sequence generates
+    std::int64_t next_score = 0;            // position of the token to be scored next; 0: this sequence generates, or is pooled
+    HiddenPool pool{};
+    bool pools() const noexcept { return pool.pooling() != Pooling::none; }
   };
 
   void check_request(const GenerateRequest& request) const;
@@ -112,6 +119,7 @@ class Generator {
   Step describe(const StepPlan& plan);  // borrows from the vectors below
   Want want_of(const Sequence& sequence) const;
   void deliver(const StepPlan& plan, const StepOutput& output);
+  void deliver_states(Sequence& sequence, const StepPart& part, Rows states);
   // False when that was the sequence's end. `logits` only where they were wanted.
   bool deliver_token(Sequence& sequence, const ChosenToken& chosen, std::span<const float> logits);
   GeneratedToken take_token(Sequence& sequence, std::uint32_t token);

@@ -40,6 +40,17 @@ Rows HostRunner::logits_of(const Pass& pass, const Step& step, Rows hidden, Want
   return logits;
 }
 
+Rows HostRunner::normed_of(const Pass& pass, const Step& step, Rows hidden) {
+  const auto count = static_cast<std::int64_t>(std::ranges::count(step.wanted, Want::hidden, &WantedRow::want));
+  if (count == 0) return {};
+  const Rows rows = arena_.rows(count, spec().hidden), normed = arena_.rows(count, spec().hidden);
+  std::int64_t i = 0;
+  for (const WantedRow& wanted : step.wanted)
+    if (wanted.want == Want::hidden) std::memcpy(rows.row(i++), hidden.row(wanted.row), static_cast<std::size_t>(spec().hidden) * sizeof(float));
+  final_norm(pass, rows, normed);
+  return normed;
+}
+
 StepOutput HostRunner::run(const Step& step) {
   segments_.clear();
   for (const AdapterRows& of : step.adapters) segments_.push_back({of.first, of.count, of.adapter.get()});
@@ -56,7 +67,7 @@ StepOutput HostRunner::run(const Step& step) {
   losses_.resize(targets_.size());
   if (!targets_.empty()) losses(scored, targets_, losses_);
   for (std::size_t i = 0; i < targets_.size(); ++i) scores_.push_back({targets_[i], -losses_[i]});
-  return {logits, scores_};
+  return {logits, scores_, normed_of(pass, step, hidden)};
 }
 
 void HostRunner::losses(Rows logits, std::span<const std::uint32_t> tokens, std::span<float> losses) {

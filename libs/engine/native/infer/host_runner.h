@@ -34,6 +34,8 @@ class HostRunner final : public Runner {
   RopeCache ropes_;
   // The logits of the rows that want this, in the arena.
   Rows logits_of(const Pass& pass, const Step& step, Rows hidden, Want want);
+  // The normed states of the rows that want these, in the arena.
+  Rows normed_of(const Pass& pass, const Step& step, Rows hidden);
 
   // Vectors keep their memory from step to step.
   std::vector<LoraSegment> segments_, wanted_segments_;  // of all rows, of the rows wanted

@@ -1,4 +1,4 @@
-// runner.h: the arithmetic of generation on one device: a step's rows of tokens in, logits or chosen tokens out.
+// runner.h: the arithmetic of generation on one device: a step's rows of tokens in, logits, chosen tokens or hidden states out.
 //   The generator decides what a step computes (scheduler.h) and in which blocks keys and values lie (kv_cache.h); a runner owns the weights it reads, the
 //   blocks' memory and the device. One thread at a time, a generator's.
 #pragma once
@@ -30,6 +30,7 @@ enum class Want : std::uint8_t {
   logits,  // its logits, on the host
   choice,  // a token, chosen by `sampling` as TokenSampler::choose does without penalties, biases and constraints
   score,   // the log-probability of `target`
+  hidden,  // its hidden state after the final norm, on the host
 };
 struct WantedRow {
   std::int64_t row = 0;
@@ -53,10 +54,11 @@ struct Step {
 // A token with its log-probability under the model's own distribution.
 using ChosenToken = TokenLogprob;
 
-// Both in the order of Step::wanted. They belong to the runner and live until its next run().
+// All in the order of Step::wanted. They belong to the runner and live until its next run().
 struct StepOutput {
   Rows logits;                          // [those that want logits, vocab]
-  std::span<const ChosenToken> chosen;  // of the others; a log-probability that is not finite tells of broken logits
+  std::span<const ChosenToken> chosen;  // of those that want a choice or a score; a log-probability that is not finite tells of broken logits
+  Rows hidden;                          // [those that want hidden, hidden]
 };
 
 // Where a device's time went, in milliseconds, since the runner was made. Zeros where it is not measured.

@@ -197,8 +197,12 @@ void check_packed(const ModelSpec& spec, const PackedTokens& tokens) {
     require(tokens.ids[static_cast<std::size_t>(i)] < spec.vocab, "the token id at position ", i, " is outside the vocabulary of ", spec.vocab);
 }
 
+void final_norm(const Pass& pass, ConstRows hidden, Rows normed) {
+  rmsnorm_forward(pass.ex, token_norm(pass.spec, pass.weights.final_norm), hidden, normed, nullptr);
+}
+
 void head_logits(const Pass& pass, std::span<const LoraSegment> segments, ConstRows hidden, Rows normed, Rows logits) {
-  rmsnorm_forward(pass.ex, token_norm(pass.spec, pass.weights.final_norm), hidden, normed, nullptr);  // [R, hidden]
+  final_norm(pass, hidden, normed);                                                                   // [R, hidden]
   // Neighbours with the same head share one product, which reads it once.
   for (std::size_t i = 0; i < segments.size();) {
     const Matrix head = head_of(pass, segments[i].adapter);

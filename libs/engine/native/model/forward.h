@@ -80,6 +80,9 @@ void prepare_packed_ropes(const Pass& pass, const PackedTokens& tokens);
 // Throws invalid: offsets that do not rise from 0 to T, an id outside the vocabulary (its position is told, not its value).
 void check_packed(const ModelSpec& spec, const PackedTokens& tokens);
 
+// Hidden rows [R, hidden] as the head reads them.
+void final_norm(const Pass& pass, ConstRows hidden, Rows normed);
+
 // logits [R, vocab] of hidden rows [R, hidden]: final norm, head, soft cap. `normed` [R, hidden] receives the normed rows. The segments say which
 // adapter each row has: the pass's tell it for tokens, these for rows.
 void head_logits(const Pass& pass, std::span<const LoraSegment> segments, ConstRows hidden, Rows normed, Rows logits);

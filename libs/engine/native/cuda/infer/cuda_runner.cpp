@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <numeric>
 
+#include "core/bf16.h"
 #include "core/error.h"
 #include "cuda/infer/device_turn.h"
+#include "cuda/ops/rmsnorm.h"
 #include "cuda/runtime/launch.h"
 
 namespace engine::cuda {
@@ -360,6 +363,7 @@ StepOutput CudaRunner::collect(const Step& step) {
     switch (step.wanted[i].want) {
       case Want::choice: chosen_.push_back({tokens[i], logprobs[i]}); break;
       case Want::score: chosen_.push_back({step.wanted[i].target, scores[i]}); break;
+      case Want::hidden: break;  // no business of the head
       case Want::logits: {
         const float* row = host_logits_.as<float>() + static_cast<std::int64_t>(log_sums_.size()) * spec().vocab;
         log_sums_.push_back(static_cast<double>(row[tokens[i]]) - logprobs[i]);
@@ -367,10 +371,43 @@ StepOutput CudaRunner::collect(const Step& step) {
       }
     }
   }
-  return {Rows(host_logits_.as<float>(), static_cast<std::int64_t>(log_sums_.size()), spec().vocab), chosen_};
+  return {Rows(host_logits_.as<float>(), static_cast<std::int64_t>(log_sums_.size()), spec().vocab), chosen_, {}};
 }
 
+void CudaRunner::fetch_states(const StepShape& shape) {
+  const StepBuffers& b = memory_.buffers;
+  const std::int64_t hidden = spec().hidden;
+  if (host_states_.bytes() == 0) host_states_ = PinnedMemory(options_.max_rows * hidden * static_cast<std::int64_t>(sizeof(bf16)));
+  const View<bf16> normed{b.normed, shape.rows, hidden};
+  rmsnorm_forward({memory_.weights.final_norm, spec().norm_eps, spec().norm_offset}, View<bf16>{b.x, shape.rows, hidden}, {}, normed, nullptr, stream_);
+  copy_to_host(host_states_.data(), normed.data, shape.rows * hidden * static_cast<std::int64_t>(sizeof(bf16)), stream_);
+}
+
+Rows CudaRunner::wanted_states(const Step& step) {
+  const std::int64_t hidden = spec().hidden;
+  states_.clear();
+  for (const WantedRow& wanted : step.wanted) {
+    if (wanted.want != Want::hidden) continue;
+    const bf16* row = host_states_.as<bf16>() + wanted.row * hidden;
+    for (std::int64_t i = 0; i < hidden; ++i) states_.push_back(to_float(row[i]));
+  }
+  return {states_.data(), static_cast<std::int64_t>(states_.size()) / hidden, hidden};
+}
+
+// What is wanted of the head is one list, and states are another: the head's products are not made for rows whose states alone are wanted.
 StepOutput CudaRunner::run(const Step& step) {
+  const auto wants_state = [](const WantedRow& wanted) { return wanted.want == Want::hidden; };
+  if (std::ranges::none_of(step.wanted, wants_state)) return run_step(step, false);
+  asked_of_head_.clear();
+  std::ranges::remove_copy_if(step.wanted, std::back_inserter(asked_of_head_), wants_state);
+  Step head = step;
+  head.wanted = asked_of_head_;
+  StepOutput output = run_step(head, true);
+  output.hidden = wanted_states(step);
+  return output;
+}
+
+StepOutput CudaRunner::run_step(const Step& step, bool wants_states) {
   use_device(device_);
   kv_->check();
   require(Code::internal, static_cast<std::int64_t>(step.ids.size()) <= options_.max_rows && static_cast<std::int64_t>(step.sequences.size()) <= options_.max_sequences,
@@ -395,6 +432,7 @@ StepOutput CudaRunner::run(const Step& step) {
       replay(shape, input, adapters);
     } else {
       compute(shape, input, adapters);
+      if (wants_states) fetch_states(shape);
       choose_in_pieces(step, shape, input);
       mark(Phase::sampling);
       fetch_results(shape);

@@ -56,6 +56,10 @@ class CudaRunner final : public Runner {
   void replay(const StepShape& shape, const RunnerInput& input, const StepAdapters& adapters);
   void grow_logits();
   void choose_in_pieces(const Step& step, const StepShape& shape, const RunnerInput& input);
+  // All rows' states after the final norm, to pinned memory; and from there those that are wanted, in fp32.
+  void fetch_states(const StepShape& shape);
+  Rows wanted_states(const Step& step);
+  StepOutput run_step(const Step& step, bool wants_states);
   StepOutput collect(const Step& step);
   void mark(Phase phase, bool starts = false);
   void read_marks();
@@ -78,6 +82,7 @@ class CudaRunner final : public Runner {
   std::unique_ptr<Products> products_;
   std::unique_ptr<Decoder> decoder_;
   PinnedMemory staging_, results_, host_logits_;
+  PinnedMemory host_states_;  // bf16 [max_rows, hidden]; taken with the first states that are wanted
   std::int64_t staged_bytes_ = 0;
   std::map<Capture, Graph> graphs_;
 
@@ -87,6 +92,8 @@ class CudaRunner final : public Runner {
   std::vector<PagedChunk> tiles_;
   std::vector<ChosenToken> chosen_;
   std::vector<double> log_sums_;  // of the rows whose logits were wanted
+  std::vector<WantedRow> asked_of_head_;
+  std::vector<float> states_;
 
   struct Mark {
     std::unique_ptr<Event> event;

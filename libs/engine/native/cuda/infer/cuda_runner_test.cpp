@@ -223,6 +223,38 @@ TEST("what is shared of a beginning is not read again, and the answer is the sam
   for (std::size_t i = 0; i < first.tokens.size(); ++i) CHECK(first.tokens[i].token == second.tokens[i].token && first.tokens[i].logprob == second.tokens[i].logprob);
 }
 
+TEST("pooled states lie within a bf16 computation's error of exact ones, and in chunks, beside generation and other adapters they are the same bits") {
+  const WideModel wide("qwen3");
+  const std::vector<std::uint32_t>& text = wide.sequences()[0];
+  const auto exact = wide.load(Compute::f32);
+  Generator judge(exact, {}), halves(wide.model(), {});
+  const auto adapter = random_adapter(exact->spec(), 4, 1);
+  const On plain{.generator = {.max_running = 16, .prefill_tokens = 64, .order = SumOrder::same_for_any_rows}};
+  On chunks = plain;
+  chunks.generator.prefill_tokens = 5;
+  const auto generator = on_device(wide.model(), plain), other = on_device(wide.model(), chunks);
+  std::vector<float> ours, cpu, reference;
+  std::vector<std::vector<float>> alone;
+  const auto each = [&](const auto& some) {
+    for (std::size_t i = 0; i < 3; ++i) some(std::vector<std::uint32_t>(text.begin(), text.begin() + 6 + static_cast<std::ptrdiff_t>(i)), i < 2 ? Pooling::mean : Pooling::last, i % 2 == 0 ? adapter : nullptr);
+  };
+  const auto append = [](std::vector<float>& to, const std::vector<float>& more) { to.insert(to.end(), more.begin(), more.end()); };
+  each([&](const auto& tokens, Pooling pooling, const auto& with) {
+    alone.push_back(pool(*generator, tokens, pooling, with).get().vector);
+    append(ours, alone.back());
+    append(cpu, pool(halves, tokens, pooling, with).get().vector);
+    append(reference, pool(judge, tokens, pooling, with).get().vector);
+  });
+  const double error = relative_error(ours, reference), plainly = relative_error(cpu, reference);
+  if (!(error <= 2 * plainly)) report_failure(__FILE__, __LINE__, engine::text("states differ by ", error, ", the CPU's in bf16 by ", plainly));
+  Running beside = start(*other, wide.sequences()[1], greedy(3), adapter);
+  std::vector<RunningPool> running;
+  each([&](const auto& tokens, Pooling pooling, const auto& with) { running.push_back(pool(*other, tokens, pooling, with)); });
+  for (std::size_t i = 0; i < running.size(); ++i) CHECK(running[i].get().vector == alone[i]);
+  CHECK_EQ(beside.get().tokens.size(), 3u);
+  CHECK_EQ(other->load().used_blocks, 0);
+}
+
 TEST("requests cancelled at any time leave no block held") {
   const WideModel wide("llama3");
   const auto generator = on_device(wide.model(), {.generator = {.max_running = 4, .prefill_tokens = 16}, .blocks = 12});
