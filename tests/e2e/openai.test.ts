@@ -172,6 +172,28 @@ describe('the official client', () => {
     expect(streamed).toBe(text.choices[0]!.text);
   });
 
+  test('gets embeddings of length 1, as base64 by itself and as numbers when asked, of texts and of tokens', async () => {
+    const input = ['The patient has a fever.', 'The patient has a high temperature.', '12 + 30'];
+    const packed = await openai.embeddings.create({ model: 'ward', input });
+    const plain = await openai.embeddings.create({ model: 'ward', input, encoding_format: 'float' });
+    expect(plain.data.map(({ index }) => index)).toEqual([0, 1, 2]);
+    expect(plain.usage).toEqual(packed.usage);
+    expect(plain.usage.prompt_tokens).toBeGreaterThan(9);
+    for (const [i, { embedding }] of plain.data.entries()) {
+      expect(embedding.map(Math.fround)).toEqual([...packed.data[i]!.embedding]);
+      expect(Math.hypot(...embedding)).toBeCloseTo(1, 5);
+    }
+    const [fever, temperature, sum] = plain.data.map(({ embedding }) => embedding) as [number[], number[], number[]];
+    const cosine = (a: number[], b: number[]) => a.reduce((total, value, i) => total + value * b[i]!, 0);
+    expect(cosine(fever, temperature)).toBeGreaterThan(cosine(fever, sum));
+    const base = await openai.embeddings.create({ model: 'demo-nf4', input: [[5, 6, 7], [8]] });
+    expect(base.usage.total_tokens).toBe(4);
+    expect(base.data[0]!.embedding).toHaveLength(fever.length);
+    const ask = (more: object) => openai.embeddings.create({ model: 'ward', input: 'x', ...more });
+    await expect(ask({ dimensions: 8 })).rejects.toMatchObject({ status: 400, param: 'dimensions' });
+    await expect(ask({ input: ['x', ''] })).rejects.toMatchObject({ status: 400, param: 'texts[1]' });
+  });
+
   test('is told in its own errors what is wrong', async () => {
     const ask = (more: object) => openai.chat.completions.create({ model: 'ward', messages, max_tokens: 4, ...more });
     await expect(ask({ model: 'none' })).rejects.toBeInstanceOf(OpenAI.NotFoundError);

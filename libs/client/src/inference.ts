@@ -36,6 +36,11 @@ export type InferenceClient = {
   /** Collects `ask`. */
   answer(input: AskInput, options?: AskOptions): Promise<Answer>;
   score(request: Parameters<typeof inference.ScoreRequest.fromPartial>[0]): Promise<inference.ScoreResponse>;
+  /** Vectors of texts, or of tokens. */
+  embed(
+    request: Parameters<typeof inference.EmbedRequest.fromPartial>[0],
+    options?: { signal?: AbortSignal },
+  ): Promise<inference.EmbedResponse>;
   countTokens(input: AskInput, options?: AskOptions): Promise<inference.CountTokensResponse>;
 };
 
@@ -93,6 +98,7 @@ export function createInferenceClient(service: Client<inference.InferenceService
       return { reasoning, answer, started, finished };
     },
     score: (request) => service.score(request),
+    embed: (request, options) => service.embed(request, options),
     countTokens: (input, options = {}) => service.countTokens({ request: toRequest(input, options) }),
   };
 }

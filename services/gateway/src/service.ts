@@ -42,14 +42,14 @@ export async function startGateway(context: ServiceContext<GatewayConfig>): Prom
     createClient(model.ModelServiceDefinition, channelOf('QUANTIZER_ADDR'), { metrics }),
     config.PROJECT,
   );
-  const generator = createClient(inference.InferenceServiceDefinition, channelOf('INFERENCE_ADDR'), { metrics });
+  const answers = createClient(inference.InferenceServiceDefinition, channelOf('INFERENCE_ADDR'), { metrics });
   const http = await startOpenAiServer({
     host: config.LISTEN_HOST,
     port: config.HTTP_PORT,
     tls,
     keys,
     models,
-    generate: (request, options) => generator.generate(request, options),
+    inference: answers,
     health,
     log,
     metrics,

@@ -35,8 +35,8 @@ type Rendered = { tokens: Uint32Array; template: ResolvedTemplate | undefined; s
 const maxPromptCharacters = 4 * 2 ** 20;
 
 /** Base and adapter of a request, in memory. Failure `failed_precondition` if they do not belong together. */
-async function acquireModel(
-  deps: PrepareDeps,
+export async function acquireModel(
+  deps: Pick<PrepareDeps, 'bases' | 'adapters'>,
   ref: inference.ModelRef | undefined,
 ): Promise<{ base: Lease<Base>; adapter: Lease<LoadedAdapter> | undefined }> {
   const adapterRef = ref?.adapter ?? '';
@@ -84,6 +84,20 @@ function checkTurns(turns: readonly inference.ChatTurn[]): Turn[] {
   });
 }
 
+/** Failure `invalid_argument` naming the first id that is no token of the base. */
+export function checkTokenIds(ids: readonly number[], base: Base, field: string): void {
+  const { vocabSize } = base.model.info;
+  const bad = ids.find((id) => id >= vocabSize);
+  if (bad !== undefined) throw invalidField(field, `has ${bad}; the vocabulary has ${vocabSize}`);
+}
+
+/** Text as it is: with the tokenizer's own beginning and end, and without special tokens being read in it. */
+export function encodePlainText(text: string, { tokenizer }: Base, field: string): Promise<Uint32Array> {
+  if (text.length > maxPromptCharacters)
+    throw invalidField(field, `has ${text.length} characters; at most ${maxPromptCharacters}`);
+  return tokenizer.encode(text, { addSpecialTokens: true });
+}
+
 /** The prompt as tokens. Users' text is plain: special-token text in it stays text. */
 async function render(
   request: inference.GenerateRequest,
@@ -94,19 +108,12 @@ async function render(
   const { tokenizer } = base;
   if (input === undefined) throw invalidField('input', 'give one of template, chat, tokens or text');
   if (input.$case === 'tokens') {
-    const vocabularySize = base.model.info.vocabSize;
-    const bad = input.value.ids.find((id) => id >= vocabularySize);
-    if (bad !== undefined) throw invalidField('tokens.ids', `has ${bad}; the vocabulary has ${vocabularySize}`);
+    checkTokenIds(input.value.ids, base, 'tokens.ids');
     return { tokens: Uint32Array.from(input.value.ids), template: undefined, startsInsideThink: false };
   }
   if (input.$case === 'text') {
-    if (input.value.length > maxPromptCharacters)
-      throw invalidField('text', `has ${input.value.length} characters; at most ${maxPromptCharacters}`);
-    return {
-      tokens: await tokenizer.encode(input.value, { addSpecialTokens: true }),
-      template: undefined,
-      startsInsideThink: false,
-    };
+    const tokens = await encodePlainText(input.value, base, 'text');
+    return { tokens, template: undefined, startsInsideThink: false };
   }
   let template: ResolvedTemplate;
   let prompt: Slots | Turn[];

@@ -1,9 +1,9 @@
-import { randomUUID } from 'node:crypto';
 import type { ContinuationScore } from '@medmesh/engine';
 import { Failure, invalidField } from '@medmesh/errors';
 import { inference } from '@medmesh/proto';
 import { attribute, withSpan } from '@medmesh/telemetry';
-import { type GenerateDeps, priorityNames, priorityOf, runningKey } from './generate.ts';
+import { type GenerateDeps, priorityNames, priorityOf } from './generate.ts';
+import { asNamedRequest } from './named-request.ts';
 import { type Prepared, prepareRequest } from './prepare-request.ts';
 
 const maxContinuations = 64;
@@ -62,22 +62,16 @@ export async function score(
   const count = request.continuations.length;
   if (count === 0 || count > maxContinuations)
     throw invalidField('continuations', `has ${count}; give 1 to ${maxContinuations}`);
-  const requestId = request.requestId || randomUUID();
-  const key = runningKey(tenant, requestId);
-  if (deps.running.has(key))
-    throw new Failure('already_exists', `request ${requestId} is running`, { reason: 'REQUEST_ID_REUSED' });
-  const cancel = new AbortController();
-  deps.running.set(key, cancel);
-  const signal = AbortSignal.any([callSignal, cancel.signal]);
+  const who = { requestId: request.requestId, tenant, signal: callSignal };
   const priority = request.priority === inference.Priority.UNSPECIFIED ? 2 : priorityOf(request);
   const prompt = inference.GenerateRequest.fromPartial({
     ...(request.model === undefined ? {} : { model: request.model }),
     input: { $case: 'tokens', value: { ids: request.prompt?.ids ?? [] } },
   });
-  const attributes = { [attribute.genAiResponseId]: requestId, 'medmesh.continuation.count': count };
-  try {
+  return await asNamedRequest(deps.running, who, (requestId, signal) => {
     deps.admission.check();
-    return await withSpan('inference.score', { attributes }, async () => {
+    const attributes = { [attribute.genAiResponseId]: requestId, 'medmesh.continuation.count': count };
+    return withSpan('inference.score', { attributes }, async () => {
       const prepared = await prepareRequest(deps, prompt, requestId, signal);
       try {
         checkContinuations(request, prepared.tokens.length, prepared);
@@ -109,11 +103,5 @@ export async function score(
         prepared.release();
       }
     });
-  } catch (error) {
-    if (cancel.signal.aborted && !callSignal.aborted)
-      throw new Failure('cancelled', `request ${requestId} was cancelled`, { reason: 'CANCELLED', cause: error });
-    throw error;
-  } finally {
-    deps.running.delete(key);
-  }
+  });
 }

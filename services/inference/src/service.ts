@@ -10,6 +10,7 @@ import { createBases } from './bases.ts';
 import type { InferenceConfig } from './config.ts';
 import { createConstraintCompiler } from './constraint/compiler.ts';
 import { createConstraints } from './constraints.ts';
+import { embed } from './embed.ts';
 import { watchEngine } from './engine-watch.ts';
 import { complete, type GenerateDeps, generate, runningKey } from './generate.ts';
 import { openInferenceService } from './open-inference.ts';
@@ -26,6 +27,7 @@ const inferenceService = (deps: GenerateDeps): ServiceBinding =>
       generate: (request, context) => generate(deps, request, callerTenant(context), context.signal),
       complete: (request, context) => complete(deps, request, callerTenant(context), context.signal),
       score: (request, context) => score(deps, request, callerTenant(context), context.signal),
+      embed: (request, context) => embed(deps, request, callerTenant(context), context.signal),
       cancel(request, context) {
         const running = deps.running.get(runningKey(callerTenant(context), request.requestId));
         running?.abort();

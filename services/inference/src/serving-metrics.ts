@@ -8,6 +8,8 @@ export type ServingMetrics = {
   firstToken(model: string, seconds: number): void;
   tokens(model: string, count: number, secondsSinceLast: number | undefined): void;
   finished(model: string, reason: string, seconds: number, finished: inference.Finished): void;
+  /** Tokens of texts that became vectors. */
+  embedded(model: string, tokens: number): void;
   /** Totals of a base's engine, which only rise. */
   engine(base: Base, load: GenerationLoad): void;
   /** The key-value cache, over all bases. */
@@ -120,6 +122,7 @@ export function createServingMetrics(
       promptSize.observe(usage?.promptTokenCount ?? 0, labels);
       answerSize.observe((usage?.reasoningTokenCount ?? 0) + (usage?.answerTokenCount ?? 0), labels);
     },
+    embedded: (model, count) => prompt.add(count, { model_name: model }),
     engine(base, load) {
       const last = lastLoads.get(base);
       const rise = (read: (l: GenerationLoad) => number) => read(load) - (last === undefined ? 0 : read(last));

@@ -229,6 +229,67 @@ describe('a request', () => {
     await model.close();
   });
 
+  test('becomes vectors as the engine makes them, with and without an adapter, many at once, and leaves nothing in the cache', async () => {
+    const model = await loadModel({ modelDir: base.dir });
+    const adapter = await model.loadAdapter(first.dir);
+    const lists = Array.from({ length: 20 }, (_, i) => randomIds(1 + 13 * i, i));
+    for (const [name, weights] of [
+      ['', undefined],
+      [first.name, adapter],
+    ] as const) {
+      const request = { model: { base: base.name, adapter: name }, tokens: lists.map((list) => ({ ids: [...list] })) };
+      const [mean, last] = await Promise.all([
+        server.answers.embed(request),
+        server.answers.embed({ ...request, pooling: inference.Pooling.LAST, normalize: true }),
+      ]);
+      expect(mean).toMatchObject({ baseDigest: base.digest, adapterDigest: name === '' ? '' : first.digest });
+      for (const [i, tokens] of lists.entries()) {
+        const alone = await model.embed({ tokens, pooling: 'mean', adapter: weights });
+        expect(mean.embeddings[i]).toEqual({ values: [...alone], tokenCount: tokens.length });
+        const raw = await model.embed({ tokens, pooling: 'last', adapter: weights });
+        const length = Math.hypot(...raw);
+        const { values } = last.embeddings[i]!;
+        for (const [k, value] of values.entries()) expect(value * length).toBeCloseTo(raw[k]!, 4);
+      }
+    }
+    await model.close();
+    const text = 'Does the patient have a fever?';
+    const [a, b] = (await server.answers.embed({ model: { base: base.name }, texts: [text, 'No.'] })).embeddings;
+    const { promptTokenCount } = await server.answers.countTokens({
+      request: { model: { base: base.name }, input: { $case: 'text', value: text } },
+    });
+    expect(a!.tokenCount).toBe(promptTokenCount);
+    expect(b!.values).not.toEqual(a!.values);
+    await settled();
+    expect(await server.admin.getLoad({})).toMatchObject({ usedKvBlockCount: 0 });
+  });
+
+  test('that cannot become vectors is refused by its place, and a request for vectors ends when Cancel names it', async () => {
+    const model = { base: base.name };
+    const refused: [Parameters<typeof server.answers.embed>[0], string][] = [
+      [{}, 'tokens'],
+      [{ texts: ['a'], tokens: [{ ids: [1] }] }, 'tokens'],
+      [{ texts: ['a', ''] }, 'texts[1]'],
+      [{ tokens: [{ ids: [1] }, { ids: [vocabularySize] }] }, 'tokens[1].ids'],
+      [{ tokens: [{ ids: [...randomIds(contextLength + 1, 1)] }] }, 'tokens[0]'],
+      [{ texts: Array.from({ length: 2049 }, () => 'a') }, 'texts'],
+    ];
+    for (const [request, field] of refused)
+      await expect(server.answers.embed({ ...request, model })).rejects.toMatchObject({
+        code: 'invalid_argument',
+        fields: [{ field }],
+      });
+    const requestId = crypto.randomUUID();
+    const tokens = Array.from({ length: 100 }, (_, i) => ({ ids: [...randomIds(contextLength, i)] }));
+    const long = server.answers.embed({ model, tokens, requestId }, { retry: false });
+    long.catch(() => undefined);
+    await waitFor(async () => (await server.admin.getLoad({})).usedKvBlockCount > 0);
+    expect(await server.answers.cancel({ requestId })).toEqual({ found: true });
+    await expect(long).rejects.toMatchObject({ code: 'cancelled' });
+    await settled();
+    expect((await server.admin.getLoad({})).usedKvBlockCount).toBe(0);
+  });
+
   test('is scored after what is generated, ends when Cancel names it or at its deadline, and counts as running', async () => {
     const small = await world.start({ PRELOAD_BASES: base.name, MAX_RUNNING_REQUESTS: '1' });
     const stop = new AbortController();

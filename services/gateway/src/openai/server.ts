@@ -26,6 +26,7 @@ import {
 import { callDurationBuckets, extractHeaders, type Metrics, withSpan } from '@medmesh/telemetry';
 import type { ApiKeys } from '../api-keys.ts';
 import { chatChunks, chatCompletion, textChunks, textCompletion } from './answer.ts';
+import { embeddingList, embeddingSchema, embedRequest } from './embeddings.ts';
 import { toOpenAiError } from './errors.ts';
 import { type Models, modelRef } from './models.ts';
 import { chatRequest, chatSchema, completionRequests, completionSchema, parseBody } from './requests.ts';
@@ -36,7 +37,7 @@ export type OpenAiDeps = {
   tls: ServerTls | undefined;
   keys: ApiKeys;
   models: Models;
-  generate: Client<inference.InferenceServiceDefinition>['generate'];
+  inference: Pick<Client<inference.InferenceServiceDefinition>, 'generate' | 'embed'>;
   health: Health;
   log: Logger;
   metrics: Metrics;
@@ -108,11 +109,12 @@ function httpsServer(files: TlsFiles, options: HttpsOptions, listener: RequestLi
 }
 
 /**
- * OpenAI's chat completions, completions and models over HTTP, answered by the inference service. What is not supported is refused by name, never
+ * OpenAI's chat completions, completions, embeddings and models over HTTP, answered by the inference service. What is not supported is refused by name, never
  * ignored. `/health` needs no key.
  */
 export async function startOpenAiServer(deps: OpenAiDeps): Promise<OpenAiServer> {
-  const { keys, models, generate, log } = deps;
+  const { keys, models, log } = deps;
+  const { generate } = deps.inference;
   const duration = deps.metrics.histogram({
     name: 'http_server_request_duration_seconds',
     help: 'Time from a request to the end of its answer.',
@@ -153,9 +155,17 @@ export async function startOpenAiServer(deps: OpenAiDeps): Promise<OpenAiServer>
     }
   }
 
+  async function embeddings({ request, response, metadata, signal }: Call): Promise<void> {
+    const body = parseBody(embeddingSchema, await readJson(request));
+    const model = await models.find(body.model, metadata);
+    const made = await deps.inference.embed(embedRequest(body, modelRef(model)), { metadata, signal });
+    sendJson(response, 200, embeddingList(made, body));
+  }
+
   const methods: Record<string, { method: string; answer: (call: Call) => Promise<void> }> = {
     '/v1/chat/completions': { method: 'POST', answer: chat },
     '/v1/completions': { method: 'POST', answer: complete },
+    '/v1/embeddings': { method: 'POST', answer: embeddings },
     '/v1/models': {
       method: 'GET',
       answer: async ({ response, metadata }) =>
@@ -174,9 +184,13 @@ export async function startOpenAiServer(deps: OpenAiDeps): Promise<OpenAiServer>
               sendJson(response, 200, await models.find(decodeURIComponent(one), metadata)),
           };
     if (found === undefined)
-      throw new Failure('not_found', 'this server has /v1/chat/completions, /v1/completions and /v1/models', {
-        reason: 'ROUTE_UNKNOWN',
-      });
+      throw new Failure(
+        'not_found',
+        'this server has /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/models',
+        {
+          reason: 'ROUTE_UNKNOWN',
+        },
+      );
     if (call.request.method !== found.method)
       throw invalidField('method', `is ${call.request.method ?? ''}; use ${found.method}`);
     await found.answer(call);

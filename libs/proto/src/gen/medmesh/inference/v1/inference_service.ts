@@ -18,6 +18,58 @@ import {
   Tokens,
 } from "./generate.ts";
 
+/** How the hidden states of a text's tokens become one vector. */
+export const Pooling = {
+  /** UNSPECIFIED - MEAN. */
+  UNSPECIFIED: 0,
+  /** MEAN - The mean over all tokens. */
+  MEAN: 1,
+  /** LAST - The last token's, which has read all others. */
+  LAST: 2,
+  UNRECOGNIZED: -1,
+} as const;
+
+export type Pooling = typeof Pooling[keyof typeof Pooling];
+
+export namespace Pooling {
+  export type UNSPECIFIED = typeof Pooling.UNSPECIFIED;
+  export type MEAN = typeof Pooling.MEAN;
+  export type LAST = typeof Pooling.LAST;
+  export type UNRECOGNIZED = typeof Pooling.UNRECOGNIZED;
+}
+
+export function poolingFromJSON(object: any): Pooling {
+  switch (object) {
+    case 0:
+    case "POOLING_UNSPECIFIED":
+      return Pooling.UNSPECIFIED;
+    case 1:
+    case "POOLING_MEAN":
+      return Pooling.MEAN;
+    case 2:
+    case "POOLING_LAST":
+      return Pooling.LAST;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return Pooling.UNRECOGNIZED;
+  }
+}
+
+export function poolingToJSON(object: Pooling): string {
+  switch (object) {
+    case Pooling.UNSPECIFIED:
+      return "POOLING_UNSPECIFIED";
+    case Pooling.MEAN:
+      return "POOLING_MEAN";
+    case Pooling.LAST:
+      return "POOLING_LAST";
+    case Pooling.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
 /** Request of Score. */
 export interface ScoreRequest {
   /** Required. What shall score. */
@@ -58,26 +110,47 @@ export interface ScoreResponse {
   readTokenCount: number;
 }
 
-/** Request of Embed. */
+/**
+ * Request of Embed. Give `texts` or `tokens`, 1 to 2048 of them and no more than have vectors of 2,097,152 numbers together; each with at least one token
+ * and at most the context.
+ */
 export interface EmbedRequest {
   /** Required. What shall embed. */
   model:
     | ModelRef
     | undefined;
-  /** The texts. */
+  /** The texts, tokenised as they are, without special tokens being read in them; the tokenizer's own beginning and end are added. */
   texts: string[];
+  /** Tokens, used as they are. */
+  tokens: Tokens[];
+  /** Default: POOLING_MEAN. */
+  pooling: Pooling;
+  /** Divides each vector by its Euclidean length. */
+  normalize: boolean;
+  /** The caller's id of the request, for Cancel. Default: made by the server. */
+  requestId: string;
+  /** How urgent it is. Default: PRIORITY_INTERACTIVE. */
+  priority: Priority;
+  /** Longest wait in the queue in milliseconds. 0: until the deadline. */
+  maxQueueMs: number;
 }
 
 /** One embedding. */
 export interface Embedding {
-  /** The vector. */
+  /** The vector; as many numbers as the model's hidden states have. */
   values: number[];
+  /** Tokens that it was made of. */
+  tokenCount: number;
 }
 
 /** Response of Embed. */
 export interface EmbedResponse {
-  /** One for each text. */
+  /** One for each text, in their order. */
   embeddings: Embedding[];
+  /** Digest of the base. */
+  baseDigest: string;
+  /** Digest of the adapter, or empty. */
+  adapterDigest: string;
 }
 
 /** Request of Cancel. */
@@ -500,7 +573,16 @@ export const ScoreResponse: MessageFns<ScoreResponse> = {
 };
 
 function createBaseEmbedRequest(): EmbedRequest {
-  return { model: undefined, texts: [] };
+  return {
+    model: undefined,
+    texts: [],
+    tokens: [],
+    pooling: 0,
+    normalize: false,
+    requestId: "",
+    priority: 0,
+    maxQueueMs: 0,
+  };
 }
 
 export const EmbedRequest: MessageFns<EmbedRequest> = {
@@ -510,6 +592,24 @@ export const EmbedRequest: MessageFns<EmbedRequest> = {
     }
     for (const v of message.texts) {
       writer.uint32(18).string(v!);
+    }
+    for (const v of message.tokens) {
+      Tokens.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.pooling !== 0) {
+      writer.uint32(32).int32(message.pooling);
+    }
+    if (message.normalize !== false) {
+      writer.uint32(40).bool(message.normalize);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(50).string(message.requestId);
+    }
+    if (message.priority !== 0) {
+      writer.uint32(56).int32(message.priority);
+    }
+    if (message.maxQueueMs !== 0) {
+      writer.uint32(64).int32(message.maxQueueMs);
     }
     return writer;
   },
@@ -543,6 +643,54 @@ export const EmbedRequest: MessageFns<EmbedRequest> = {
             message.texts.push(reader.string());
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.tokens.push(Tokens.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.pooling = reader.int32() as any;
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.normalize = reader.bool();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.priority = reader.int32() as any;
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.maxQueueMs = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -559,6 +707,20 @@ export const EmbedRequest: MessageFns<EmbedRequest> = {
     return {
       model: isSet(object.model) ? ModelRef.fromJSON(object.model) : undefined,
       texts: globalThis.Array.isArray(object?.texts) ? object.texts.map((e: any) => globalThis.String(e)) : [],
+      tokens: globalThis.Array.isArray(object?.tokens) ? object.tokens.map((e: any) => Tokens.fromJSON(e)) : [],
+      pooling: isSet(object.pooling) ? poolingFromJSON(object.pooling) : 0,
+      normalize: isSet(object.normalize) ? globalThis.Boolean(object.normalize) : false,
+      requestId: isSet(object.requestId)
+        ? globalThis.String(object.requestId)
+        : isSet(object.request_id)
+        ? globalThis.String(object.request_id)
+        : "",
+      priority: isSet(object.priority) ? priorityFromJSON(object.priority) : 0,
+      maxQueueMs: isSet(object.maxQueueMs)
+        ? globalThis.Number(object.maxQueueMs)
+        : isSet(object.max_queue_ms)
+        ? globalThis.Number(object.max_queue_ms)
+        : 0,
     };
   },
 
@@ -569,6 +731,24 @@ export const EmbedRequest: MessageFns<EmbedRequest> = {
     }
     if (message.texts?.length) {
       obj.texts = message.texts;
+    }
+    if (message.tokens?.length) {
+      obj.tokens = message.tokens.map((e) => Tokens.toJSON(e));
+    }
+    if (message.pooling !== 0) {
+      obj.pooling = poolingToJSON(message.pooling);
+    }
+    if (message.normalize !== false) {
+      obj.normalize = message.normalize;
+    }
+    if (message.requestId !== "") {
+      obj.requestId = message.requestId;
+    }
+    if (message.priority !== 0) {
+      obj.priority = priorityToJSON(message.priority);
+    }
+    if (message.maxQueueMs !== 0) {
+      obj.maxQueueMs = Math.round(message.maxQueueMs);
     }
     return obj;
   },
@@ -582,12 +762,18 @@ export const EmbedRequest: MessageFns<EmbedRequest> = {
       ? ModelRef.fromPartial(object.model)
       : undefined;
     message.texts = object.texts?.map((e) => e) || [];
+    message.tokens = object.tokens?.map((e) => Tokens.fromPartial(e)) || [];
+    message.pooling = object.pooling ?? 0;
+    message.normalize = object.normalize ?? false;
+    message.requestId = object.requestId ?? "";
+    message.priority = object.priority ?? 0;
+    message.maxQueueMs = object.maxQueueMs ?? 0;
     return message;
   },
 };
 
 function createBaseEmbedding(): Embedding {
-  return { values: [] };
+  return { values: [], tokenCount: 0 };
 }
 
 export const Embedding: MessageFns<Embedding> = {
@@ -598,6 +784,9 @@ export const Embedding: MessageFns<Embedding> = {
         writer.float(v);
       }
       writer.join();
+    }
+    if (message.tokenCount !== 0) {
+      writer.uint32(16).int32(message.tokenCount);
     }
     return writer;
   },
@@ -633,6 +822,14 @@ export const Embedding: MessageFns<Embedding> = {
 
             break;
           }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.tokenCount = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -648,6 +845,11 @@ export const Embedding: MessageFns<Embedding> = {
   fromJSON(object: any): Embedding {
     return {
       values: globalThis.Array.isArray(object?.values) ? object.values.map((e: any) => globalThis.Number(e)) : [],
+      tokenCount: isSet(object.tokenCount)
+        ? globalThis.Number(object.tokenCount)
+        : isSet(object.token_count)
+        ? globalThis.Number(object.token_count)
+        : 0,
     };
   },
 
@@ -655,6 +857,9 @@ export const Embedding: MessageFns<Embedding> = {
     const obj: any = {};
     if (message.values?.length) {
       obj.values = message.values.map((e) => floatToJson(e));
+    }
+    if (message.tokenCount !== 0) {
+      obj.tokenCount = Math.round(message.tokenCount);
     }
     return obj;
   },
@@ -665,18 +870,25 @@ export const Embedding: MessageFns<Embedding> = {
   fromPartial(object: DeepPartial<Embedding>): Embedding {
     const message = createBaseEmbedding();
     message.values = object.values?.map((e) => e) || [];
+    message.tokenCount = object.tokenCount ?? 0;
     return message;
   },
 };
 
 function createBaseEmbedResponse(): EmbedResponse {
-  return { embeddings: [] };
+  return { embeddings: [], baseDigest: "", adapterDigest: "" };
 }
 
 export const EmbedResponse: MessageFns<EmbedResponse> = {
   encode(message: EmbedResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     for (const v of message.embeddings) {
       Embedding.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.baseDigest !== "") {
+      writer.uint32(18).string(message.baseDigest);
+    }
+    if (message.adapterDigest !== "") {
+      writer.uint32(26).string(message.adapterDigest);
     }
     return writer;
   },
@@ -702,6 +914,22 @@ export const EmbedResponse: MessageFns<EmbedResponse> = {
             message.embeddings.push(Embedding.decode(reader, reader.uint32()));
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.baseDigest = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.adapterDigest = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -719,6 +947,16 @@ export const EmbedResponse: MessageFns<EmbedResponse> = {
       embeddings: globalThis.Array.isArray(object?.embeddings)
         ? object.embeddings.map((e: any) => Embedding.fromJSON(e))
         : [],
+      baseDigest: isSet(object.baseDigest)
+        ? globalThis.String(object.baseDigest)
+        : isSet(object.base_digest)
+        ? globalThis.String(object.base_digest)
+        : "",
+      adapterDigest: isSet(object.adapterDigest)
+        ? globalThis.String(object.adapterDigest)
+        : isSet(object.adapter_digest)
+        ? globalThis.String(object.adapter_digest)
+        : "",
     };
   },
 
@@ -726,6 +964,12 @@ export const EmbedResponse: MessageFns<EmbedResponse> = {
     const obj: any = {};
     if (message.embeddings?.length) {
       obj.embeddings = message.embeddings.map((e) => Embedding.toJSON(e));
+    }
+    if (message.baseDigest !== "") {
+      obj.baseDigest = message.baseDigest;
+    }
+    if (message.adapterDigest !== "") {
+      obj.adapterDigest = message.adapterDigest;
     }
     return obj;
   },
@@ -736,6 +980,8 @@ export const EmbedResponse: MessageFns<EmbedResponse> = {
   fromPartial(object: DeepPartial<EmbedResponse>): EmbedResponse {
     const message = createBaseEmbedResponse();
     message.embeddings = object.embeddings?.map((e) => Embedding.fromPartial(e)) || [];
+    message.baseDigest = object.baseDigest ?? "";
+    message.adapterDigest = object.adapterDigest ?? "";
     return message;
   },
 };
@@ -1075,7 +1321,10 @@ export const InferenceServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Returns embeddings. */
+    /**
+     * Returns vectors of texts: hidden states after the model's final norm, pooled. Waits in the queue and runs in the steps of Generate; nothing of a text
+     * stays in the cache.
+     */
     embed: {
       name: "Embed",
       requestType: EmbedRequest as typeof EmbedRequest,
@@ -1115,7 +1364,10 @@ export interface InferenceServiceImplementation<CallContextExt = {}> {
   complete(request: GenerateRequest, context: CallContext & CallContextExt): Promise<DeepPartial<GenerateResult>>;
   /** Returns log-probabilities of given continuations. Waits in the queue and runs in the steps of Generate, by default after everything else. */
   score(request: ScoreRequest, context: CallContext & CallContextExt): Promise<DeepPartial<ScoreResponse>>;
-  /** Returns embeddings. */
+  /**
+   * Returns vectors of texts: hidden states after the model's final norm, pooled. Waits in the queue and runs in the steps of Generate; nothing of a text
+   * stays in the cache.
+   */
   embed(request: EmbedRequest, context: CallContext & CallContextExt): Promise<DeepPartial<EmbedResponse>>;
   /** Stops a request. Ending the call does the same. */
   cancel(request: CancelRequest, context: CallContext & CallContextExt): Promise<DeepPartial<CancelResponse>>;
@@ -1133,7 +1385,10 @@ export interface InferenceServiceClient<CallOptionsExt = {}> {
   complete(request: DeepPartial<GenerateRequest>, options?: CallOptions & CallOptionsExt): Promise<GenerateResult>;
   /** Returns log-probabilities of given continuations. Waits in the queue and runs in the steps of Generate, by default after everything else. */
   score(request: DeepPartial<ScoreRequest>, options?: CallOptions & CallOptionsExt): Promise<ScoreResponse>;
-  /** Returns embeddings. */
+  /**
+   * Returns vectors of texts: hidden states after the model's final norm, pooled. Waits in the queue and runs in the steps of Generate; nothing of a text
+   * stays in the cache.
+   */
   embed(request: DeepPartial<EmbedRequest>, options?: CallOptions & CallOptionsExt): Promise<EmbedResponse>;
   /** Stops a request. Ending the call does the same. */
   cancel(request: DeepPartial<CancelRequest>, options?: CallOptions & CallOptionsExt): Promise<CancelResponse>;
