@@ -1,7 +1,9 @@
 #include "generation.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -200,6 +202,58 @@ class VectorLetter final : public StepMailbox::Letter, public std::enable_shared
   std::optional<Fault> fault_;
 };
 
+void append_node(std::vector<std::uint32_t>& words, std::uint64_t node) {
+  words.push_back(static_cast<std::uint32_t>(node));
+  words.push_back(static_cast<std::uint32_t>(node >> 32));
+}
+
+std::vector<std::uint32_t> words_of(const std::vector<PrefixChange>& changes) {
+  std::vector<std::uint32_t> words;
+  for (const PrefixChange& change : changes) {
+    words.push_back(change.stored ? 1 : 0);
+    append_node(words, change.node);
+    if (!change.stored) continue;
+    append_node(words, change.parent);
+    std::array<std::uint32_t, std::tuple_size_v<PrefixScope> / 4> scope;
+    std::memcpy(scope.data(), change.scope.data(), change.scope.size());
+    words.insert(words.end(), scope.begin(), scope.end());
+    words.push_back(static_cast<std::uint32_t>(change.tokens.size()));
+    words.insert(words.end(), change.tokens.begin(), change.tokens.end());
+  }
+  return words;
+}
+
+// Changes of the cache on their way, or word of its end.
+class CacheLetter final : public StepMailbox::Letter {
+ public:
+  CacheLetter(std::uint64_t callback, std::vector<std::uint32_t> words, bool whole) : callback_(callback), words_(std::move(words)), whole_(whole) {}
+
+ private:
+  void deliver(Napi::Env env) override {
+    const Napi::Function function = Context::of(env).callback(callback_);
+    if (function.IsEmpty()) return;
+    auto words = Napi::Uint32Array::New(env, words_.size());
+    std::ranges::copy(words_, words.Data());
+    function.Call({words, to_js(env, whole_)});
+  }
+  std::uint64_t callback_;
+  std::vector<std::uint32_t> words_;
+  bool whole_;
+};
+
+class CacheEnd final : public StepMailbox::Letter {
+ public:
+  explicit CacheEnd(std::uint64_t callback) : callback_(callback) {}
+
+ private:
+  void deliver(Napi::Env env) override {
+    const Napi::Function function = Context::of(env).callback(callback_);
+    if (!function.IsEmpty()) function.Call({env.Null(), to_js(env, false)});
+    Context::of(env).drop_callback(env, callback_);
+  }
+  std::uint64_t callback_;
+};
+
 Pooling read_pooling(Napi::Value value) {
   const std::string name = read_string(value, "pooling");
   if (name == "last") return Pooling::last;
@@ -344,6 +398,41 @@ Napi::Value embed(const Napi::CallbackInfo& info) {
     context.drop_callback(env, callback);
     throw;
   }
+}
+
+Napi::Value watch_cache(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto model = model_of(info[0]);
+  require(info[1].IsFunction(), "onChanges is not a function");
+  const auto& generator = ModelHandle::generator_of(env, model);
+  Context& context = Context::of(env);
+  const std::uint64_t callback = context.keep_callback(env, info[1].As<Napi::Function>(), false);
+  const auto mailbox = model->mailbox();
+  try {
+    const auto watch = generator->watch_cache({[mailbox, callback](const std::vector<PrefixChange>& changes, bool whole) {
+                                                 mailbox->put(std::make_shared<CacheLetter>(callback, words_of(changes), whole));
+                                               },
+                                               [mailbox, callback] { mailbox->put(std::make_shared<CacheEnd>(callback)); }});
+    auto object = Napi::Object::New(env);
+    object.Set("watch", to_js(env, static_cast<std::int64_t>(watch)));
+    object.Set("callback", to_js(env, static_cast<std::int64_t>(callback)));
+    object.Set("blockTokens", to_js(env, generator->block_tokens()));
+    return object;
+  } catch (...) {
+    context.drop_callback(env, callback);
+    throw;
+  }
+}
+
+Napi::Value unwatch_cache(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto model = std::dynamic_pointer_cast<ModelHandle>(any_handle_of(info[0], "model"));
+  require(model != nullptr, "model is not a model");
+  const auto watch = read_integer(info[1], "watch", 0, std::int64_t{1} << 53);
+  const auto callback = read_integer(info[2], "callback", 0, std::int64_t{1} << 53);
+  Context::of(env).drop_callback(env, static_cast<std::uint64_t>(callback));
+  if (!model->closed() && model->generator()) model->generator()->unwatch_cache(static_cast<Generator::WatchId>(watch));
+  return env.Undefined();
 }
 
 Napi::Value generation_load(const Napi::CallbackInfo& info) {

@@ -18,6 +18,11 @@ Napi::Value open_generator(const Napi::CallbackInfo& info);
 Napi::Value generate(const Napi::CallbackInfo& info);
 // (model, tokens, adapter | null, pooling: 'mean' | 'last', priority, onEnd) -> request number.   onEnd(vector: Float32Array | null, error | null), once.
 Napi::Value embed(const Napi::CallbackInfo& info);
+// (model, onChanges) -> {watch, callback, blockTokens}.   onChanges(changes: Uint32Array, whole: boolean): first all that the prefix cache remembers, then what
+// changed; each change is 0 and a node that is gone, or 1, a node, its parent, 8 words of its scope and, after their number, its tokens. Nodes are two
+// words, the lower one first. null: the cache is gone. The process does not live on for it.
+Napi::Value watch_cache(const Napi::CallbackInfo& info);
+Napi::Value unwatch_cache(const Napi::CallbackInfo& info);  // (model, watch, callback); an unknown one or a closed model is ignored
 Napi::Value generation_load(const Napi::CallbackInfo& info);    // (model) -> how busy its generator is, or null before the first request
 Napi::Value cancel_generation(const Napi::CallbackInfo& info);  // (model, request); a finished request or a closed model is ignored
 

@@ -50,6 +50,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   add<open_generator>(env, exports, "openGenerator");
   add<generate>(env, exports, "generate");
   add<embed>(env, exports, "embed");
+  add<watch_cache>(env, exports, "watchCache");
+  add<unwatch_cache>(env, exports, "unwatchCache");
   add<generation_load>(env, exports, "generationLoad");
   add<cancel_generation>(env, exports, "cancelGeneration");
 

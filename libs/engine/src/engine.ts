@@ -1,4 +1,5 @@
 import { adapterHandle, rememberAdapter } from './adapter-handles.ts';
+import { watchCache } from './cache-watch.ts';
 import { call, cancelled } from './call.ts';
 import { EngineError } from './errors.ts';
 import { embed, generate, generateBatches, generateEach, openGenerator, scoreContinuation } from './generation.ts';
@@ -52,6 +53,7 @@ export async function loadModel(o: LoadOptions): Promise<Model> {
     generateBatches: (options) => generateBatches(handle, options),
     scoreContinuation: (options) => scoreContinuation(handle, options),
     embed: (options) => embed(handle, options),
+    watchCache: (onChanges, onEnd) => watchCache(handle, onChanges, onEnd),
     generationLoad: () => native.generationLoad(handle) ?? undefined,
     close: () => call(undefined, () => native.close(handle)),
   };

@@ -204,6 +204,11 @@ export type Native = {
     priority: number,
     onEnd: (vector: Float32Array | null, error: Error | null) => void,
   ): number;
+  watchCache(
+    model: ModelHandle,
+    onChanges: (changes: Uint32Array | null, whole: boolean) => void,
+  ): { watch: number; callback: number; blockTokens: number };
+  unwatchCache(model: ModelHandle, watch: number, callback: number): void;
   generationLoad(model: ModelHandle): GenerationLoad | null;
   cancelGeneration(model: ModelHandle, request: number): void;
 

@@ -202,6 +202,11 @@ export interface Model {
    * the cache. An abort takes effect before the next step.
    */
   embed(o: EmbedOptions): Promise<Float32Array>;
+  /**
+   * Follows what the cache remembers of texts for those that begin alike: `onChanges` first gets all of it, every block after the one before it, then what
+   * each step changed; `onEnd` is called once when the model is closed. `stop` ends it: nothing is called any more.
+   */
+  watchCache(onChanges: (changes: CacheChange[], whole: boolean) => void, onEnd: () => void): CacheWatch;
   /** Undefined before the first generation. */
   generationLoad(): GenerationLoad | undefined;
   close(): Promise<void>;
@@ -470,6 +475,26 @@ export type ScoreContinuationOptions = {
   priority?: GenerateOptions['priority'];
   prefixScope?: Uint8Array | undefined;
   signal?: AbortSignal | undefined;
+};
+
+export type CacheChange =
+  | {
+      kind: 'stored';
+      /** Means this block until it is removed; no other ever has the number. */
+      node: number;
+      /** The block before it; 0: it begins a text. */
+      parent: number;
+      /** Whose it is: the `prefixScope` of the requests that left it. */
+      scope: Uint8Array;
+      /** A whole block's, or fewer where a text ends. */
+      tokens: Uint32Array;
+    }
+  | { kind: 'removed'; node: number };
+
+export type CacheWatch = {
+  /** Of a whole block. */
+  readonly blockTokens: number;
+  stop(): void;
 };
 
 export type EmbedOptions = {

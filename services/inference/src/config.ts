@@ -31,12 +31,21 @@ export const configSchema = z.object({
     .int()
     .min(1024)
     .default(4 * 2 ** 20)
-    .describe('of one answer, how much may wait for a slow reader; beyond it the request ends with RESOURCE_EXHAUSTED'),
+    .describe(
+      'of one answer or watch, how much may wait for a slow reader; beyond it the request ends with RESOURCE_EXHAUSTED',
+    ),
   PREFIX_CACHE: z
     .enum(['on', 'off'])
     .default('on')
     .describe(
       'whether a tenant’s prompts that begin alike share what was read of them; off: nothing of a request outlives it',
+    ),
+  KV_HASH_KEY: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .optional()
+    .describe(
+      'secret shared with routers that watch the cache, 64 hexadecimal digits: they can tell what a prompt will find; without it one is drawn at start',
     ),
   ADAPTER_MEMORY_BYTES: z.coerce
     .number()

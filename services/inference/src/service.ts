@@ -13,6 +13,7 @@ import { createConstraints } from './constraints.ts';
 import { embed } from './embed.ts';
 import { watchEngine } from './engine-watch.ts';
 import { complete, type GenerateDeps, generate, runningKey } from './generate.ts';
+import { type KvEventDeps, watchKvEvents } from './kv-events.ts';
 import { openInferenceService } from './open-inference.ts';
 import { createPrefixScopes } from './prefix-scope.ts';
 import { prepareRequest } from './prepare-request.ts';
@@ -43,7 +44,7 @@ const inferenceService = (deps: GenerateDeps): ServiceBinding =>
     ['generate'],
   );
 
-const adminService = (deps: admin.AdminDeps): ServiceBinding =>
+const adminService = (deps: admin.AdminDeps & { kvEvents: KvEventDeps }): ServiceBinding =>
   bind(inference.InferenceAdminServiceDefinition, {
     loadBase: (request) => admin.loadBase(deps, request),
     unloadBase: (request) => admin.unloadBase(deps, request),
@@ -52,6 +53,7 @@ const adminService = (deps: admin.AdminDeps): ServiceBinding =>
     listLoadedAdapters: () => Promise.resolve(admin.listLoadedAdapters(deps)),
     getModelInfo: (request) => admin.getModelInfo(deps, request),
     getLoad: () => Promise.resolve(admin.getLoad(deps)),
+    watchKvEvents: (request, context) => watchKvEvents(deps.kvEvents, request, context.signal),
     drain() {
       deps.admission.close();
       return Promise.resolve({ runningRequestCount: deps.admission.running });
@@ -109,7 +111,10 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
     onTokens: (count) => rate.add(count),
     metrics: serving,
     maxUnreadBytes: config.MAX_UNREAD_BYTES,
-    prefixScope: config.PREFIX_CACHE === 'on' ? createPrefixScopes() : undefined,
+    prefixScope:
+      config.PREFIX_CACHE === 'on'
+        ? createPrefixScopes(config.KV_HASH_KEY === undefined ? undefined : Buffer.from(config.KV_HASH_KEY, 'hex'))
+        : undefined,
   };
   const watch = watchEngine({
     bases: () => bases.all(),
@@ -129,6 +134,11 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
         admission,
         tokensPerSecond: () => rate.rate(),
         kvBlocks: () => serving.kvBlocks(),
+        kvEvents: {
+          bases,
+          remembers: config.PREFIX_CACHE === 'on',
+          maxUnreadBytes: config.MAX_UNREAD_BYTES,
+        },
       }),
     ],
     done: ended.promise,

@@ -102,6 +102,44 @@ void Generator::cancel(RequestId id) {
   wake_.notify_one();
 }
 
+Generator::WatchId Generator::watch_cache(CacheListener listener) {
+  const std::lock_guard lock(mutex_);
+  require(!stopping_, "the generator is closed");
+  const WatchId id = next_id_++;
+  watching_.emplace(id, std::move(listener));
+  wake_.notify_one();
+  return id;
+}
+
+void Generator::unwatch_cache(WatchId id) {
+  const std::lock_guard lock(mutex_);
+  unwatched_.push_back(id);
+  wake_.notify_one();
+}
+
+// Before anything changes in this round: what a new watcher is told of is what was there when the others had been told everything.
+void Generator::take_watchers() {
+  std::map<WatchId, CacheListener> watching;
+  std::vector<WatchId> unwatched;
+  {
+    const std::lock_guard lock(mutex_);
+    watching.swap(watching_);
+    unwatched.swap(unwatched_);
+  }
+  for (auto& [id, listener] : watching) {
+    listener.on_changes(cache_.content(), true);
+    watchers_.emplace(id, std::move(listener));
+  }
+  for (const WatchId id : unwatched) watchers_.erase(id);
+  cache_.record(watchers_.empty() ? nullptr : &journal_);
+}
+
+void Generator::tell_watchers() {
+  if (journal_.empty()) return;
+  for (const auto& [id, listener] : watchers_) listener.on_changes(journal_, false);
+  journal_.clear();
+}
+
 GeneratorLoad Generator::load() const {
   const std::lock_guard lock(mutex_);
   return load_;
@@ -120,9 +158,11 @@ void Generator::run() {
     }
     ++counts_.steps;
     publish_load();
+    tell_watchers();
     if (options_.on_step) options_.on_step();
   }
   while (!sequences_.empty()) end(sequences_.begin()->first, &cancelled_error());
+  for (const auto& [id, listener] : watchers_) listener.on_end();
   if (options_.on_step) options_.on_step();
 }
 
@@ -163,11 +203,12 @@ bool Generator::take_commands() {
   bool stopping = false;
   {
     std::unique_lock lock(mutex_);
-    wake_.wait(lock, [&] { return stopping_ || !submitted_.empty() || !cancelled_.empty() || !scheduler_.idle(); });
+    wake_.wait(lock, [&] { return stopping_ || !submitted_.empty() || !cancelled_.empty() || !watching_.empty() || !unwatched_.empty() || !scheduler_.idle(); });
     submitted.swap(submitted_);
     cancelled.swap(cancelled_);
     stopping = stopping_;
   }
+  take_watchers();
   for (std::unique_ptr<Sequence>& sequence : submitted) {
     const RequestId id = sequence->id;
     const auto prompt = sequence->prompt - (sequence->next_score > 0 ? 1 : 0);  // nothing is asked of the last token to be scored

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -56,6 +57,13 @@ struct GenerateListener {
   std::function<void(std::vector<float>)> on_vector = nullptr;  // [hidden] what was pooled, once
 };
 
+// Follows what the cache remembers for whoever begins alike. Called on the engine thread, like GenerateListener.
+struct CacheListener {
+  // First all that is remembered (`whole`), then after each step what it changed, if anything.
+  std::function<void(const std::vector<PrefixChange>&, bool whole)> on_changes;
+  std::function<void()> on_end;  // the cache is gone, and everything in it
+};
+
 struct GeneratorOptions {
   std::int64_t max_running = 64;        // sequences in the cache at once
   std::int64_t prefill_tokens = 256;    // prompt tokens read in one step
@@ -77,6 +85,7 @@ struct GeneratorLoad {
 class Generator {
  public:
   using RequestId = std::uint64_t;
+  using WatchId = std::uint64_t;
 
   Generator(std::shared_ptr<Model> model, const GeneratorOptions& options);  // on the CPU
   // On the runner's device; of the options, kv_bytes and order were its maker's business.
@@ -90,6 +99,10 @@ class Generator {
   RequestId submit(GenerateRequest request, GenerateListener listener);
   // From any thread; takes effect before the request's next token. Unknown and finished ids are ignored.
   void cancel(RequestId id);
+  // From any thread. `unwatch_cache` takes effect before the next step; a call may be under way.
+  WatchId watch_cache(CacheListener listener);
+  void unwatch_cache(WatchId id);
+  std::int64_t block_tokens() const noexcept { return cache_.block_tokens(); }
   GeneratorLoad load() const;
   std::string device() const { return runner_->device(); }
   std::string memory_table() const { return runner_->memory_table(); }
@@ -128,6 +141,8 @@ class Generator {
   void release(Sequence& sequence);
   void remember(const StepPlan& plan);
   void publish_load();
+  void take_watchers();
+  void tell_watchers();
 
   std::unique_ptr<Runner> runner_;
   GeneratorOptions options_;
@@ -143,12 +158,16 @@ class Generator {
   std::vector<AdapterRows> adapters_;
   std::vector<WantedRow> wanted_;
   std::vector<float> losses_;
+  std::map<WatchId, CacheListener> watchers_;
+  std::vector<PrefixChange> journal_;  // while somebody watches: what the watchers have not been told
 
   // Shared with callers.
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::unique_ptr<Sequence>> submitted_;
   std::vector<RequestId> cancelled_;
+  std::map<WatchId, CacheListener> watching_;
+  std::vector<WatchId> unwatched_;
   RequestId next_id_ = 1;
   bool stopping_ = false;
   GeneratorLoad load_;

@@ -38,6 +38,10 @@ class KvCache {
   // Nobody will find these blocks again.
   void forget(std::span<const std::int32_t> table);
 
+  // Who follows what is remembered (prefix_index.h).
+  void record(std::vector<PrefixChange>* journal) noexcept { index_.record(journal); }
+  std::vector<PrefixChange> content() const { return index_.content(); }
+
  private:
   std::int32_t take();  // one with room to be had
   void hold(std::int32_t block);

@@ -2,7 +2,10 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <map>
 #include <mutex>
+#include <set>
+#include <thread>
 
 #include "core/rng.h"
 #include "core/test.h"
@@ -125,6 +128,97 @@ TEST("a cache too small for all it remembers forgets what was used longest ago, 
   }
   CHECK_EQ(small.load().used_blocks, 0);
   CHECK_EQ(small.load().total_blocks, 7);
+}
+
+namespace {
+
+// A follower's own picture of a cache, made of nothing but what it was told; a change that does not fit into it is a fault.
+class Mirror {
+ public:
+  void take(const std::vector<PrefixChange>& changes, bool whole) {
+    const std::lock_guard lock(mutex_);
+    faults_ += whole == begun_ ? 1 : 0;  // the whole comes first, and once
+    begun_ = true;
+    for (const PrefixChange& change : changes) {
+      if (change.stored) {
+        faults_ += change.parent != 0 && !nodes_.contains(change.parent) ? 1 : 0;
+        faults_ += nodes_.emplace(change.node, change).second ? 0 : 1;
+      } else {
+        faults_ += nodes_.erase(change.node) == 1 ? 0 : 1;
+      }
+    }
+  }
+  // Texts from their beginnings: scope and tokens of each block's whole path.
+  std::set<std::pair<PrefixScope, std::vector<std::uint32_t>>> texts() const {
+    const std::lock_guard lock(mutex_);
+    std::set<std::pair<PrefixScope, std::vector<std::uint32_t>>> all;
+    for (const auto& [id, change] : nodes_) {
+      std::vector<std::uint32_t> tokens;
+      for (auto at = id; at != 0; at = nodes_.at(at).parent) tokens.insert(tokens.begin(), nodes_.at(at).tokens.begin(), nodes_.at(at).tokens.end());
+      all.emplace(change.scope, std::move(tokens));
+    }
+    return all;
+  }
+  int faults() const {
+    const std::lock_guard lock(mutex_);
+    return faults_;
+  }
+  bool begun() const {
+    const std::lock_guard lock(mutex_);
+    return begun_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<std::uint64_t, PrefixChange> nodes_;
+  bool begun_ = false;
+  int faults_ = 0;
+};
+
+}  // namespace
+
+TEST("whoever follows a cache that forgets knows what it remembers, from whenever he begins, and hears that it is gone") {
+  const auto model = tiny();
+  const std::int64_t block = HostKvMemory::block_bytes(model->spec(), Compute::f32), vocab = model->spec().vocab;
+  Mirror early, late;
+  std::atomic<int> ends{0};
+  const auto follow = [&](Generator& generator, Mirror& mirror) {
+    return generator.watch_cache({[&](const auto& changes, bool whole) { mirror.take(changes, whole); }, [&] { ++ends; }});
+  };
+  {
+    Generator generator(model, {.kv_bytes = 9 * block});
+    follow(generator, early);
+    const auto ask_some = [&](std::uint64_t seed) {
+      for (std::uint64_t i = 0; i < 20; ++i)
+        ask(generator, prompt_of(20 + static_cast<std::int64_t>(i * 11 % 60), (seed + i) % 6, vocab), i % 5 == 4 ? std::nullopt : std::optional(scope_of(static_cast<std::uint8_t>(i % 2))), 8);
+    };
+    ask_some(0);
+    const Generator::WatchId second = follow(generator, late);
+    ask_some(3);
+    Mirror now;
+    const Generator::WatchId third = follow(generator, now);
+    while (!now.begun()) std::this_thread::yield();
+    CHECK(now.texts() == early.texts());
+    CHECK(now.texts() == late.texts());
+    CHECK(!now.texts().empty());
+    CHECK(now.texts().size() <= 9);
+    CHECK_EQ(early.faults() + late.faults() + now.faults(), 0);
+    generator.unwatch_cache(third);
+    generator.unwatch_cache(second);
+    const auto before = late.texts();
+    ask_some(1);
+    CHECK(late.texts() == before);
+    CHECK(early.texts() != before);
+    // Every text that it tells of is found.
+    for (const auto& [scope, tokens] : early.texts())
+      if (tokens.size() % static_cast<std::size_t>(generator.block_tokens()) == 0) {
+        auto more = tokens;
+        more.push_back(1);
+        CHECK_EQ(ask(generator, more, scope, 1).cached, static_cast<std::int64_t>(tokens.size()));
+        break;
+      }
+  }
+  CHECK_EQ(ends, 1);
 }
 
 TEST("100,000 requests cancelled at random times, with shared beginnings, priorities and a cache too small for them, leave no block held") {

@@ -59,6 +59,7 @@ void PrefixIndex::insert(const PrefixScope& scope, std::span<const std::uint32_t
       nodes_.at(at).children.push_back(child);
       node_of_.emplace(blocks[i], child);
       added(blocks[i]);
+      if (journal_ != nullptr) journal_->push_back(stored(child, scope));
     }
     at = child;
   }
@@ -68,12 +69,34 @@ void PrefixIndex::insert(const PrefixScope& scope, std::span<const std::uint32_t
   }
 }
 
+PrefixChange PrefixIndex::stored(NodeId id, const PrefixScope& scope) const {
+  const Node& node = nodes_.at(id);
+  const bool begins = nodes_.at(node.parent).parent == 0;  // below a root
+  return {.stored = true, .node = id, .parent = begins ? 0 : node.parent, .scope = scope, .tokens = node.tokens};
+}
+
+std::vector<PrefixChange> PrefixIndex::content() const {
+  std::vector<PrefixChange> all;
+  for (const auto& [scope, root] : roots_) {
+    std::vector<NodeId> open = nodes_.at(root).children;
+    while (!open.empty()) {
+      const NodeId id = open.back();
+      open.pop_back();
+      all.push_back(stored(id, scope));
+      const std::vector<NodeId>& children = nodes_.at(id).children;
+      open.insert(open.end(), children.begin(), children.end());
+    }
+  }
+  return all;
+}
+
 void PrefixIndex::erase_node(NodeId id, const std::function<void(std::int32_t)>& removed) {
   const Node node = std::move(nodes_.at(id));
   nodes_.erase(id);
   for (const NodeId child : node.children) erase_node(child, removed);
   node_of_.erase(node.block);
   removed(node.block);
+  if (journal_ != nullptr) journal_->push_back({.stored = false, .node = id});
 }
 
 void PrefixIndex::erase(std::int32_t block, const std::function<void(std::int32_t)>& removed) {

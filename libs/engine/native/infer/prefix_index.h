@@ -16,6 +16,17 @@ namespace engine {
 
 using PrefixScope = std::array<std::uint8_t, 32>;
 
+// A block became findable, or is not any more. A node is a block's place in the index: it means the same tokens after the same others for as long as it is
+// there, and its number is never used again.
+struct PrefixChange {
+  bool stored = false;
+  std::uint64_t node = 0;
+  // Of a stored one: the node of the block before it, 0 where it begins a text; whose it is; what it holds.
+  std::uint64_t parent = 0;
+  PrefixScope scope{};
+  std::vector<std::uint32_t> tokens{};
+};
+
 class PrefixIndex {
  public:
   explicit PrefixIndex(std::int64_t block_tokens) : block_tokens_(block_tokens) {}
@@ -32,6 +43,11 @@ class PrefixIndex {
   void insert(const PrefixScope& scope, std::span<const std::uint32_t> tokens, std::span<const std::int32_t> blocks, bool partial,
               const std::function<void(std::int32_t)>& added);
 
+  // From now on every change is appended to the journal, in order; null: nobody follows.
+  void record(std::vector<PrefixChange>* journal) noexcept { journal_ = journal; }
+  // All that can be found now, as if it were stored now: every block after the one before it.
+  std::vector<PrefixChange> content() const;
+
   // Forgets the block and all that follow it. Calls `removed` for each; an unknown block is ignored.
   void erase(std::int32_t block, const std::function<void(std::int32_t)>& removed);
 
@@ -45,9 +61,11 @@ class PrefixIndex {
     std::vector<NodeId> children;
   };
   NodeId child_with(const Node& parent, std::span<const std::uint32_t> tokens) const;  // 0: none
+  PrefixChange stored(NodeId id, const PrefixScope& scope) const;
   void erase_node(NodeId id, const std::function<void(std::int32_t)>& removed);
 
   std::int64_t block_tokens_;
+  std::vector<PrefixChange>* journal_ = nullptr;
   NodeId next_id_ = 1;
   std::map<PrefixScope, NodeId> roots_;
   std::unordered_map<NodeId, Node> nodes_;

@@ -7,6 +7,7 @@
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
 import type { CallContext, CallOptions } from "nice-grpc-common";
+import { Empty } from "../../../google/protobuf/empty.ts";
 import { Timestamp } from "../../../google/protobuf/timestamp.ts";
 import { Sampling } from "./generate.ts";
 
@@ -250,14 +251,54 @@ export interface DrainResponse {
 
 /** Request of WatchKvEvents. */
 export interface WatchKvEventsRequest {
+  /** The base: a name or a digest. Default: the only one. */
+  base: string;
 }
 
-/** Some changes of the key-value cache. */
+/** A block of a text that requests which begin alike need not read again. */
+export interface KvBlock {
+  /**
+   * Says which tokens it holds after which others, for whom, and nothing of what they are, 32 bytes:
+   *   HMAC-SHA256(scope, parent || tokens), `parent` as below or 32 zeros, each token 4 bytes, the lowest first;
+   *   scope = HMAC-SHA256(KV_HASH_KEY, JSON of [tenant, base digest, adapter digest, template digest], without spaces).
+   * Who has the server's KV_HASH_KEY can tell beforehand what a prompt will find. Without one the key is drawn when the server starts, and equal
+   * beginnings have equal hashes there and nowhere else.
+   */
+  hash: Buffer;
+  /** Hash of the block before it. Empty: it begins a text. */
+  parent: Buffer;
+  /** Tokens in it. Where a text ends it has fewer than a whole one. */
+  tokenCount: number;
+}
+
+/** One change of what is remembered. */
+export interface KvEvent {
+  /** The change. */
+  event:
+    | //
+    /** A block can be found from now on. */
+    { $case: "stored"; value: KvBlock }
+    | //
+    /** The block with this hash cannot be found any more. */
+    { $case: "removed"; value: Buffer }
+    | //
+    /** Nothing can be found any more: the base is gone from memory. Ends the stream. */
+    { $case: "cleared"; value: Empty }
+    | undefined;
+}
+
+/** Some changes, in order. */
 export interface KvEventBatch {
-  /** Blocks that were stored, by hash. */
-  stored: string[];
-  /** Blocks that were dropped, by hash. */
-  removed: string[];
+  /** 0, 1, 2, … of this stream, without a gap. */
+  sequence: number;
+  /** The events are what was remembered when the stream began, every block after the one before it. Such batches come first, and there is at least one. */
+  snapshot: boolean;
+  /** The last of them: what is known now is everything. */
+  snapshotComplete: boolean;
+  /** The events, at most 4096. */
+  events: KvEvent[];
+  /** Tokens of a whole block. */
+  blockTokenCount: number;
 }
 
 function createBaseLoadBaseRequest(): LoadBaseRequest {
@@ -1840,11 +1881,14 @@ export const DrainResponse: MessageFns<DrainResponse> = {
 };
 
 function createBaseWatchKvEventsRequest(): WatchKvEventsRequest {
-  return {};
+  return { base: "" };
 }
 
 export const WatchKvEventsRequest: MessageFns<WatchKvEventsRequest> = {
-  encode(_: WatchKvEventsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+  encode(message: WatchKvEventsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.base !== "") {
+      writer.uint32(10).string(message.base);
+    }
     return writer;
   },
 
@@ -1861,6 +1905,14 @@ export const WatchKvEventsRequest: MessageFns<WatchKvEventsRequest> = {
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.base = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1873,35 +1925,275 @@ export const WatchKvEventsRequest: MessageFns<WatchKvEventsRequest> = {
     }
   },
 
-  fromJSON(_: any): WatchKvEventsRequest {
-    return {};
+  fromJSON(object: any): WatchKvEventsRequest {
+    return { base: isSet(object.base) ? globalThis.String(object.base) : "" };
   },
 
-  toJSON(_: WatchKvEventsRequest): unknown {
+  toJSON(message: WatchKvEventsRequest): unknown {
     const obj: any = {};
+    if (message.base !== "") {
+      obj.base = message.base;
+    }
     return obj;
   },
 
   create(base?: DeepPartial<WatchKvEventsRequest>): WatchKvEventsRequest {
     return WatchKvEventsRequest.fromPartial(base ?? {});
   },
-  fromPartial(_: DeepPartial<WatchKvEventsRequest>): WatchKvEventsRequest {
+  fromPartial(object: DeepPartial<WatchKvEventsRequest>): WatchKvEventsRequest {
     const message = createBaseWatchKvEventsRequest();
+    message.base = object.base ?? "";
+    return message;
+  },
+};
+
+function createBaseKvBlock(): KvBlock {
+  return { hash: Buffer.alloc(0), parent: Buffer.alloc(0), tokenCount: 0 };
+}
+
+export const KvBlock: MessageFns<KvBlock> = {
+  encode(message: KvBlock, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.hash.length !== 0) {
+      writer.uint32(10).bytes(message.hash);
+    }
+    if (message.parent.length !== 0) {
+      writer.uint32(18).bytes(message.parent);
+    }
+    if (message.tokenCount !== 0) {
+      writer.uint32(24).int32(message.tokenCount);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): KvBlock {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseKvBlock();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.hash = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.parent = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.tokenCount = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): KvBlock {
+    return {
+      hash: isSet(object.hash) ? Buffer.from(bytesFromBase64(object.hash)) : Buffer.alloc(0),
+      parent: isSet(object.parent) ? Buffer.from(bytesFromBase64(object.parent)) : Buffer.alloc(0),
+      tokenCount: isSet(object.tokenCount)
+        ? globalThis.Number(object.tokenCount)
+        : isSet(object.token_count)
+        ? globalThis.Number(object.token_count)
+        : 0,
+    };
+  },
+
+  toJSON(message: KvBlock): unknown {
+    const obj: any = {};
+    if (message.hash.length !== 0) {
+      obj.hash = base64FromBytes(message.hash);
+    }
+    if (message.parent.length !== 0) {
+      obj.parent = base64FromBytes(message.parent);
+    }
+    if (message.tokenCount !== 0) {
+      obj.tokenCount = Math.round(message.tokenCount);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<KvBlock>): KvBlock {
+    return KvBlock.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<KvBlock>): KvBlock {
+    const message = createBaseKvBlock();
+    message.hash = object.hash ?? Buffer.alloc(0);
+    message.parent = object.parent ?? Buffer.alloc(0);
+    message.tokenCount = object.tokenCount ?? 0;
+    return message;
+  },
+};
+
+function createBaseKvEvent(): KvEvent {
+  return { event: undefined };
+}
+
+export const KvEvent: MessageFns<KvEvent> = {
+  encode(message: KvEvent, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.event?.$case) {
+      case "stored":
+        KvBlock.encode(message.event.value, writer.uint32(10).fork()).join();
+        break;
+      case "removed":
+        writer.uint32(18).bytes(message.event.value);
+        break;
+      case "cleared":
+        Empty.encode(message.event.value, writer.uint32(26).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): KvEvent {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseKvEvent();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.event = { $case: "stored", value: KvBlock.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.event = { $case: "removed", value: Buffer.from(reader.bytes()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.event = { $case: "cleared", value: Empty.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): KvEvent {
+    return {
+      event: isSet(object.stored)
+        ? { $case: "stored", value: KvBlock.fromJSON(object.stored) }
+        : isSet(object.removed)
+        ? { $case: "removed", value: Buffer.from(bytesFromBase64(object.removed)) }
+        : isSet(object.cleared)
+        ? { $case: "cleared", value: Empty.fromJSON(object.cleared) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: KvEvent): unknown {
+    const obj: any = {};
+    if (message.event?.$case === "stored") {
+      obj.stored = KvBlock.toJSON(message.event.value);
+    } else if (message.event?.$case === "removed") {
+      obj.removed = base64FromBytes(message.event.value);
+    } else if (message.event?.$case === "cleared") {
+      obj.cleared = Empty.toJSON(message.event.value);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<KvEvent>): KvEvent {
+    return KvEvent.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<KvEvent>): KvEvent {
+    const message = createBaseKvEvent();
+    switch (object.event?.$case) {
+      case "stored": {
+        if (object.event?.value !== undefined && object.event?.value !== null) {
+          message.event = { $case: "stored", value: KvBlock.fromPartial(object.event.value) };
+        }
+        break;
+      }
+      case "removed": {
+        if (object.event?.value !== undefined && object.event?.value !== null) {
+          message.event = { $case: "removed", value: object.event.value };
+        }
+        break;
+      }
+      case "cleared": {
+        if (object.event?.value !== undefined && object.event?.value !== null) {
+          message.event = { $case: "cleared", value: Empty.fromPartial(object.event.value) };
+        }
+        break;
+      }
+    }
     return message;
   },
 };
 
 function createBaseKvEventBatch(): KvEventBatch {
-  return { stored: [], removed: [] };
+  return { sequence: 0, snapshot: false, snapshotComplete: false, events: [], blockTokenCount: 0 };
 }
 
 export const KvEventBatch: MessageFns<KvEventBatch> = {
   encode(message: KvEventBatch, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    for (const v of message.stored) {
-      writer.uint32(10).string(v!);
+    if (message.sequence !== 0) {
+      writer.uint32(8).int64(message.sequence);
     }
-    for (const v of message.removed) {
-      writer.uint32(18).string(v!);
+    if (message.snapshot !== false) {
+      writer.uint32(16).bool(message.snapshot);
+    }
+    if (message.snapshotComplete !== false) {
+      writer.uint32(24).bool(message.snapshotComplete);
+    }
+    for (const v of message.events) {
+      KvEvent.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.blockTokenCount !== 0) {
+      writer.uint32(40).int32(message.blockTokenCount);
     }
     return writer;
   },
@@ -1920,19 +2212,43 @@ export const KvEventBatch: MessageFns<KvEventBatch> = {
         const tag = reader.uint32();
         switch (tag >>> 3) {
           case 1: {
-            if (tag !== 10) {
+            if (tag !== 8) {
               break;
             }
 
-            message.stored.push(reader.string());
+            message.sequence = longToNumber(reader.int64());
             continue;
           }
           case 2: {
-            if (tag !== 18) {
+            if (tag !== 16) {
               break;
             }
 
-            message.removed.push(reader.string());
+            message.snapshot = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.snapshotComplete = reader.bool();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.events.push(KvEvent.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.blockTokenCount = reader.int32();
             continue;
           }
         }
@@ -1949,18 +2265,38 @@ export const KvEventBatch: MessageFns<KvEventBatch> = {
 
   fromJSON(object: any): KvEventBatch {
     return {
-      stored: globalThis.Array.isArray(object?.stored) ? object.stored.map((e: any) => globalThis.String(e)) : [],
-      removed: globalThis.Array.isArray(object?.removed) ? object.removed.map((e: any) => globalThis.String(e)) : [],
+      sequence: isSet(object.sequence) ? globalThis.Number(object.sequence) : 0,
+      snapshot: isSet(object.snapshot) ? globalThis.Boolean(object.snapshot) : false,
+      snapshotComplete: isSet(object.snapshotComplete)
+        ? globalThis.Boolean(object.snapshotComplete)
+        : isSet(object.snapshot_complete)
+        ? globalThis.Boolean(object.snapshot_complete)
+        : false,
+      events: globalThis.Array.isArray(object?.events) ? object.events.map((e: any) => KvEvent.fromJSON(e)) : [],
+      blockTokenCount: isSet(object.blockTokenCount)
+        ? globalThis.Number(object.blockTokenCount)
+        : isSet(object.block_token_count)
+        ? globalThis.Number(object.block_token_count)
+        : 0,
     };
   },
 
   toJSON(message: KvEventBatch): unknown {
     const obj: any = {};
-    if (message.stored?.length) {
-      obj.stored = message.stored;
+    if (message.sequence !== 0) {
+      obj.sequence = Math.round(message.sequence);
     }
-    if (message.removed?.length) {
-      obj.removed = message.removed;
+    if (message.snapshot !== false) {
+      obj.snapshot = message.snapshot;
+    }
+    if (message.snapshotComplete !== false) {
+      obj.snapshotComplete = message.snapshotComplete;
+    }
+    if (message.events?.length) {
+      obj.events = message.events.map((e) => KvEvent.toJSON(e));
+    }
+    if (message.blockTokenCount !== 0) {
+      obj.blockTokenCount = Math.round(message.blockTokenCount);
     }
     return obj;
   },
@@ -1970,8 +2306,11 @@ export const KvEventBatch: MessageFns<KvEventBatch> = {
   },
   fromPartial(object: DeepPartial<KvEventBatch>): KvEventBatch {
     const message = createBaseKvEventBatch();
-    message.stored = object.stored?.map((e) => e) || [];
-    message.removed = object.removed?.map((e) => e) || [];
+    message.sequence = object.sequence ?? 0;
+    message.snapshot = object.snapshot ?? false;
+    message.snapshotComplete = object.snapshotComplete ?? false;
+    message.events = object.events?.map((e) => KvEvent.fromPartial(e)) || [];
+    message.blockTokenCount = object.blockTokenCount ?? 0;
     return message;
   },
 };
@@ -2054,7 +2393,11 @@ export const InferenceAdminServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Streams changes of the key-value cache. */
+    /**
+     * Streams what the key-value cache remembers of texts, first whole and then as it changes, for routers that send a prompt where its beginning is. A
+     * watcher that stays behind gets RESOURCE_EXHAUSTED, reason SLOW_READER, and one whose base changes in memory UNAVAILABLE, reason KV_CACHE_CHANGED:
+     * both watch again from a new beginning.
+     */
     watchKvEvents: {
       name: "WatchKvEvents",
       requestType: WatchKvEventsRequest as typeof WatchKvEventsRequest,
@@ -2098,7 +2441,11 @@ export interface InferenceAdminServiceImplementation<CallContextExt = {}> {
   getLoad(request: GetLoadRequest, context: CallContext & CallContextExt): Promise<DeepPartial<Load>>;
   /** Refuses new requests and ends when the running ones are done. */
   drain(request: DrainRequest, context: CallContext & CallContextExt): Promise<DeepPartial<DrainResponse>>;
-  /** Streams changes of the key-value cache. */
+  /**
+   * Streams what the key-value cache remembers of texts, first whole and then as it changes, for routers that send a prompt where its beginning is. A
+   * watcher that stays behind gets RESOURCE_EXHAUSTED, reason SLOW_READER, and one whose base changes in memory UNAVAILABLE, reason KV_CACHE_CHANGED:
+   * both watch again from a new beginning.
+   */
   watchKvEvents(
     request: WatchKvEventsRequest,
     context: CallContext & CallContextExt,
@@ -2137,11 +2484,23 @@ export interface InferenceAdminServiceClient<CallOptionsExt = {}> {
   getLoad(request: DeepPartial<GetLoadRequest>, options?: CallOptions & CallOptionsExt): Promise<Load>;
   /** Refuses new requests and ends when the running ones are done. */
   drain(request: DeepPartial<DrainRequest>, options?: CallOptions & CallOptionsExt): Promise<DrainResponse>;
-  /** Streams changes of the key-value cache. */
+  /**
+   * Streams what the key-value cache remembers of texts, first whole and then as it changes, for routers that send a prompt where its beginning is. A
+   * watcher that stays behind gets RESOURCE_EXHAUSTED, reason SLOW_READER, and one whose base changes in memory UNAVAILABLE, reason KV_CACHE_CHANGED:
+   * both watch again from a new beginning.
+   */
   watchKvEvents(
     request: DeepPartial<WatchKvEventsRequest>,
     options?: CallOptions & CallOptionsExt,
   ): AsyncIterable<KvEventBatch>;
+}
+
+function bytesFromBase64(b64: string): Uint8Array {
+  return Uint8Array.from(globalThis.Buffer.from(b64, "base64"));
+}
+
+function base64FromBytes(arr: Uint8Array): string {
+  return globalThis.Buffer.from(arr).toString("base64");
 }
 
 function floatToJson(value: number | null | undefined): number | string | null | undefined {
