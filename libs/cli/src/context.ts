@@ -13,9 +13,7 @@ export type GlobalOptions = {
   project: string;
   state: string;
   apiKeyFile?: string;
-  tlsCa?: string;
-  tlsCert?: string;
-  tlsKey?: string;
+  ca?: string;
 };
 
 export type CommandContext = {
@@ -52,9 +50,7 @@ export const environment = (env: NodeJS.ProcessEnv) => ({
   address: env['MEDMESH_ADDRESS'],
   project: env['MEDMESH_PROJECT'] ?? 'default',
   apiKeyFile: env['MEDMESH_API_KEY_FILE'],
-  tlsCa: env['MEDMESH_TLS_CA'],
-  tlsCert: env['MEDMESH_TLS_CERT'],
-  tlsKey: env['MEDMESH_TLS_KEY'],
+  ca: env['MEDMESH_CA'],
   state: resolve(env['MEDMESH_STATE'] ?? defaultStateDir),
   otlpEndpoint: env['OTEL_EXPORTER_OTLP_ENDPOINT'],
   inherited: inherit(env),
@@ -82,7 +78,7 @@ export function withContext<A extends unknown[]>(
           address: await resolveAddress(global),
           project: global.project,
           apiKey: global.apiKeyFile === undefined ? undefined : (await readFile(global.apiKeyFile, 'utf8')).trim(),
-          tls: tlsOf(global),
+          tls: global.ca === undefined ? undefined : { caFile: global.ca },
         });
         return client;
       },
@@ -96,18 +92,6 @@ export function withContext<A extends unknown[]>(
       client?.close();
     }
   };
-}
-
-/** TLS as soon as any of its files is named. Without an authority the system's are trusted. */
-function tlsOf({ tlsCa: caFile, tlsCert: certFile, tlsKey: keyFile }: GlobalOptions) {
-  if (caFile === undefined && certFile === undefined && keyFile === undefined) return undefined;
-  if ((certFile === undefined) !== (keyFile === undefined))
-    throw new Failure(
-      'invalid_argument',
-      `a client certificate needs --tls-cert and --tls-key; ${certFile === undefined ? '--tls-cert' : '--tls-key'} is missing`,
-      { reason: 'TLS_CONFIG_INVALID' },
-    );
-  return { caFile, certFile, keyFile };
 }
 
 async function resolveAddress(global: GlobalOptions): Promise<string> {

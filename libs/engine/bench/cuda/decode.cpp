@@ -528,19 +528,20 @@ void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, 
   }
 }
 
-// A prompt's attention, all of it at once.
-void prompt_figures(Bench& bench, const Model& m, std::int64_t tokens) {
+// Attention of a prompt's tokens, after those that were read before.
+void prompt_figures(Bench& bench, const Model& m, std::int64_t tokens, std::int64_t before) {
   const AttentionShape shape{.heads = m.heads, .kv_heads = m.kv_heads, .head_dim = m.head_dim, .scale = 0.088f};
-  const std::int64_t count = ceil_div(tokens, kPageTokens), width = m.heads * m.head_dim, elements = count * 2 * kPageTokens * m.kv_heads * m.head_dim;
+  const std::int64_t all = before + tokens, count = ceil_div(all, kPageTokens), width = m.heads * m.head_dim, elements = count * 2 * kPageTokens * m.kv_heads * m.head_dim;
   const DeviceMemory q = random_memory(2 * tokens * width, bench.stream, fill_bf16), out(2 * tokens * width), cache = random_memory(2 * m.layers * elements, bench.stream, fill_bf16);
   std::vector<std::int32_t> table(static_cast<std::size_t>(count));
   for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i * 7919 % table.size());
   const DeviceBuffer<std::int32_t> tables(table);
-  const DeviceBuffer<PagedChunk> tiles(paged_tiles(std::vector<PagedChunk>{{0, static_cast<std::int32_t>(tokens), 0, 0}}));
-  bench.row("paged_attention_prefill " + std::to_string(tokens), m.layers, 4.0 * static_cast<double>(tokens * (width + m.kv_heads * m.head_dim)),
-            2.0 * static_cast<double>(tokens * tokens) * static_cast<double>(width), [&](std::int64_t i) {
-              paged_attention_prefill(shape, View<const bf16>(q.as<bf16>(), tokens, width), tiles.data(), tiles.size(), tables.data(), count,
-                                      {cache.as<bf16>() + i * elements, m.kv_heads, m.head_dim}, View<bf16>(out.as<bf16>(), tokens, width), bench.stream);
+  const DeviceBuffer<PagedChunk> tiles(paged_tiles(std::vector<PagedChunk>{{0, static_cast<std::int32_t>(tokens), 0, static_cast<std::int32_t>(before)}}));
+  const DeviceMemory workspace(paged_prefill_workspace(shape));
+  bench.row("paged_attention_prefill " + std::to_string(tokens) + " after " + std::to_string(before), m.layers, 4.0 * static_cast<double>(tokens * width + all * m.kv_heads * m.head_dim),
+            2.0 * static_cast<double>(tokens * (all + before)) * static_cast<double>(width), [&](std::int64_t i) {
+              paged_attention_prefill(shape, View<const bf16>(q.as<bf16>(), tokens, width), tiles.data(), tiles.size(), all, tables.data(), count,
+                                      {cache.as<bf16>() + i * elements, m.kv_heads, m.head_dim}, View<bf16>(out.as<bf16>(), tokens, width), workspace.data(), bench.stream);
             });
 }
 
@@ -580,7 +581,9 @@ int main(int argc, char** argv) {
     for (const Model& m : kModels) {
       if (model != m.name) continue;
       if (prompt > 0) {
-        prompt_figures(bench, m, prompt);
+        prompt_figures(bench, m, prompt, 0);
+        for (const std::int64_t chunk : {128, 256, 512, 2048})
+          if (chunk < prompt) prompt_figures(bench, m, chunk, prompt - chunk);
         continue;
       }
       const Weights weights(m, bench.stream);

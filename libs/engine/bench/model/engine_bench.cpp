@@ -50,6 +50,7 @@ constexpr const char* kUsage = R"(engine-bench: what a user waits for, on a mode
     --batch N,… (1,8,32,64)        --context N (512)     --new-tokens N (64)    --prefill N|0 (2048)
     --adapters N (0)               --rank N (16)         --order fastest|same   the same bits whatever runs beside a sequence
     --graphs on|off                --phases on|off       --copies on|off        --crossover N    rows from which decoded copies are used
+    --beside N (0)                 a prompt of N tokens read while each batch decodes, in steps of --beside-step N (256) tokens in all
 )";
 
 struct Options {
@@ -95,6 +96,8 @@ bool parse_serve(bench::ServeBench& serve, const std::string& flag, const std::s
   else if (flag == "--batch") serve.batches = parse_counts(flag, value);
   else if (flag == "--context") serve.context = parse_count(flag, value);
   else if (flag == "--prefill") serve.prefill = value == "0" ? 0 : parse_count(flag, value);
+  else if (flag == "--beside") serve.beside = value == "0" ? 0 : parse_count(flag, value);
+  else if (flag == "--beside-step") serve.beside_step = parse_count(flag, value);
   else if (flag == "--adapters") serve.adapters = value == "0" ? 0 : parse_count(flag, value);
   else if (flag == "--rank") serve.rank = parse_count(flag, value);
   else if (flag == "--crossover") serve.crossover = parse_count(flag, value);

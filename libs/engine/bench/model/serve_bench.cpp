@@ -24,6 +24,7 @@ using Clock = std::chrono::steady_clock;
 constexpr double kCopyBandwidth = 4.3e12;     // bytes a second, read and written by a copy on one H200
 constexpr double kProductFlops = 790e12;      // dense bf16 products as measured on one H200
 constexpr std::int64_t kPrefillTokens = 2048;  // of a step
+constexpr std::int64_t kIdleSteps = 64;        // before a prompt comes to be read beside
 
 double milliseconds(Clock::duration d) { return std::chrono::duration<double, std::milli>(d).count(); }
 
@@ -47,7 +48,8 @@ class GpuSubject final : public Subject {
   explicit GpuSubject(const ServeBench& bench) : bench_(bench), base_(std::make_shared<RandomBase>(bench.shape)) { require_cuda_device(bench.device.index); }
   const ModelSpec& spec() const override { return base_->spec; }
   std::unique_ptr<Generator> generator(const GeneratorOptions& options, bool timed) override {
-    const RunnerOptions runner{.max_rows = options.max_running + options.prefill_tokens, .max_sequences = options.max_running, .memory_budget = bench_.memory_budget,
+    const RunnerOptions runner{.max_rows = options.max_running + options.prefill_tokens, .max_sequences = options.max_running,
+                               .mixed_rows = options.tokens_beside < options.prefill_tokens ? options.tokens_beside : 0, .memory_budget = bench_.memory_budget,
                                .order = options.order, .graphs = bench_.graphs, .prepare = !timed, .timed = timed, .keep_decoded = bench_.keep_decoded, .crossover = bench_.crossover};
     auto made = cuda_backend().backend->create_runner({base_, base_->spec, base_->weights}, bench_.device.index, runner);
     if (!timed) std::fprintf(stderr, "%s", made->memory_table().c_str());
@@ -102,7 +104,7 @@ Decoding decode(Subject& subject, Generator& generator, const ServeBench& bench,
   std::mt19937 random(3407);
   const std::int64_t context = bench.context;
   // Prompts are read one after another while others decode already: so many tokens more are made before all run.
-  const std::int64_t before = batch * context / (gpu ? kPrefillTokens : GeneratorOptions{}.prefill_tokens_beside) + 8;
+  const std::int64_t before = batch * context / (gpu ? kPrefillTokens : GeneratorOptions{}.tokens_beside) + 8;
   std::mutex mutex;
   std::vector<std::vector<Clock::time_point>> times(static_cast<std::size_t>(batch));
   std::latch done(batch);
@@ -157,6 +159,65 @@ double read_prompt_ms(Subject& subject, Generator& generator, std::int64_t token
   return milliseconds(first - start);
 }
 
+// More than a sequence has decoded when the prompt beside it has been read.
+std::int64_t most_tokens_beside(const ServeBench& bench, std::int64_t batch) {
+  return kIdleSteps + (batch * bench.context + bench.beside) / std::max({bench.beside_step - batch, bench.beside_step / 4, std::int64_t{1}}) + batch + 64;
+}
+
+// Runs a batch, and when all of it decodes, reads a prompt of bench.beside tokens: how long the others wait for their tokens before, and meanwhile. Of a timed
+// runner also where that time goes.
+Json decode_beside_prompt(Subject& subject, Generator& generator, const ServeBench& bench, std::int64_t batch) {
+  std::mt19937 random(3407);
+  std::vector<std::vector<Clock::time_point>> times(static_cast<std::size_t>(batch));
+  std::vector<StepTimes> spent;  // at each token of the first sequence
+  std::vector<std::uint64_t> sequences;
+  std::latch idle_over(batch), read(1), done(batch);
+  for (std::int64_t b = 0; b < batch; ++b) {
+    GenerateRequest request;
+    request.tokens = random_tokens(subject.spec(), bench.context, random);
+    request.sampling.max_tokens = most_tokens_beside(bench, batch);
+    // The last to begin has the fewest tokens, so that all have decoded together for kIdleSteps when it has those.
+    sequences.push_back(generator.submit(std::move(request), {[&, b](const GeneratedToken&) {
+                                                                auto& of = times[static_cast<std::size_t>(b)];
+                                                                of.push_back(Clock::now());
+                                                                if (b == 0) spent.push_back(subject.times());
+                                                                if (of.size() == kIdleSteps) idle_over.count_down();
+                                                              },
+                                                              [&](const Error*) { done.count_down(); }}));
+  }
+  idle_over.wait();
+  const auto submitted = Clock::now();
+  Clock::time_point first;
+  GenerateRequest request;
+  request.tokens = random_tokens(subject.spec(), bench.beside, random);
+  request.sampling.max_tokens = 1;
+  generator.submit(std::move(request), {[&](const GeneratedToken&) { first = Clock::now(); }, [&](const Error*) { read.count_down(); }});
+  read.wait();
+  for (const std::uint64_t sequence : sequences) generator.cancel(sequence);
+  done.wait();
+  Clock::time_point all_began = times[0].front();
+  for (const auto& of : times) all_began = std::max(all_began, of.front());
+  const auto between = [&](Clock::time_point from, Clock::time_point to) {
+    std::vector<double> intervals;
+    for (const auto& of : times)
+      for (std::size_t i = 1; i < of.size(); ++i)
+        if (of[i - 1] >= from && of[i] <= to) intervals.push_back(milliseconds(of[i] - of[i - 1]));
+    return intervals;
+  };
+  const auto idle = between(all_began, submitted), beside = between(submitted, first);
+  Json line = {{"bench", "beside"}, {"batch", batch}, {"context", bench.context}, {"prompt", bench.beside}, {"step_tokens", bench.beside_step}, {"prompt_ms", milliseconds(first - submitted)},
+               {"tpot_ms", {{"idle_p50", percentile(idle, 0.5)}, {"idle_p99", percentile(idle, 0.99)}, {"p50", percentile(beside, 0.5)}, {"p99", percentile(beside, 0.99)}}}};
+  const auto token_at = [&](Clock::time_point time) { return static_cast<std::size_t>(std::ranges::upper_bound(times[0], time) - times[0].begin()) - 1; };
+  const std::size_t from = token_at(submitted), to = token_at(first);
+  if (spent[to].products > spent[from].products) {
+    const auto steps = static_cast<double>(to - from);
+    const double products = spent[to].products - spent[from].products, attention = spent[to].attention - spent[from].attention, sampling = spent[to].sampling - spent[from].sampling;
+    const double wall = milliseconds(times[0][to] - times[0][from]);
+    line.update({{"step_ms", {{"products", products / steps}, {"attention", attention / steps}, {"sampling", sampling / steps}, {"host", (wall - products - attention - sampling) / steps}}}});
+  }
+  return line;
+}
+
 // Bytes that a step of decoding must read: every weight once, and the keys and values of all sequences.
 double decode_bytes(const ModelSpec& spec, std::int64_t batch, double context) {
   constexpr double kNf4Bytes = 0.5 + 1.0 / 64 + 4.0 / (64 * 256);  // of a weight: its code, its scale's code, that one's scale
@@ -184,8 +245,10 @@ void run_serve_bench(const ServeBench& bench) {
   GeneratorOptions options;
   options.max_running = most;
   options.order = bench.order;
-  if (gpu) options.prefill_tokens = options.prefill_tokens_beside = kPrefillTokens;
-  if (!gpu) options.kv_bytes = (most * (bench.context + bench.new_tokens + most * bench.context / 64 + 64) / HostKvMemory::kBlockTokens + most + 1) * HostKvMemory::block_bytes(spec, Compute::bf16);
+  if (gpu) options.prefill_tokens = options.tokens_beside = kPrefillTokens;
+  const auto host_cache = [&](std::int64_t tokens) { return (tokens / HostKvMemory::kBlockTokens + most + 1) * HostKvMemory::block_bytes(spec, Compute::bf16); };
+  const std::int64_t decoded = bench.new_tokens + most * bench.context / options.tokens_beside + 64;  // of each sequence at most
+  if (!gpu) options.kv_bytes = host_cache(std::max(most * (bench.context + decoded), bench.prefill));
   const auto adapters = random_adapters(spec, bench.adapters, bench.rank);
 
   const auto loading = Clock::now();
@@ -225,6 +288,23 @@ void run_serve_bench(const ServeBench& bench) {
     }
     print(line);
     lines.push_back(std::move(line));
+  }
+  if (bench.beside > 0) {
+    GeneratorOptions beside = options;
+    beside.max_running = most + 1;
+    beside.tokens_beside = bench.beside_step;
+    if (!gpu) beside.kv_bytes = host_cache(most * (bench.context + most_tokens_beside(bench, most)) + bench.beside);
+    for (const bool timed : {false, true}) {
+      if (timed && !(gpu && bench.phases)) continue;
+      generator.reset();
+      generator = subject->generator(beside, timed);
+      for (const std::int64_t batch : bench.batches) {
+        decode_beside_prompt(*subject, *generator, bench, batch);  // captures, chooses algorithms
+        Json line = common;
+        line.update(decode_beside_prompt(*subject, *generator, bench, batch));
+        print(line);
+      }
+    }
   }
   if (!gpu || !bench.phases) return;
   // Where the time goes: the same without captured steps, with a clock between the parts.

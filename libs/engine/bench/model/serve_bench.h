@@ -18,6 +18,8 @@ struct ServeBench {
   std::int64_t context = 512;          // tokens of each prompt
   std::int64_t prefill = 2048;         // tokens of the prompt whose reading is timed; 0: none is
   std::int64_t new_tokens = 64;        // decoded by every sequence while all of them run
+  std::int64_t beside = 0;             // tokens of a prompt that is read while each batch decodes; 0: none is
+  std::int64_t beside_step = 256;      // GeneratorOptions::tokens_beside then; the inference server's on a GPU
   std::int64_t adapters = 0;           // that the sequences have in turn; 0: none
   std::int64_t rank = 16;
   std::int64_t memory_budget = 0;      // bytes of a GPU; 0: what is free

@@ -40,7 +40,7 @@ Generator::Generator(std::shared_ptr<Model> model, const GeneratorOptions& optio
 
 Generator::Generator(std::unique_ptr<Runner> runner, const GeneratorOptions& options)
     : runner_(std::move(runner)), options_(options), cache_(runner_->memory()),
-      scheduler_({options.max_running, options.prefill_tokens, options.prefill_tokens_beside},
+      scheduler_({options.max_running, options.prefill_tokens, options.tokens_beside},
                  {[this](std::uint64_t id, std::int64_t tokens) { return cache_.grow(sequences_.at(id)->blocks, tokens); },
                   [this](std::uint64_t id) { release(*sequences_.at(id)); }, [this](std::uint64_t id) { return reuse(*sequences_.at(id)); }}) {
   require(options.max_running >= 1, "max_running is ", options.max_running, "; use 1 or more");

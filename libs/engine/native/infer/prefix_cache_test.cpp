@@ -224,7 +224,7 @@ TEST("whoever follows a cache that forgets knows what it remembers, from wheneve
 TEST("100,000 requests cancelled at random times, with shared beginnings, priorities and a cache too small for them, leave no block held") {
   const auto model = tiny();
   const std::int64_t block = HostKvMemory::block_bytes(model->spec(), Compute::f32), vocab = model->spec().vocab;
-  Generator generator(model, {.max_running = 16, .prefill_tokens = 64, .prefill_tokens_beside = 32, .kv_bytes = 24 * block});
+  Generator generator(model, {.max_running = 16, .prefill_tokens = 64, .tokens_beside = 32, .kv_bytes = 24 * block});
   std::vector<std::vector<std::uint32_t>> prompts;
   for (std::uint64_t i = 0; i < 40; ++i) {
     prompts.push_back(prompt_of(1 + static_cast<std::int64_t>(i * 3), i % 4, vocab));

@@ -125,7 +125,9 @@ void Scheduler::plan_prefills(StepPlan& plan) {
     const bool planned = std::ranges::find(plan.parts, sequence, &StepPart::sequence) != plan.parts.end();
     if (!planned && states_.at(sequence).remaining() > 0) reading.push_back(sequence);
   }
-  std::int64_t budget = plan.parts.empty() ? limits_.prefill_tokens : std::min(limits_.prefill_tokens, limits_.prefill_tokens_beside);
+  const auto advancing = static_cast<std::int64_t>(plan.parts.size());
+  std::int64_t budget = limits_.prefill_tokens;
+  if (advancing > 0) budget = std::min(budget, std::max({limits_.tokens_beside - advancing, limits_.tokens_beside / 4, std::int64_t{1}}));
   for (std::size_t i = 0; i < reading.size() && budget > 0; ++i) {
     // The oldest may not take all of a step from the next one: half is kept for it, unless it needs less.
     const std::int64_t others = i + 1 < reading.size() ? std::min(budget / 2, states_.at(reading[i + 1]).remaining()) : 0;

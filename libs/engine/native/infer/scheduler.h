@@ -16,7 +16,9 @@ namespace engine {
 struct SchedulerLimits {
   std::int64_t max_running = 64;
   std::int64_t prefill_tokens = 256;  // prompt tokens of one step
-  std::int64_t prefill_tokens_beside = 64;  // of one in which other sequences advance; at most prefill_tokens
+  // All tokens of a step in which other sequences advance, theirs included, so that such steps have one size: products take rows in tiles. A quarter of them
+  // are a prompt's however many advance.
+  std::int64_t tokens_beside = 64;
 };
 
 // Tokens [first, first + count) of a sequence. `samples`: the last of them is the sequence's last token, so the next one is to be chosen.

@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char* kLibraryVariable = "MEDMESH_ENGINE_CUDA_LIBRARY";
 // Of one step: what keeps a GPU's products busy, and beside others' next tokens a step of about 20 ms for a 7B model.
-constexpr std::int64_t kGpuPrefillTokens = 2048, kGpuPrefillBeside = 512;
+constexpr std::int64_t kGpuPrefillTokens = 2048, kGpuTokensBeside = 256;
 constexpr const char* kLibraryName = "libengine_cuda.so";
 
 // The file this code was loaded from.
@@ -119,6 +119,7 @@ std::unique_ptr<Generator> create_generator(std::shared_ptr<Model> model, const 
   RunnerOptions runner;
   runner.max_rows = settings.max_running + kGpuPrefillTokens;
   runner.max_sequences = settings.max_running;
+  runner.mixed_rows = kGpuTokensBeside;
   runner.memory_budget = settings.memory_budget;
   runner.order = settings.order.value_or(SumOrder::fastest);
   runner.prepare = true;
@@ -131,7 +132,7 @@ std::unique_ptr<Generator> create_generator(std::shared_ptr<Model> model, const 
   }
   options.order = runner.order;
   options.prefill_tokens = kGpuPrefillTokens;
-  options.prefill_tokens_beside = kGpuPrefillBeside;
+  options.tokens_beside = kGpuTokensBeside;
   return std::make_unique<Generator>(std::move(made), options);
 }
 

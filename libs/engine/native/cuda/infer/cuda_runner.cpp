@@ -104,6 +104,7 @@ void CudaRunner::prepare() {
     products_->tune(rows, kv_->data(), kv_->bytes(), stream_);
     practise(rows, 1);
   }
+  if (options_.mixed_rows > 0) products_->tune(options_.mixed_rows, kv_->data(), kv_->bytes(), stream_);
   // With one order for any rows prompts of all lengths take the same kernels; else the library's differ.
   if (options_.order == SumOrder::same_for_any_rows) practise(1, std::min(DeviceKv::kBlockTokens, options_.max_rows));
   else

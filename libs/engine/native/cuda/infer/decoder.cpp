@@ -46,7 +46,7 @@ void Decoder::attend(std::int64_t layer, const StepShape& shape, const RunnerInp
   each_single([&](std::int64_t first, std::int64_t count) {
     paged_attention_decode(attention, q.row_range(first, count), paged(first, shape.apart), pages, out.row_range(first, count), shape.most_tokens, b.attention_workspace, stream);
   });
-  if (shape.tiles > 0) paged_attention_prefill(attention, q, input.tiles, shape.tiles, input.tables, shape.table_stride, pages, out, stream);
+  if (shape.tiles > 0) paged_attention_prefill(attention, q, input.tiles, shape.tiles, shape.most_tokens, input.tables, shape.table_stride, pages, out, b.prefill_workspace, stream);
 }
 
 // x += norm(sub)

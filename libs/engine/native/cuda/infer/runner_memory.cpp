@@ -77,6 +77,8 @@ RunnerMemory RunnerMemory::take(DeviceArena& arena, const ModelSpec& spec, const
   b.attention_rows = std::min(rows, std::clamp<std::int64_t>(options.max_sequences, kWantedRows, kAttentionRows));
   b.attention_workspace_bytes = attention_workspace(spec, b.attention_rows);
   b.attention_workspace = arena.take_bytes(b.attention_workspace_bytes);
+  const std::int64_t prefill_bytes = options.order == SumOrder::fastest ? paged_prefill_workspace(attention_shape(spec, 0)) : 0;  // with one order rows come singly
+  b.prefill_workspace = prefill_bytes > 0 ? arena.take_bytes(prefill_bytes) : nullptr;
   b.wanted_rows = std::min(rows, std::max(kWantedRows, options.max_sequences));
   b.last = arena.take<bf16>(b.wanted_rows * spec.hidden);
   b.logits = arena.take<float>(b.wanted_rows * spec.vocab);

@@ -23,6 +23,7 @@ struct StepBuffers {
   bf16* scratch;                                                     // the largest decoded product; null where none is needed
   void *gemv_workspace, *attention_workspace;                        // zeroed once
   std::int64_t gemv_workspace_bytes, attention_workspace_bytes;
+  void* prefill_workspace;                                           // null where attention of prompts needs none
   std::int64_t attention_rows;                                       // that one call of attention takes
   bf16* last;                                                        // [W, hidden] wanted rows
   float* logits;                                                     // [W, vocab]

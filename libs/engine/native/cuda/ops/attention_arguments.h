@@ -3,9 +3,16 @@
 #pragma once
 
 #include "cuda/ops/attention.h"
+#include "cuda/ops/paged_attention.h"
 #include "cuda/runtime/cuda.h"
 
 namespace engine::cuda::attention {
+
+// How scores are made of products of queries and keys.
+struct Scores {
+  int window;  // 0: no limit
+  float scale, softcap;
+};
 
 struct ForwardArguments {
   const bf16 *q, *k, *v;
@@ -15,6 +22,18 @@ struct ForwardArguments {
   const AttentionTile* tiles;
   int heads, group, window;
   float scale, softcap;
+};
+
+struct PagedForwardArguments {
+  const bf16* q;
+  bf16* out;
+  std::int64_t q_stride, out_stride;
+  const PagedChunk* tiles;
+  const std::int32_t* tables;
+  std::int64_t table_stride;
+  const bf16* pages;
+  int kv_heads, group;
+  Scores scores;
 };
 
 struct BackwardArguments {
@@ -35,6 +54,10 @@ void use_kernels(Kernels kernels);
 bool takes_warpgroups(std::int64_t head_dim);
 
 void forward_with_warpgroups(std::int64_t head_dim, const ForwardArguments& in, std::int64_t tiles, cudaStream_t stream);
+// Of `keys` at most for each query; no more than fit into a block's list of pages. `workspace` of prefill_workspace_with_warpgroups bytes.
+inline constexpr std::int64_t kMostGroupPages = 16384;
+std::int64_t prefill_workspace_with_warpgroups(std::int64_t head_dim);
+void prefill_with_warpgroups(std::int64_t head_dim, const PagedForwardArguments& in, std::int64_t tiles, std::int64_t keys, void* workspace, cudaStream_t stream);
 // dq, and dk and dv or their parts; `stats` are there.
 void backward_with_warpgroups(std::int64_t head_dim, const BackwardArguments& in, cudaStream_t stream);
 

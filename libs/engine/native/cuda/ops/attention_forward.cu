@@ -1,6 +1,5 @@
 // attention_forward.cu: attention of packed sequences, one block for each tile of queries and head. (attention.h, attention_forward.cuh)
 #include "cuda/ops/attention.h"
-#include "cuda/ops/attention_arguments.h"
 #include "cuda/ops/attention_forward.cuh"
 #include "cuda/ops/attention_launch.h"
 #include "cuda/runtime/error.h"

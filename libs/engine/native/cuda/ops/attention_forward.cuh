@@ -5,16 +5,12 @@
 //   shared memory (128 B a cycle) just below the tensor cores' rate for mma.sync.
 #pragma once
 
+#include "cuda/ops/attention_arguments.h"
 #include "cuda/ops/attention_tile.cuh"
 
 namespace engine::cuda::attention {
 
 inline constexpr int kKeys = 64;  // of one step
-
-struct Scores {
-  int window;
-  float scale, softcap;
-};
 
 // What a block computes: queries at positions row … of one head. Keys are at positions from `first` on, both end before `last`.
 struct ForwardTile {

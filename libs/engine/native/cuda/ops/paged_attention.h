@@ -67,8 +67,10 @@ inline constexpr std::int64_t kPagedTile = 128;
 std::vector<PagedChunk> paged_tiles(std::span<const PagedChunk> chunks);
 
 // The same for chunks of prompts: their keys, those of the chunk included, are already written. `tiles` in device memory; rows in none are left alone.
-// A tile's bits depend on its position and length: a prompt cut into chunks of whole tiles gives the bits of the prompt read at once.
-void paged_attention_prefill(const AttentionShape& shape, View<const bf16> q, const PagedChunk* tiles, std::int64_t tile_count, const std::int32_t* tables,
-                             std::int64_t table_stride, const KvPages& pages, View<bf16> out, cudaStream_t stream);
+// `most_tokens` ≥ position + rows of every tile. How a tile's sums are ordered depends on it and on the number of tiles.
+// `workspace` of paged_prefill_workspace(shape) bytes; calls of one stream share it.
+void paged_attention_prefill(const AttentionShape& shape, View<const bf16> q, const PagedChunk* tiles, std::int64_t tile_count, std::int64_t most_tokens,
+                             const std::int32_t* tables, std::int64_t table_stride, const KvPages& pages, View<bf16> out, void* workspace, cudaStream_t stream);
+std::int64_t paged_prefill_workspace(const AttentionShape& shape);
 
 }  // namespace engine::cuda

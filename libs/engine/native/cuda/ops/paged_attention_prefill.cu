@@ -1,4 +1,7 @@
 // paged_attention_prefill.cu: chunks of prompts, one block for each tile of queries and head; keys are gathered through the table. (attention_forward.cuh)
+#include <algorithm>
+
+#include "cuda/ops/attention_arguments.h"
 #include "cuda/ops/attention_forward.cuh"
 #include "cuda/ops/attention_launch.h"
 #include "cuda/ops/paged_attention.h"
@@ -10,20 +13,8 @@ namespace {
 
 static_assert(kPagedTile == kAttentionTile);
 
-struct PrefillArguments {
-  const bf16* q;
-  bf16* out;
-  std::int64_t q_stride, out_stride;
-  const PagedChunk* tiles;
-  const std::int32_t* tables;
-  std::int64_t table_stride;
-  const bf16* pages;
-  int kv_heads, group;
-  Scores scores;
-};
-
 template <int D>
-__global__ void __launch_bounds__(kThreads) prefill_kernel(PrefillArguments in) {
+__global__ void __launch_bounds__(kThreads) prefill_kernel(PagedForwardArguments in) {
   allow_next();
   wait_for_previous();
   const PagedChunk tile = in.tiles[blockIdx.x];
@@ -48,13 +39,20 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(PrefillArguments in) 
 }  // namespace
 }  // namespace attention
 
-void paged_attention_prefill(const AttentionShape& shape, View<const bf16> q, const PagedChunk* tiles, std::int64_t tile_count, const std::int32_t* tables,
-                             std::int64_t table_stride, const KvPages& pages, View<bf16> out, cudaStream_t stream) {
+std::int64_t paged_prefill_workspace(const AttentionShape& shape) {
+  return attention::takes_warpgroups(shape.head_dim) ? attention::prefill_workspace_with_warpgroups(shape.head_dim) : 0;
+}
+
+void paged_attention_prefill(const AttentionShape& shape, View<const bf16> q, const PagedChunk* tiles, std::int64_t tile_count, std::int64_t most_tokens,
+                             const std::int32_t* tables, std::int64_t table_stride, const KvPages& pages, View<bf16> out, void* workspace, cudaStream_t stream) {
   using namespace attention;
   check_paged(shape, q, pages, out);
   if (tile_count == 0) return;
-  const PrefillArguments in{q.data, out.data, q.stride, out.stride, tiles, tables, table_stride, pages.data, static_cast<int>(shape.kv_heads),
-                            static_cast<int>(shape.heads / shape.kv_heads), {static_cast<int>(shape.window), shape.scale, shape.softcap}};
+  const PagedForwardArguments in{q.data, out.data, q.stride, out.stride, tiles, tables, table_stride, pages.data, static_cast<int>(shape.kv_heads),
+                                 static_cast<int>(shape.heads / shape.kv_heads), {static_cast<int>(shape.window), shape.scale, shape.softcap}};
+  const std::int64_t keys = shape.window > 0 ? std::min(most_tokens, shape.window + 2 * kPagedTile) : most_tokens;
+  if (takes_warpgroups(shape.head_dim) && keys <= kMostGroupPages * kPageTokens)
+    return prefill_with_warpgroups(shape.head_dim, in, tile_count, keys, workspace, stream);
   for_head_dim(shape.head_dim, [&]<int D>(HeadDim<D>) {
     using Kernel = Forward<D>;
     launch_chained(stream, dim3(blocks(tile_count), static_cast<unsigned>(shape.heads), kPagedTile / Kernel::kRows), dim3(kThreads), Kernel::kSharedBytes,

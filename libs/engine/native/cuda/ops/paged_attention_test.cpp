@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cuda/ops/attention_arguments.h"
 #include "cuda/ops/op_test.h"
 #include "ops/attention_decode.h"
 #include "ops/rope.h"
@@ -228,7 +229,8 @@ TEST("attention of prompts in chunks over pages is the CPU's, and a row of no ch
     tiles.push_back({0, 0, 0, 0});
     const DeviceBuffer<PagedChunk> device_tiles(tiles);
     const DeviceRows device_q(q, n, width, 8), out(n, width, 8);
-    paged_attention_prefill(shape, device_q.view(), device_tiles.data(), device_tiles.size(), pages.tables(), pages.stride(), pages.view(), out.view(), stream());
+    const DeviceMemory workspace(paged_prefill_workspace(shape));
+    paged_attention_prefill(shape, device_q.view(), device_tiles.data(), device_tiles.size(), 200, pages.tables(), pages.stride(), pages.view(), out.view(), workspace.data(), stream());
     auto got = out.read();
     for (std::int64_t c = 92 * width; c < 93 * width; ++c) {
       CHECK(std::isnan(got[static_cast<std::size_t>(c)]));
@@ -237,6 +239,35 @@ TEST("attention of prompts in chunks over pages is the CPU's, and a row of no ch
     CHECK_ERROR(relative_error(got, expected), 2 * kRounding, "head_dim ", shape.head_dim);
   }
   CHECK_EQ(paged_tiles(std::vector<PagedChunk>{{0, 300, 0, 10}}).size(), 3u);
+}
+
+TEST("a chunk of few queries after many tokens divides its keys into parts, and joins them") {
+  for (const AttentionShape& shape : {AttentionShape{.heads = 1, .kv_heads = 1, .head_dim = 128, .scale = 0.1f}, AttentionShape{.heads = 1, .kv_heads = 1, .head_dim = 64, .scale = 0.2f, .softcap = 10.0f},
+                                      AttentionShape{.heads = 1, .kv_heads = 1, .head_dim = 64, .scale = 0.2f, .window = 1000}}) {
+    // The second has no keys in most parts, and begins in the middle of a page.
+    const std::vector<std::int64_t> lengths{1600, 40};
+    Pages pages(shape, lengths);
+    pages.fill(lengths);
+    const std::vector<PagedChunk> chunks{{0, 64, 0, 1536}, {64, 9, 1, 31}};
+    const std::int64_t n = 73, width = shape.heads * shape.head_dim;
+    std::vector<KvRow> of;
+    for (const PagedChunk& c : chunks)
+      for (std::int32_t i = 0; i < c.rows; ++i) of.push_back({c.sequence, c.position + i});
+    const auto q = random_bf16(n * width, 1, 2.0f);
+    std::vector<float> expected(q.size());
+    attention_decode(cpu_bf16(), shape, pages.host(), pages.sequences(), of, rows(q, n, width), rows(expected, n, width));
+    const auto tiles = paged_tiles(chunks);
+    const DeviceBuffer<PagedChunk> device_tiles(tiles);
+    const DeviceRows device_q(q, n, width);
+    const DeviceMemory workspace(paged_prefill_workspace(shape));
+    for (const auto kernels : {attention::Kernels::fitting, attention::Kernels::portable}) {
+      attention::use_kernels(kernels);
+      const DeviceRows out(n, width);
+      paged_attention_prefill(shape, device_q.view(), device_tiles.data(), device_tiles.size(), 1600, pages.tables(), pages.stride(), pages.view(), out.view(), workspace.data(), stream());
+      attention::use_kernels(attention::Kernels::fitting);
+      CHECK_ERROR(relative_error(out.read(), expected), 2 * kRounding, "head_dim ", shape.head_dim, ", window ", shape.window);
+    }
+  }
 }
 
 TEST("queries stay, keys and values go to their slots, as qkv_post has them") {
