@@ -13,7 +13,9 @@ export type GlobalOptions = {
   project: string;
   state: string;
   apiKeyFile?: string;
-  ca?: string;
+  tlsCa?: string;
+  tlsCert?: string;
+  tlsKey?: string;
 };
 
 export type CommandContext = {
@@ -50,7 +52,9 @@ export const environment = (env: NodeJS.ProcessEnv) => ({
   address: env['MEDMESH_ADDRESS'],
   project: env['MEDMESH_PROJECT'] ?? 'default',
   apiKeyFile: env['MEDMESH_API_KEY_FILE'],
-  ca: env['MEDMESH_CA'],
+  tlsCa: env['MEDMESH_TLS_CA'],
+  tlsCert: env['MEDMESH_TLS_CERT'],
+  tlsKey: env['MEDMESH_TLS_KEY'],
   state: resolve(env['MEDMESH_STATE'] ?? defaultStateDir),
   otlpEndpoint: env['OTEL_EXPORTER_OTLP_ENDPOINT'],
   inherited: inherit(env),
@@ -78,7 +82,7 @@ export function withContext<A extends unknown[]>(
           address: await resolveAddress(global),
           project: global.project,
           apiKey: global.apiKeyFile === undefined ? undefined : (await readFile(global.apiKeyFile, 'utf8')).trim(),
-          tls: global.ca === undefined ? undefined : { caFile: global.ca },
+          tls: tlsOf(global),
         });
         return client;
       },
@@ -92,6 +96,18 @@ export function withContext<A extends unknown[]>(
       client?.close();
     }
   };
+}
+
+/** TLS as soon as any of its files is named. Without an authority the system's are trusted. */
+function tlsOf({ tlsCa: caFile, tlsCert: certFile, tlsKey: keyFile }: GlobalOptions) {
+  if (caFile === undefined && certFile === undefined && keyFile === undefined) return undefined;
+  if ((certFile === undefined) !== (keyFile === undefined))
+    throw new Failure(
+      'invalid_argument',
+      `a client certificate needs --tls-cert and --tls-key; ${certFile === undefined ? '--tls-cert' : '--tls-key'} is missing`,
+      { reason: 'TLS_CONFIG_INVALID' },
+    );
+  return { caFile, certFile, keyFile };
 }
 
 async function resolveAddress(global: GlobalOptions): Promise<string> {

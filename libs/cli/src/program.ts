@@ -23,8 +23,10 @@ const groups: { names: readonly string[]; load: () => Promise<AddCommands> }[] =
   { names: ['completion'], load: async () => addCompletionCommand },
 ];
 
+const tlsOptions = ['--tls-ca', '--tls-cert', '--tls-key'];
+
 /** Options before the command that take a value of their own. */
-const valued: ReadonlySet<string> = new Set(['--address', '--project', '--state', '--api-key-file', '--ca']);
+const valued: ReadonlySet<string> = new Set(['--address', '--project', '--state', '--api-key-file', ...tlsOptions]);
 
 /** The command that a command line names; undefined for none, as with --help. */
 export function commandName(words: readonly string[]): string | undefined {
@@ -76,7 +78,17 @@ export async function createProgram({ env, signal, wanted, silent = false }: Pro
         defaults.apiKeyFile,
       ),
     )
-    .addOption(new Option('--ca <file>', 'PEM authority of the gateway; speaks TLS').default(defaults.ca))
+    .addOption(
+      new Option('--tls-ca <file>', 'PEM authority of the gateway; any of these three speaks TLS').default(
+        defaults.tlsCa,
+      ),
+    )
+    .addOption(
+      new Option('--tls-cert <file>', 'PEM certificate to show to a gateway that asks for one').default(
+        defaults.tlsCert,
+      ),
+    )
+    .addOption(new Option('--tls-key <file>', 'its PEM key').default(defaults.tlsKey))
     .addOption(new Option('--project <project>', 'the project that names are made in').default(defaults.project))
     .addOption(
       // The processes of a mesh have a folder of their own: a relative path would mean another place to them.
@@ -92,7 +104,7 @@ export async function createProgram({ env, signal, wanted, silent = false }: Pro
     .exitOverride()
     .addHelpText(
       'after',
-      '\nExit codes: 0 done, 1 failed, 2 wrong use or refused, 3 nothing answers, 130 interrupted.',
+      '\nMEDMESH_ADDRESS, MEDMESH_API_KEY_FILE, MEDMESH_TLS_CA, MEDMESH_TLS_CERT, MEDMESH_TLS_KEY, MEDMESH_PROJECT and MEDMESH_STATE stand for options that are not given.\nExit codes: 0 done, 1 failed, 2 wrong use or refused, 3 nothing answers, 130 interrupted.',
     );
   const named = groups.filter((group) => wanted !== undefined && group.names.includes(wanted));
   // An unknown command needs all of them, for the suggestion; `completion` describes all of them.

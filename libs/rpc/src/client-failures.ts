@@ -1,8 +1,9 @@
 import { Failure, toFailure } from '@medmesh/errors';
 import { rpc } from '@medmesh/proto';
-import { type CallOptions, ClientError, type ClientMiddlewareCall } from 'nice-grpc';
+import { type CallOptions, ClientError, type ClientMiddlewareCall, Status } from 'nice-grpc';
 import type { CallGenerator } from './generators.ts';
 import { fromStatus, statusDetailsTrailer } from './status.ts';
+import { explainTlsRefusal } from './tls-refusals.ts';
 
 /** Turns what a call throws into the Failure the server threw, as far as it crossed the wire. */
 export async function* raiseFailures<Request, Response>(
@@ -17,7 +18,11 @@ export async function* raiseFailures<Request, Response>(
   try {
     return yield* call.next(call.request, { ...options, onTrailer });
   } catch (e) {
-    if (e instanceof ClientError) throw fromStatus(decodeStatus(details, e), e);
+    if (e instanceof ClientError) {
+      const refusal = e.code === Status.UNAVAILABLE && details === undefined ? explainTlsRefusal(e.details) : undefined;
+      if (refusal !== undefined) throw new Failure('unavailable', refusal, { reason: 'TLS_REFUSED', cause: e });
+      throw fromStatus(decodeStatus(details, e), e);
+    }
     throw abortReason(options.signal) ?? toFailure(e);
   }
 }

@@ -156,6 +156,38 @@ test('with a client authority, gRPC and HTTP let in its clients alone, and take 
   expect(await answers('ours', 'stranger')).toEqual([false, false]);
   expect(await answers('ours', undefined)).toEqual([false, false]);
   expect(await answers('theirs', 'client')).toEqual([false, false]);
+
+  // The command, with options and with variables in their place.
+  const medmesh = async (options: string[], env: Record<string, string> = {}) => {
+    const command = join(repositoryRoot, 'medmesh');
+    const args = ['--json', '--address', `127.0.0.1:${ports.grpc}`, ...options, 'model', 'list'];
+    const running = await spawnProcess({ command, args, env });
+    const { code } = await running.exited;
+    return { exit: code, ...(JSON.parse(running.stderr()) as { error: { reason: string; message: string } }).error };
+  };
+  const [ca, shown, secret] = [file('ours.crt'), file('client.crt'), file('client.key')];
+  const variables = { MEDMESH_TLS_CA: ca, MEDMESH_TLS_CERT: shown, MEDMESH_TLS_KEY: secret };
+  const outcomes = await Promise.all([
+    medmesh(['--tls-ca', ca, '--tls-cert', shown, '--tls-key', secret]),
+    medmesh([], variables),
+    medmesh(['--tls-ca', ca, '--tls-cert', file('stranger.crt'), '--tls-key', file('stranger.key')]),
+    medmesh(['--tls-ca', file('theirs.crt')], { MEDMESH_TLS_CERT: shown, MEDMESH_TLS_KEY: secret }),
+    medmesh(['--tls-ca', ca, '--tls-cert', shown]),
+    medmesh(['--tls-ca', ca, '--tls-cert', shown, '--tls-key', file('stranger.key')]),
+    medmesh(['--tls-ca', secret]),
+  ]);
+  expect(outcomes).toMatchObject([
+    { exit: 3, reason: 'BACKEND_UNAVAILABLE' },
+    { exit: 3, reason: 'BACKEND_UNAVAILABLE' },
+    // The connection may end before its last word has come.
+    { exit: 3, reason: expect.stringMatching(/^(TLS_REFUSED|UNAVAILABLE)$/) },
+    { exit: 3, reason: 'TLS_REFUSED', message: expect.stringContaining('no authority that this client trusts') },
+    { exit: 2, reason: 'TLS_CONFIG_INVALID', message: expect.stringContaining('--tls-key is missing') },
+    { exit: 2, reason: 'TLS_FILE_INVALID', message: expect.stringContaining('are no certificate and its key') },
+    { exit: 2, reason: 'TLS_FILE_INVALID', message: `${secret} holds no certificate in PEM` },
+  ]);
+  await waitFor(async () => (await medmesh(['--tls-ca', ca])).message.includes('asks for a client certificate'));
+
   use('renewed', 'theirs');
   // The three are not replaced at one moment: a server may take up some of them, and the rest when it looks again.
   await waitFor(async () => (await answers('theirs', 'stranger')).every(Boolean), {
