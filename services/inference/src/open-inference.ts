@@ -1,13 +1,15 @@
 import { engineVersion } from '@medmesh/engine';
 import { Failure, notFound, toFailure } from '@medmesh/errors';
-import { openInference } from '@medmesh/proto';
-import { bind, type Health, type ServiceBinding } from '@medmesh/rpc';
+import { type inference, openInference } from '@medmesh/proto';
+import { bind, callerTenant, type Health, type ServiceBinding } from '@medmesh/rpc';
 import type { Adapters } from './adapters.ts';
 import { type Bases, quantizationName } from './bases.ts';
+import { type Complete, inputNames, modelInfer, outputNames } from './model-infer.ts';
 
-export type OpenInferenceDeps = { bases: Bases; adapters: Adapters; health: Health };
+export type OpenInferenceDeps = { bases: Bases; adapters: Adapters; health: Health; complete: Complete };
 
-type Servable = { digest: string; base: string; properties: Record<string, string> };
+/** What stands behind a name, and how generation is asked for it. */
+export type Servable = { digest: string; base: string; ref: inference.ModelRef; properties: Record<string, string> };
 
 /** What a name or digest stands for, as far as it may be served; its version, if one is named, must be its digest. */
 async function find({ bases, adapters }: OpenInferenceDeps, name: string, version: string): Promise<Servable> {
@@ -17,6 +19,7 @@ async function find({ bases, adapters }: OpenInferenceDeps, name: string, versio
     return {
       digest: record.digest,
       base: quantizationName(base.quantization),
+      ref: { base: '', adapter: record.name },
       properties: {
         base_digest: record.baseDigest,
         template_digest: record.templateDigest,
@@ -29,6 +32,7 @@ async function find({ bases, adapters }: OpenInferenceDeps, name: string, versio
     return {
       digest: record.digest,
       base: quantizationName(record.quantization),
+      ref: { base: record.name, adapter: '' },
       properties: { tokenizer_digest: record.tokenizerDigest },
     };
   };
@@ -47,7 +51,7 @@ async function find({ bases, adapters }: OpenInferenceDeps, name: string, versio
 /** Names that can never be served, or not now; anything else is a fault of its own. */
 const notServable = new Set(['not_found', 'failed_precondition', 'invalid_argument']);
 
-/** Health and metadata of the Open Inference Protocol, version 2. */
+/** Health, metadata and inference of the Open Inference Protocol, version 2. */
 export const openInferenceService = (deps: OpenInferenceDeps): ServiceBinding =>
   bind(openInference.GRPCInferenceServiceDefinition, {
     serverLive: () => Promise.resolve({ live: deps.health.isServing('live') }),
@@ -64,14 +68,18 @@ export const openInferenceService = (deps: OpenInferenceDeps): ServiceBinding =>
     },
     async modelMetadata({ name, version }) {
       const { digest, base, properties } = await find(deps, name, version);
-      const text = (field: string) => ({ name: field, datatype: 'BYTES', shape: [1] });
+      const text = (field: string) => ({ name: field, datatype: 'BYTES', shape: [-1] });
       return {
         name,
         versions: [digest],
         platform: `medmesh_${base}`,
-        inputs: [text('prompt')],
-        outputs: [text('reasoning'), text('answer')],
+        inputs: inputNames.map(text),
+        outputs: outputNames.map(text),
         properties,
       };
+    },
+    async modelInfer(request, context) {
+      const found = await find(deps, request.modelName, request.modelVersion);
+      return await modelInfer(deps.complete, request, found, callerTenant(context), context.signal);
     },
   });

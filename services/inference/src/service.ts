@@ -127,7 +127,12 @@ export async function startInference(context: ServiceContext<InferenceConfig>): 
   return {
     services: [
       inferenceService(deps),
-      openInferenceService({ bases, adapters, health: context.health }),
+      openInferenceService({
+        bases,
+        adapters,
+        health: context.health,
+        complete: (request, tenant, signal) => complete(deps, request, tenant, signal),
+      }),
       adminService({
         bases,
         adapters,

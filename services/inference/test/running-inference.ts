@@ -4,7 +4,7 @@ import { artifactFiles, type Catalog, openCatalog } from '@medmesh/catalog';
 import { connectNats } from '@medmesh/events';
 import { createLogger } from '@medmesh/log';
 import { collectFolder, type ObjectStore, openObjectStore } from '@medmesh/objects';
-import { inference, lifecycle, model } from '@medmesh/proto';
+import { inference, lifecycle, model, openInference } from '@medmesh/proto';
 import { keyOf, openRecords } from '@medmesh/records';
 import { type Client, createClient } from '@medmesh/rpc';
 import { type NatsServer, type RunningProcess, spawnProcess, startNats, tempDir, waitFor } from '@medmesh/testkit';
@@ -33,6 +33,7 @@ export type StoredAdapter = { name: string; digest: string; dir: string; templat
 export type RunningInference = {
   readonly answers: Client<inference.InferenceServiceDefinition>;
   readonly admin: Client<inference.InferenceAdminServiceDefinition>;
+  readonly oip: Client<openInference.GRPCInferenceServiceDefinition>;
   readonly process: RunningProcess;
 };
 
@@ -111,6 +112,7 @@ export async function openInferenceWorld(): Promise<InferenceWorld> {
       return {
         answers: createClient(inference.InferenceServiceDefinition, address),
         admin: createClient(inference.InferenceAdminServiceDefinition, address),
+        oip: createClient(openInference.GRPCInferenceServiceDefinition, address),
         process: process_,
       };
     },

@@ -481,6 +481,90 @@ describe('a full server', () => {
   });
 });
 
+describe('the Open Inference Protocol', () => {
+  type Ask = Parameters<typeof server.oip.modelInfer>[0];
+  const bytes = (...texts: string[]) => ({ bytesContents: texts.map((text) => Buffer.from(text)) });
+  const parameters = {
+    max_tokens: { parameterChoice: { $case: 'int64Param' as const, value: 9 } },
+    temperature: { parameterChoice: { $case: 'doubleParam' as const, value: 0 } },
+  };
+  const asking = (more: Ask = {}): Ask => ({
+    modelName: first.name,
+    id: 'a-7',
+    parameters,
+    inputs: [{ name: 'prompt', datatype: 'BYTES', shape: [2], contents: bytes('Is it a fever?', 'Is it a cold?') }],
+    ...more,
+  });
+
+  test('answers questions and plain texts as Generate does, in contents or raw', async () => {
+    const answer = async (input: inference.GenerateRequest['input'], model: { base?: string; adapter?: string }) =>
+      (await server.answers.complete({ model, input, sampling: { maxTokens: 9 } })).choices[0]!;
+    const question = { $case: 'template' as const, value: { slots: { question: 'Is it a cold?' }, builtin: '' } };
+    const expected = await answer(question, { adapter: first.name });
+    const made = await server.oip.modelInfer(asking());
+    expect(made).toMatchObject({ modelName: first.name, modelVersion: first.digest, id: 'a-7' });
+    expect(made.outputs.map(({ name, datatype, shape }) => [name, datatype, shape])).toEqual([
+      ['answer', 'BYTES', [2]],
+      ['reasoning', 'BYTES', [2]],
+    ]);
+    const [answers, thoughts] = made.outputs.map(({ contents }) => contents!.bytesContents.map(String));
+    expect([answers![1], thoughts![1]]).toEqual([expected.answer, expected.reasoning]);
+    const raw = (text: string) => Buffer.from([text.length, 0, 0, 0, ...Buffer.from(text)]);
+    const plain = await server.oip.modelInfer(
+      asking({
+        modelName: base.name,
+        inputs: [{ name: 'text', datatype: 'BYTES', shape: [1, 1] }],
+        outputs: [{ name: 'answer' }],
+        rawInputContents: [raw('The patient')],
+      }),
+    );
+    const continued = (await answer({ $case: 'text', value: 'The patient' }, { base: base.name })).answer;
+    expect(plain.outputs).toMatchObject([{ name: 'answer', shape: [1, 1] }]);
+    expect(plain.outputs[0]!.contents).toBeUndefined();
+    const [output] = plain.rawOutputContents as [Buffer];
+    expect(output.readUInt32LE(0)).toBe(Buffer.byteLength(continued));
+    expect(output.subarray(4).toString()).toBe(continued);
+  });
+
+  test('refuses other names, types, shapes, parameters and values by their place', async () => {
+    const input = { name: 'prompt', datatype: 'BYTES', shape: [1], contents: bytes('x') };
+    const bool = { parameterChoice: { $case: 'boolParam' as const, value: true } };
+    const refused: [Ask, string][] = [
+      [{ inputs: [] }, 'inputs'],
+      [{ inputs: [input, input] }, 'inputs'],
+      [{ inputs: [{ ...input, name: 'image' }] }, 'inputs[0].name'],
+      [{ inputs: [{ ...input, datatype: 'FP32' }] }, 'inputs[0].datatype'],
+      [{ inputs: [{ ...input, shape: [1, 2] }] }, 'inputs[0].shape'],
+      [{ inputs: [{ ...input, shape: [17] }] }, 'inputs[0].shape'],
+      [{ inputs: [{ ...input, shape: [2] }] }, 'inputs[0].contents.bytes_contents'],
+      [
+        { inputs: [{ ...input, contents: { bytesContents: [Buffer.from([0xff])] } }] },
+        'inputs[0].contents.bytes_contents',
+      ],
+      [{ rawInputContents: [Buffer.from([0, 0, 0, 0])] }, 'inputs[0].contents'],
+      [
+        { inputs: [{ ...input, contents: undefined }], rawInputContents: [Buffer.from([9, 0, 0, 0, 1])] },
+        'raw_input_contents[0]',
+      ],
+      [{ parameters: { beams: bool } }, 'parameters'],
+      [{ parameters: { seed: bool } }, 'parameters[seed]'],
+      [
+        { parameters: { temperature: { parameterChoice: { $case: 'doubleParam', value: 9 } } } },
+        'sampling.temperature',
+      ],
+      [{ outputs: [{ name: 'logits' }] }, 'outputs[0].name'],
+    ];
+    for (const [more, field] of refused)
+      await expect(server.oip.modelInfer(asking(more))).rejects.toMatchObject({
+        code: 'invalid_argument',
+        fields: [{ field }],
+      });
+    await expect(server.oip.modelInfer(asking({ modelVersion: 'sha256:0' }))).rejects.toMatchObject({
+      code: 'not_found',
+    });
+  });
+});
+
 describe('draining', () => {
   test('refuses new requests and lets the running one finish; SIGTERM then ends the process with 0', async () => {
     const drained = await world.start({ PRELOAD_BASES: base.name });

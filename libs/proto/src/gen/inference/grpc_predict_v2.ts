@@ -95,6 +95,146 @@ export interface ModelMetadataResponse_PropertiesEntry {
   value: string;
 }
 
+/** A parameter. */
+export interface InferParameter {
+  /** Its value. */
+  parameterChoice:
+    | //
+    /** A truth value. */
+    { $case: "boolParam"; value: boolean }
+    | //
+    /** A whole number. */
+    { $case: "int64Param"; value: number }
+    | //
+    /** A text. */
+    { $case: "stringParam"; value: string }
+    | //
+    /** A number. */
+    { $case: "doubleParam"; value: number }
+    | //
+    /** A whole number. */
+    { $case: "uint64Param"; value: number }
+    | undefined;
+}
+
+/** Values of a tensor. Here only `bytes_contents` is used. */
+export interface InferTensorContents {
+  /** BOOL. */
+  boolContents: boolean[];
+  /** INT8, INT16, INT32. */
+  intContents: number[];
+  /** INT64. */
+  int64Contents: number[];
+  /** UINT8, UINT16, UINT32. */
+  uintContents: number[];
+  /** UINT64. */
+  uint64Contents: number[];
+  /** FP32. */
+  fp32Contents: number[];
+  /** FP64. */
+  fp64Contents: number[];
+  /** BYTES. */
+  bytesContents: Buffer[];
+}
+
+/** Request of ModelInfer. */
+export interface ModelInferRequest {
+  /** The base or adapter: a name or a digest. */
+  modelName: string;
+  /** Its digest, or empty for any. */
+  modelVersion: string;
+  /** Returned as it is. */
+  id: string;
+  /**
+   * How tokens are chosen: `temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`, `seed`, `max_tokens`,
+   * `stop` (one text), `ignore_eos`, with the meanings and defaults of medmesh.inference.v1.Sampling. Any other is refused by its name.
+   */
+  parameters: { [key: string]: InferParameter };
+  /** The one input. */
+  inputs: ModelInferRequest_InferInputTensor[];
+  /** The outputs to return, in this order. Default: `answer` and `reasoning`. */
+  outputs: ModelInferRequest_InferRequestedOutputTensor[];
+  /** The input's values in place of its contents, one entry: each value after its length in 4 bytes, the lowest first. The response's are then raw too. */
+  rawInputContents: Buffer[];
+}
+
+/** An input. */
+export interface ModelInferRequest_InferInputTensor {
+  /** `prompt` or `text`. */
+  name: string;
+  /** `BYTES`. */
+  datatype: string;
+  /** [n] or [n, 1]. */
+  shape: number[];
+  /** None is known. */
+  parameters: { [key: string]: InferParameter };
+  /** UTF-8 texts, in row-major order; or none of them, and raw_input_contents instead. */
+  contents: InferTensorContents | undefined;
+}
+
+export interface ModelInferRequest_InferInputTensor_ParametersEntry {
+  key: string;
+  value: InferParameter | undefined;
+}
+
+/** An output that is asked for. */
+export interface ModelInferRequest_InferRequestedOutputTensor {
+  /** `answer` or `reasoning`. */
+  name: string;
+  /** None is known. */
+  parameters: { [key: string]: InferParameter };
+}
+
+export interface ModelInferRequest_InferRequestedOutputTensor_ParametersEntry {
+  key: string;
+  value: InferParameter | undefined;
+}
+
+export interface ModelInferRequest_ParametersEntry {
+  key: string;
+  value: InferParameter | undefined;
+}
+
+/** Response of ModelInfer. */
+export interface ModelInferResponse {
+  /** The name that was asked for. */
+  modelName: string;
+  /** Its digest. */
+  modelVersion: string;
+  /** The request's. */
+  id: string;
+  /** `prompt_tokens` and `completion_tokens`, of all values together. */
+  parameters: { [key: string]: InferParameter };
+  /** The outputs. */
+  outputs: ModelInferResponse_InferOutputTensor[];
+  /** Their values, where the request's were raw. */
+  rawOutputContents: Buffer[];
+}
+
+/** An output. */
+export interface ModelInferResponse_InferOutputTensor {
+  /** `answer` or `reasoning`. */
+  name: string;
+  /** `BYTES`. */
+  datatype: string;
+  /** The input's. */
+  shape: number[];
+  /** None. */
+  parameters: { [key: string]: InferParameter };
+  /** The values, unless they are raw. */
+  contents: InferTensorContents | undefined;
+}
+
+export interface ModelInferResponse_InferOutputTensor_ParametersEntry {
+  key: string;
+  value: InferParameter | undefined;
+}
+
+export interface ModelInferResponse_ParametersEntry {
+  key: string;
+  value: InferParameter | undefined;
+}
+
 function createBaseServerLiveRequest(): ServerLiveRequest {
   return {};
 }
@@ -1108,6 +1248,1854 @@ export const ModelMetadataResponse_PropertiesEntry: MessageFns<ModelMetadataResp
   },
 };
 
+function createBaseInferParameter(): InferParameter {
+  return { parameterChoice: undefined };
+}
+
+export const InferParameter: MessageFns<InferParameter> = {
+  encode(message: InferParameter, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.parameterChoice?.$case) {
+      case "boolParam":
+        writer.uint32(8).bool(message.parameterChoice.value);
+        break;
+      case "int64Param":
+        writer.uint32(16).int64(message.parameterChoice.value);
+        break;
+      case "stringParam":
+        writer.uint32(26).string(message.parameterChoice.value);
+        break;
+      case "doubleParam":
+        writer.uint32(33).double(message.parameterChoice.value);
+        break;
+      case "uint64Param":
+        writer.uint32(40).uint64(message.parameterChoice.value);
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): InferParameter {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseInferParameter();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.parameterChoice = { $case: "boolParam", value: reader.bool() };
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.parameterChoice = { $case: "int64Param", value: longToNumber(reader.int64()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.parameterChoice = { $case: "stringParam", value: reader.string() };
+            continue;
+          }
+          case 4: {
+            if (tag !== 33) {
+              break;
+            }
+
+            message.parameterChoice = { $case: "doubleParam", value: reader.double() };
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.parameterChoice = { $case: "uint64Param", value: longToNumber(reader.uint64()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): InferParameter {
+    return {
+      parameterChoice: isSet(object.boolParam)
+        ? { $case: "boolParam", value: globalThis.Boolean(object.boolParam) }
+        : isSet(object.bool_param)
+        ? { $case: "boolParam", value: globalThis.Boolean(object.bool_param) }
+        : isSet(object.int64Param)
+        ? { $case: "int64Param", value: globalThis.Number(object.int64Param) }
+        : isSet(object.int64_param)
+        ? { $case: "int64Param", value: globalThis.Number(object.int64_param) }
+        : isSet(object.stringParam)
+        ? { $case: "stringParam", value: globalThis.String(object.stringParam) }
+        : isSet(object.string_param)
+        ? { $case: "stringParam", value: globalThis.String(object.string_param) }
+        : isSet(object.doubleParam)
+        ? { $case: "doubleParam", value: globalThis.Number(object.doubleParam) }
+        : isSet(object.double_param)
+        ? { $case: "doubleParam", value: globalThis.Number(object.double_param) }
+        : isSet(object.uint64Param)
+        ? { $case: "uint64Param", value: globalThis.Number(object.uint64Param) }
+        : isSet(object.uint64_param)
+        ? { $case: "uint64Param", value: globalThis.Number(object.uint64_param) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: InferParameter): unknown {
+    const obj: any = {};
+    if (message.parameterChoice?.$case === "boolParam") {
+      obj.boolParam = message.parameterChoice.value;
+    } else if (message.parameterChoice?.$case === "int64Param") {
+      obj.int64Param = Math.round(message.parameterChoice.value);
+    } else if (message.parameterChoice?.$case === "stringParam") {
+      obj.stringParam = message.parameterChoice.value;
+    } else if (message.parameterChoice?.$case === "doubleParam") {
+      obj.doubleParam = floatToJson(message.parameterChoice.value);
+    } else if (message.parameterChoice?.$case === "uint64Param") {
+      obj.uint64Param = Math.round(message.parameterChoice.value);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<InferParameter>): InferParameter {
+    return InferParameter.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<InferParameter>): InferParameter {
+    const message = createBaseInferParameter();
+    switch (object.parameterChoice?.$case) {
+      case "boolParam": {
+        if (object.parameterChoice?.value !== undefined && object.parameterChoice?.value !== null) {
+          message.parameterChoice = { $case: "boolParam", value: object.parameterChoice.value };
+        }
+        break;
+      }
+      case "int64Param": {
+        if (object.parameterChoice?.value !== undefined && object.parameterChoice?.value !== null) {
+          message.parameterChoice = { $case: "int64Param", value: object.parameterChoice.value };
+        }
+        break;
+      }
+      case "stringParam": {
+        if (object.parameterChoice?.value !== undefined && object.parameterChoice?.value !== null) {
+          message.parameterChoice = { $case: "stringParam", value: object.parameterChoice.value };
+        }
+        break;
+      }
+      case "doubleParam": {
+        if (object.parameterChoice?.value !== undefined && object.parameterChoice?.value !== null) {
+          message.parameterChoice = { $case: "doubleParam", value: object.parameterChoice.value };
+        }
+        break;
+      }
+      case "uint64Param": {
+        if (object.parameterChoice?.value !== undefined && object.parameterChoice?.value !== null) {
+          message.parameterChoice = { $case: "uint64Param", value: object.parameterChoice.value };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseInferTensorContents(): InferTensorContents {
+  return {
+    boolContents: [],
+    intContents: [],
+    int64Contents: [],
+    uintContents: [],
+    uint64Contents: [],
+    fp32Contents: [],
+    fp64Contents: [],
+    bytesContents: [],
+  };
+}
+
+export const InferTensorContents: MessageFns<InferTensorContents> = {
+  encode(message: InferTensorContents, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.boolContents.length !== 0) {
+      writer.uint32(10).fork();
+      for (const v of message.boolContents) {
+        writer.bool(v);
+      }
+      writer.join();
+    }
+    if (message.intContents.length !== 0) {
+      writer.uint32(18).fork();
+      for (const v of message.intContents) {
+        writer.int32(v);
+      }
+      writer.join();
+    }
+    if (message.int64Contents.length !== 0) {
+      writer.uint32(26).fork();
+      for (const v of message.int64Contents) {
+        writer.int64(v);
+      }
+      writer.join();
+    }
+    if (message.uintContents.length !== 0) {
+      writer.uint32(34).fork();
+      for (const v of message.uintContents) {
+        writer.uint32(v);
+      }
+      writer.join();
+    }
+    if (message.uint64Contents.length !== 0) {
+      writer.uint32(42).fork();
+      for (const v of message.uint64Contents) {
+        writer.uint64(v);
+      }
+      writer.join();
+    }
+    if (message.fp32Contents.length !== 0) {
+      writer.uint32(50).fork();
+      for (const v of message.fp32Contents) {
+        writer.float(v);
+      }
+      writer.join();
+    }
+    if (message.fp64Contents.length !== 0) {
+      writer.uint32(58).fork();
+      for (const v of message.fp64Contents) {
+        writer.double(v);
+      }
+      writer.join();
+    }
+    for (const v of message.bytesContents) {
+      writer.uint32(66).bytes(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): InferTensorContents {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseInferTensorContents();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag === 8) {
+              message.boolContents.push(reader.bool());
+
+              continue;
+            }
+
+            if (tag === 10) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.boolContents.push(reader.bool());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 2: {
+            if (tag === 16) {
+              message.intContents.push(reader.int32());
+
+              continue;
+            }
+
+            if (tag === 18) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.intContents.push(reader.int32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 3: {
+            if (tag === 24) {
+              message.int64Contents.push(longToNumber(reader.int64()));
+
+              continue;
+            }
+
+            if (tag === 26) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.int64Contents.push(longToNumber(reader.int64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 4: {
+            if (tag === 32) {
+              message.uintContents.push(reader.uint32());
+
+              continue;
+            }
+
+            if (tag === 34) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.uintContents.push(reader.uint32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 5: {
+            if (tag === 40) {
+              message.uint64Contents.push(longToNumber(reader.uint64()));
+
+              continue;
+            }
+
+            if (tag === 42) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.uint64Contents.push(longToNumber(reader.uint64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 6: {
+            if (tag === 53) {
+              message.fp32Contents.push(reader.float());
+
+              continue;
+            }
+
+            if (tag === 50) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.fp32Contents.push(reader.float());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 7: {
+            if (tag === 57) {
+              message.fp64Contents.push(reader.double());
+
+              continue;
+            }
+
+            if (tag === 58) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.fp64Contents.push(reader.double());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.bytesContents.push(Buffer.from(reader.bytes()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): InferTensorContents {
+    return {
+      boolContents: globalThis.Array.isArray(object?.boolContents)
+        ? object.boolContents.map((e: any) => globalThis.Boolean(e))
+        : globalThis.Array.isArray(object?.bool_contents)
+        ? object.bool_contents.map((e: any) => globalThis.Boolean(e))
+        : [],
+      intContents: globalThis.Array.isArray(object?.intContents)
+        ? object.intContents.map((e: any) => globalThis.Number(e))
+        : globalThis.Array.isArray(object?.int_contents)
+        ? object.int_contents.map((e: any) => globalThis.Number(e))
+        : [],
+      int64Contents: globalThis.Array.isArray(object?.int64Contents)
+        ? object.int64Contents.map((e: any) => globalThis.Number(e))
+        : globalThis.Array.isArray(object?.int64_contents)
+        ? object.int64_contents.map((e: any) => globalThis.Number(e))
+        : [],
+      uintContents: globalThis.Array.isArray(object?.uintContents)
+        ? object.uintContents.map((e: any) => globalThis.Number(e))
+        : globalThis.Array.isArray(object?.uint_contents)
+        ? object.uint_contents.map((e: any) => globalThis.Number(e))
+        : [],
+      uint64Contents: globalThis.Array.isArray(object?.uint64Contents)
+        ? object.uint64Contents.map((e: any) => globalThis.Number(e))
+        : globalThis.Array.isArray(object?.uint64_contents)
+        ? object.uint64_contents.map((e: any) => globalThis.Number(e))
+        : [],
+      fp32Contents: globalThis.Array.isArray(object?.fp32Contents)
+        ? object.fp32Contents.map((e: any) => globalThis.Number(e))
+        : globalThis.Array.isArray(object?.fp32_contents)
+        ? object.fp32_contents.map((e: any) => globalThis.Number(e))
+        : [],
+      fp64Contents: globalThis.Array.isArray(object?.fp64Contents)
+        ? object.fp64Contents.map((e: any) => globalThis.Number(e))
+        : globalThis.Array.isArray(object?.fp64_contents)
+        ? object.fp64_contents.map((e: any) => globalThis.Number(e))
+        : [],
+      bytesContents: globalThis.Array.isArray(object?.bytesContents)
+        ? object.bytesContents.map((e: any) => Buffer.from(bytesFromBase64(e)))
+        : globalThis.Array.isArray(object?.bytes_contents)
+        ? object.bytes_contents.map((e: any) => Buffer.from(bytesFromBase64(e)))
+        : [],
+    };
+  },
+
+  toJSON(message: InferTensorContents): unknown {
+    const obj: any = {};
+    if (message.boolContents?.length) {
+      obj.boolContents = message.boolContents;
+    }
+    if (message.intContents?.length) {
+      obj.intContents = message.intContents.map((e) => Math.round(e));
+    }
+    if (message.int64Contents?.length) {
+      obj.int64Contents = message.int64Contents.map((e) => Math.round(e));
+    }
+    if (message.uintContents?.length) {
+      obj.uintContents = message.uintContents.map((e) => Math.round(e));
+    }
+    if (message.uint64Contents?.length) {
+      obj.uint64Contents = message.uint64Contents.map((e) => Math.round(e));
+    }
+    if (message.fp32Contents?.length) {
+      obj.fp32Contents = message.fp32Contents.map((e) => floatToJson(e));
+    }
+    if (message.fp64Contents?.length) {
+      obj.fp64Contents = message.fp64Contents.map((e) => floatToJson(e));
+    }
+    if (message.bytesContents?.length) {
+      obj.bytesContents = message.bytesContents.map((e) => base64FromBytes(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<InferTensorContents>): InferTensorContents {
+    return InferTensorContents.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<InferTensorContents>): InferTensorContents {
+    const message = createBaseInferTensorContents();
+    message.boolContents = object.boolContents?.map((e) => e) || [];
+    message.intContents = object.intContents?.map((e) => e) || [];
+    message.int64Contents = object.int64Contents?.map((e) => e) || [];
+    message.uintContents = object.uintContents?.map((e) => e) || [];
+    message.uint64Contents = object.uint64Contents?.map((e) => e) || [];
+    message.fp32Contents = object.fp32Contents?.map((e) => e) || [];
+    message.fp64Contents = object.fp64Contents?.map((e) => e) || [];
+    message.bytesContents = object.bytesContents?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseModelInferRequest(): ModelInferRequest {
+  return { modelName: "", modelVersion: "", id: "", parameters: {}, inputs: [], outputs: [], rawInputContents: [] };
+}
+
+export const ModelInferRequest: MessageFns<ModelInferRequest> = {
+  encode(message: ModelInferRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.modelName !== "") {
+      writer.uint32(10).string(message.modelName);
+    }
+    if (message.modelVersion !== "") {
+      writer.uint32(18).string(message.modelVersion);
+    }
+    if (message.id !== "") {
+      writer.uint32(26).string(message.id);
+    }
+    globalThis.Object.entries(message.parameters).forEach(([key, value]: [string, InferParameter]) => {
+      ModelInferRequest_ParametersEntry.encode({ key: key as any, value }, writer.uint32(34).fork()).join();
+    });
+    for (const v of message.inputs) {
+      ModelInferRequest_InferInputTensor.encode(v!, writer.uint32(42).fork()).join();
+    }
+    for (const v of message.outputs) {
+      ModelInferRequest_InferRequestedOutputTensor.encode(v!, writer.uint32(50).fork()).join();
+    }
+    for (const v of message.rawInputContents) {
+      writer.uint32(58).bytes(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelInferRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelInferRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.modelName = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.modelVersion = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.id = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            const entry4 = ModelInferRequest_ParametersEntry.decode(reader, reader.uint32());
+            if (entry4.value !== undefined) {
+              message.parameters[entry4.key] = entry4.value;
+            }
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.inputs.push(ModelInferRequest_InferInputTensor.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.outputs.push(ModelInferRequest_InferRequestedOutputTensor.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.rawInputContents.push(Buffer.from(reader.bytes()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelInferRequest {
+    return {
+      modelName: isSet(object.modelName)
+        ? globalThis.String(object.modelName)
+        : isSet(object.model_name)
+        ? globalThis.String(object.model_name)
+        : "",
+      modelVersion: isSet(object.modelVersion)
+        ? globalThis.String(object.modelVersion)
+        : isSet(object.model_version)
+        ? globalThis.String(object.model_version)
+        : "",
+      id: isSet(object.id) ? globalThis.String(object.id) : "",
+      parameters: isObject(object.parameters)
+        ? (globalThis.Object.entries(object.parameters) as [string, any][]).reduce(
+          (acc: { [key: string]: InferParameter }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: InferParameter.fromJSON(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      inputs: globalThis.Array.isArray(object?.inputs)
+        ? object.inputs.map((e: any) => ModelInferRequest_InferInputTensor.fromJSON(e))
+        : [],
+      outputs: globalThis.Array.isArray(object?.outputs)
+        ? object.outputs.map((e: any) => ModelInferRequest_InferRequestedOutputTensor.fromJSON(e))
+        : [],
+      rawInputContents: globalThis.Array.isArray(object?.rawInputContents)
+        ? object.rawInputContents.map((e: any) => Buffer.from(bytesFromBase64(e)))
+        : globalThis.Array.isArray(object?.raw_input_contents)
+        ? object.raw_input_contents.map((e: any) => Buffer.from(bytesFromBase64(e)))
+        : [],
+    };
+  },
+
+  toJSON(message: ModelInferRequest): unknown {
+    const obj: any = {};
+    if (message.modelName !== "") {
+      obj.modelName = message.modelName;
+    }
+    if (message.modelVersion !== "") {
+      obj.modelVersion = message.modelVersion;
+    }
+    if (message.id !== "") {
+      obj.id = message.id;
+    }
+    if (message.parameters) {
+      const entries = globalThis.Object.entries(message.parameters) as [string, InferParameter][];
+      if (entries.length > 0) {
+        obj.parameters = {};
+        entries.forEach(([k, v]) => {
+          obj.parameters[k] = InferParameter.toJSON(v);
+        });
+      }
+    }
+    if (message.inputs?.length) {
+      obj.inputs = message.inputs.map((e) => ModelInferRequest_InferInputTensor.toJSON(e));
+    }
+    if (message.outputs?.length) {
+      obj.outputs = message.outputs.map((e) => ModelInferRequest_InferRequestedOutputTensor.toJSON(e));
+    }
+    if (message.rawInputContents?.length) {
+      obj.rawInputContents = message.rawInputContents.map((e) => base64FromBytes(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ModelInferRequest>): ModelInferRequest {
+    return ModelInferRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ModelInferRequest>): ModelInferRequest {
+    const message = createBaseModelInferRequest();
+    message.modelName = object.modelName ?? "";
+    message.modelVersion = object.modelVersion ?? "";
+    message.id = object.id ?? "";
+    message.parameters = (globalThis.Object.entries(object.parameters ?? {}) as [string, InferParameter][]).reduce(
+      (acc: { [key: string]: InferParameter }, [key, value]: [string, InferParameter]) => {
+        if (value !== undefined) {
+          acc[key] = InferParameter.fromPartial(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.inputs = object.inputs?.map((e) => ModelInferRequest_InferInputTensor.fromPartial(e)) || [];
+    message.outputs = object.outputs?.map((e) => ModelInferRequest_InferRequestedOutputTensor.fromPartial(e)) || [];
+    message.rawInputContents = object.rawInputContents?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseModelInferRequest_InferInputTensor(): ModelInferRequest_InferInputTensor {
+  return { name: "", datatype: "", shape: [], parameters: {}, contents: undefined };
+}
+
+export const ModelInferRequest_InferInputTensor: MessageFns<ModelInferRequest_InferInputTensor> = {
+  encode(message: ModelInferRequest_InferInputTensor, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.datatype !== "") {
+      writer.uint32(18).string(message.datatype);
+    }
+    if (message.shape.length !== 0) {
+      writer.uint32(26).fork();
+      for (const v of message.shape) {
+        writer.int64(v);
+      }
+      writer.join();
+    }
+    globalThis.Object.entries(message.parameters).forEach(([key, value]: [string, InferParameter]) => {
+      ModelInferRequest_InferInputTensor_ParametersEntry.encode({ key: key as any, value }, writer.uint32(34).fork())
+        .join();
+    });
+    if (message.contents !== undefined) {
+      InferTensorContents.encode(message.contents, writer.uint32(42).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelInferRequest_InferInputTensor {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelInferRequest_InferInputTensor();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.datatype = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag === 24) {
+              message.shape.push(longToNumber(reader.int64()));
+
+              continue;
+            }
+
+            if (tag === 26) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.shape.push(longToNumber(reader.int64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            const entry4 = ModelInferRequest_InferInputTensor_ParametersEntry.decode(reader, reader.uint32());
+            if (entry4.value !== undefined) {
+              message.parameters[entry4.key] = entry4.value;
+            }
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.contents = InferTensorContents.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelInferRequest_InferInputTensor {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      datatype: isSet(object.datatype) ? globalThis.String(object.datatype) : "",
+      shape: globalThis.Array.isArray(object?.shape) ? object.shape.map((e: any) => globalThis.Number(e)) : [],
+      parameters: isObject(object.parameters)
+        ? (globalThis.Object.entries(object.parameters) as [string, any][]).reduce(
+          (acc: { [key: string]: InferParameter }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: InferParameter.fromJSON(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      contents: isSet(object.contents) ? InferTensorContents.fromJSON(object.contents) : undefined,
+    };
+  },
+
+  toJSON(message: ModelInferRequest_InferInputTensor): unknown {
+    const obj: any = {};
+    if (message.name !== "") {
+      obj.name = message.name;
+    }
+    if (message.datatype !== "") {
+      obj.datatype = message.datatype;
+    }
+    if (message.shape?.length) {
+      obj.shape = message.shape.map((e) => Math.round(e));
+    }
+    if (message.parameters) {
+      const entries = globalThis.Object.entries(message.parameters) as [string, InferParameter][];
+      if (entries.length > 0) {
+        obj.parameters = {};
+        entries.forEach(([k, v]) => {
+          obj.parameters[k] = InferParameter.toJSON(v);
+        });
+      }
+    }
+    if (message.contents !== undefined) {
+      obj.contents = InferTensorContents.toJSON(message.contents);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ModelInferRequest_InferInputTensor>): ModelInferRequest_InferInputTensor {
+    return ModelInferRequest_InferInputTensor.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ModelInferRequest_InferInputTensor>): ModelInferRequest_InferInputTensor {
+    const message = createBaseModelInferRequest_InferInputTensor();
+    message.name = object.name ?? "";
+    message.datatype = object.datatype ?? "";
+    message.shape = object.shape?.map((e) => e) || [];
+    message.parameters = (globalThis.Object.entries(object.parameters ?? {}) as [string, InferParameter][]).reduce(
+      (acc: { [key: string]: InferParameter }, [key, value]: [string, InferParameter]) => {
+        if (value !== undefined) {
+          acc[key] = InferParameter.fromPartial(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.contents = (object.contents !== undefined && object.contents !== null)
+      ? InferTensorContents.fromPartial(object.contents)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseModelInferRequest_InferInputTensor_ParametersEntry(): ModelInferRequest_InferInputTensor_ParametersEntry {
+  return { key: "", value: undefined };
+}
+
+export const ModelInferRequest_InferInputTensor_ParametersEntry: MessageFns<
+  ModelInferRequest_InferInputTensor_ParametersEntry
+> = {
+  encode(
+    message: ModelInferRequest_InferInputTensor_ParametersEntry,
+    writer: BinaryWriter = new BinaryWriter(),
+  ): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== undefined) {
+      InferParameter.encode(message.value, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelInferRequest_InferInputTensor_ParametersEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelInferRequest_InferInputTensor_ParametersEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = InferParameter.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelInferRequest_InferInputTensor_ParametersEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? InferParameter.fromJSON(object.value) : undefined,
+    };
+  },
+
+  toJSON(message: ModelInferRequest_InferInputTensor_ParametersEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = InferParameter.toJSON(message.value);
+    }
+    return obj;
+  },
+
+  create(
+    base?: DeepPartial<ModelInferRequest_InferInputTensor_ParametersEntry>,
+  ): ModelInferRequest_InferInputTensor_ParametersEntry {
+    return ModelInferRequest_InferInputTensor_ParametersEntry.fromPartial(base ?? {});
+  },
+  fromPartial(
+    object: DeepPartial<ModelInferRequest_InferInputTensor_ParametersEntry>,
+  ): ModelInferRequest_InferInputTensor_ParametersEntry {
+    const message = createBaseModelInferRequest_InferInputTensor_ParametersEntry();
+    message.key = object.key ?? "";
+    message.value = (object.value !== undefined && object.value !== null)
+      ? InferParameter.fromPartial(object.value)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseModelInferRequest_InferRequestedOutputTensor(): ModelInferRequest_InferRequestedOutputTensor {
+  return { name: "", parameters: {} };
+}
+
+export const ModelInferRequest_InferRequestedOutputTensor: MessageFns<ModelInferRequest_InferRequestedOutputTensor> = {
+  encode(
+    message: ModelInferRequest_InferRequestedOutputTensor,
+    writer: BinaryWriter = new BinaryWriter(),
+  ): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    globalThis.Object.entries(message.parameters).forEach(([key, value]: [string, InferParameter]) => {
+      ModelInferRequest_InferRequestedOutputTensor_ParametersEntry.encode(
+        { key: key as any, value },
+        writer.uint32(18).fork(),
+      ).join();
+    });
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelInferRequest_InferRequestedOutputTensor {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelInferRequest_InferRequestedOutputTensor();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            const entry2 = ModelInferRequest_InferRequestedOutputTensor_ParametersEntry.decode(reader, reader.uint32());
+            if (entry2.value !== undefined) {
+              message.parameters[entry2.key] = entry2.value;
+            }
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelInferRequest_InferRequestedOutputTensor {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      parameters: isObject(object.parameters)
+        ? (globalThis.Object.entries(object.parameters) as [string, any][]).reduce(
+          (acc: { [key: string]: InferParameter }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: InferParameter.fromJSON(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+    };
+  },
+
+  toJSON(message: ModelInferRequest_InferRequestedOutputTensor): unknown {
+    const obj: any = {};
+    if (message.name !== "") {
+      obj.name = message.name;
+    }
+    if (message.parameters) {
+      const entries = globalThis.Object.entries(message.parameters) as [string, InferParameter][];
+      if (entries.length > 0) {
+        obj.parameters = {};
+        entries.forEach(([k, v]) => {
+          obj.parameters[k] = InferParameter.toJSON(v);
+        });
+      }
+    }
+    return obj;
+  },
+
+  create(
+    base?: DeepPartial<ModelInferRequest_InferRequestedOutputTensor>,
+  ): ModelInferRequest_InferRequestedOutputTensor {
+    return ModelInferRequest_InferRequestedOutputTensor.fromPartial(base ?? {});
+  },
+  fromPartial(
+    object: DeepPartial<ModelInferRequest_InferRequestedOutputTensor>,
+  ): ModelInferRequest_InferRequestedOutputTensor {
+    const message = createBaseModelInferRequest_InferRequestedOutputTensor();
+    message.name = object.name ?? "";
+    message.parameters = (globalThis.Object.entries(object.parameters ?? {}) as [string, InferParameter][]).reduce(
+      (acc: { [key: string]: InferParameter }, [key, value]: [string, InferParameter]) => {
+        if (value !== undefined) {
+          acc[key] = InferParameter.fromPartial(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    return message;
+  },
+};
+
+function createBaseModelInferRequest_InferRequestedOutputTensor_ParametersEntry(): ModelInferRequest_InferRequestedOutputTensor_ParametersEntry {
+  return { key: "", value: undefined };
+}
+
+export const ModelInferRequest_InferRequestedOutputTensor_ParametersEntry: MessageFns<
+  ModelInferRequest_InferRequestedOutputTensor_ParametersEntry
+> = {
+  encode(
+    message: ModelInferRequest_InferRequestedOutputTensor_ParametersEntry,
+    writer: BinaryWriter = new BinaryWriter(),
+  ): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== undefined) {
+      InferParameter.encode(message.value, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(
+    input: BinaryReader | Uint8Array,
+    length?: number,
+  ): ModelInferRequest_InferRequestedOutputTensor_ParametersEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelInferRequest_InferRequestedOutputTensor_ParametersEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = InferParameter.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelInferRequest_InferRequestedOutputTensor_ParametersEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? InferParameter.fromJSON(object.value) : undefined,
+    };
+  },
+
+  toJSON(message: ModelInferRequest_InferRequestedOutputTensor_ParametersEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = InferParameter.toJSON(message.value);
+    }
+    return obj;
+  },
+
+  create(
+    base?: DeepPartial<ModelInferRequest_InferRequestedOutputTensor_ParametersEntry>,
+  ): ModelInferRequest_InferRequestedOutputTensor_ParametersEntry {
+    return ModelInferRequest_InferRequestedOutputTensor_ParametersEntry.fromPartial(base ?? {});
+  },
+  fromPartial(
+    object: DeepPartial<ModelInferRequest_InferRequestedOutputTensor_ParametersEntry>,
+  ): ModelInferRequest_InferRequestedOutputTensor_ParametersEntry {
+    const message = createBaseModelInferRequest_InferRequestedOutputTensor_ParametersEntry();
+    message.key = object.key ?? "";
+    message.value = (object.value !== undefined && object.value !== null)
+      ? InferParameter.fromPartial(object.value)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseModelInferRequest_ParametersEntry(): ModelInferRequest_ParametersEntry {
+  return { key: "", value: undefined };
+}
+
+export const ModelInferRequest_ParametersEntry: MessageFns<ModelInferRequest_ParametersEntry> = {
+  encode(message: ModelInferRequest_ParametersEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== undefined) {
+      InferParameter.encode(message.value, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelInferRequest_ParametersEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelInferRequest_ParametersEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = InferParameter.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelInferRequest_ParametersEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? InferParameter.fromJSON(object.value) : undefined,
+    };
+  },
+
+  toJSON(message: ModelInferRequest_ParametersEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = InferParameter.toJSON(message.value);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ModelInferRequest_ParametersEntry>): ModelInferRequest_ParametersEntry {
+    return ModelInferRequest_ParametersEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ModelInferRequest_ParametersEntry>): ModelInferRequest_ParametersEntry {
+    const message = createBaseModelInferRequest_ParametersEntry();
+    message.key = object.key ?? "";
+    message.value = (object.value !== undefined && object.value !== null)
+      ? InferParameter.fromPartial(object.value)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseModelInferResponse(): ModelInferResponse {
+  return { modelName: "", modelVersion: "", id: "", parameters: {}, outputs: [], rawOutputContents: [] };
+}
+
+export const ModelInferResponse: MessageFns<ModelInferResponse> = {
+  encode(message: ModelInferResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.modelName !== "") {
+      writer.uint32(10).string(message.modelName);
+    }
+    if (message.modelVersion !== "") {
+      writer.uint32(18).string(message.modelVersion);
+    }
+    if (message.id !== "") {
+      writer.uint32(26).string(message.id);
+    }
+    globalThis.Object.entries(message.parameters).forEach(([key, value]: [string, InferParameter]) => {
+      ModelInferResponse_ParametersEntry.encode({ key: key as any, value }, writer.uint32(34).fork()).join();
+    });
+    for (const v of message.outputs) {
+      ModelInferResponse_InferOutputTensor.encode(v!, writer.uint32(42).fork()).join();
+    }
+    for (const v of message.rawOutputContents) {
+      writer.uint32(50).bytes(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelInferResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelInferResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.modelName = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.modelVersion = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.id = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            const entry4 = ModelInferResponse_ParametersEntry.decode(reader, reader.uint32());
+            if (entry4.value !== undefined) {
+              message.parameters[entry4.key] = entry4.value;
+            }
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.outputs.push(ModelInferResponse_InferOutputTensor.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.rawOutputContents.push(Buffer.from(reader.bytes()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelInferResponse {
+    return {
+      modelName: isSet(object.modelName)
+        ? globalThis.String(object.modelName)
+        : isSet(object.model_name)
+        ? globalThis.String(object.model_name)
+        : "",
+      modelVersion: isSet(object.modelVersion)
+        ? globalThis.String(object.modelVersion)
+        : isSet(object.model_version)
+        ? globalThis.String(object.model_version)
+        : "",
+      id: isSet(object.id) ? globalThis.String(object.id) : "",
+      parameters: isObject(object.parameters)
+        ? (globalThis.Object.entries(object.parameters) as [string, any][]).reduce(
+          (acc: { [key: string]: InferParameter }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: InferParameter.fromJSON(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      outputs: globalThis.Array.isArray(object?.outputs)
+        ? object.outputs.map((e: any) => ModelInferResponse_InferOutputTensor.fromJSON(e))
+        : [],
+      rawOutputContents: globalThis.Array.isArray(object?.rawOutputContents)
+        ? object.rawOutputContents.map((e: any) => Buffer.from(bytesFromBase64(e)))
+        : globalThis.Array.isArray(object?.raw_output_contents)
+        ? object.raw_output_contents.map((e: any) => Buffer.from(bytesFromBase64(e)))
+        : [],
+    };
+  },
+
+  toJSON(message: ModelInferResponse): unknown {
+    const obj: any = {};
+    if (message.modelName !== "") {
+      obj.modelName = message.modelName;
+    }
+    if (message.modelVersion !== "") {
+      obj.modelVersion = message.modelVersion;
+    }
+    if (message.id !== "") {
+      obj.id = message.id;
+    }
+    if (message.parameters) {
+      const entries = globalThis.Object.entries(message.parameters) as [string, InferParameter][];
+      if (entries.length > 0) {
+        obj.parameters = {};
+        entries.forEach(([k, v]) => {
+          obj.parameters[k] = InferParameter.toJSON(v);
+        });
+      }
+    }
+    if (message.outputs?.length) {
+      obj.outputs = message.outputs.map((e) => ModelInferResponse_InferOutputTensor.toJSON(e));
+    }
+    if (message.rawOutputContents?.length) {
+      obj.rawOutputContents = message.rawOutputContents.map((e) => base64FromBytes(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ModelInferResponse>): ModelInferResponse {
+    return ModelInferResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ModelInferResponse>): ModelInferResponse {
+    const message = createBaseModelInferResponse();
+    message.modelName = object.modelName ?? "";
+    message.modelVersion = object.modelVersion ?? "";
+    message.id = object.id ?? "";
+    message.parameters = (globalThis.Object.entries(object.parameters ?? {}) as [string, InferParameter][]).reduce(
+      (acc: { [key: string]: InferParameter }, [key, value]: [string, InferParameter]) => {
+        if (value !== undefined) {
+          acc[key] = InferParameter.fromPartial(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.outputs = object.outputs?.map((e) => ModelInferResponse_InferOutputTensor.fromPartial(e)) || [];
+    message.rawOutputContents = object.rawOutputContents?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseModelInferResponse_InferOutputTensor(): ModelInferResponse_InferOutputTensor {
+  return { name: "", datatype: "", shape: [], parameters: {}, contents: undefined };
+}
+
+export const ModelInferResponse_InferOutputTensor: MessageFns<ModelInferResponse_InferOutputTensor> = {
+  encode(message: ModelInferResponse_InferOutputTensor, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.datatype !== "") {
+      writer.uint32(18).string(message.datatype);
+    }
+    if (message.shape.length !== 0) {
+      writer.uint32(26).fork();
+      for (const v of message.shape) {
+        writer.int64(v);
+      }
+      writer.join();
+    }
+    globalThis.Object.entries(message.parameters).forEach(([key, value]: [string, InferParameter]) => {
+      ModelInferResponse_InferOutputTensor_ParametersEntry.encode({ key: key as any, value }, writer.uint32(34).fork())
+        .join();
+    });
+    if (message.contents !== undefined) {
+      InferTensorContents.encode(message.contents, writer.uint32(42).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelInferResponse_InferOutputTensor {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelInferResponse_InferOutputTensor();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.datatype = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag === 24) {
+              message.shape.push(longToNumber(reader.int64()));
+
+              continue;
+            }
+
+            if (tag === 26) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.shape.push(longToNumber(reader.int64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            const entry4 = ModelInferResponse_InferOutputTensor_ParametersEntry.decode(reader, reader.uint32());
+            if (entry4.value !== undefined) {
+              message.parameters[entry4.key] = entry4.value;
+            }
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.contents = InferTensorContents.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelInferResponse_InferOutputTensor {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      datatype: isSet(object.datatype) ? globalThis.String(object.datatype) : "",
+      shape: globalThis.Array.isArray(object?.shape) ? object.shape.map((e: any) => globalThis.Number(e)) : [],
+      parameters: isObject(object.parameters)
+        ? (globalThis.Object.entries(object.parameters) as [string, any][]).reduce(
+          (acc: { [key: string]: InferParameter }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: InferParameter.fromJSON(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      contents: isSet(object.contents) ? InferTensorContents.fromJSON(object.contents) : undefined,
+    };
+  },
+
+  toJSON(message: ModelInferResponse_InferOutputTensor): unknown {
+    const obj: any = {};
+    if (message.name !== "") {
+      obj.name = message.name;
+    }
+    if (message.datatype !== "") {
+      obj.datatype = message.datatype;
+    }
+    if (message.shape?.length) {
+      obj.shape = message.shape.map((e) => Math.round(e));
+    }
+    if (message.parameters) {
+      const entries = globalThis.Object.entries(message.parameters) as [string, InferParameter][];
+      if (entries.length > 0) {
+        obj.parameters = {};
+        entries.forEach(([k, v]) => {
+          obj.parameters[k] = InferParameter.toJSON(v);
+        });
+      }
+    }
+    if (message.contents !== undefined) {
+      obj.contents = InferTensorContents.toJSON(message.contents);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ModelInferResponse_InferOutputTensor>): ModelInferResponse_InferOutputTensor {
+    return ModelInferResponse_InferOutputTensor.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ModelInferResponse_InferOutputTensor>): ModelInferResponse_InferOutputTensor {
+    const message = createBaseModelInferResponse_InferOutputTensor();
+    message.name = object.name ?? "";
+    message.datatype = object.datatype ?? "";
+    message.shape = object.shape?.map((e) => e) || [];
+    message.parameters = (globalThis.Object.entries(object.parameters ?? {}) as [string, InferParameter][]).reduce(
+      (acc: { [key: string]: InferParameter }, [key, value]: [string, InferParameter]) => {
+        if (value !== undefined) {
+          acc[key] = InferParameter.fromPartial(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.contents = (object.contents !== undefined && object.contents !== null)
+      ? InferTensorContents.fromPartial(object.contents)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseModelInferResponse_InferOutputTensor_ParametersEntry(): ModelInferResponse_InferOutputTensor_ParametersEntry {
+  return { key: "", value: undefined };
+}
+
+export const ModelInferResponse_InferOutputTensor_ParametersEntry: MessageFns<
+  ModelInferResponse_InferOutputTensor_ParametersEntry
+> = {
+  encode(
+    message: ModelInferResponse_InferOutputTensor_ParametersEntry,
+    writer: BinaryWriter = new BinaryWriter(),
+  ): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== undefined) {
+      InferParameter.encode(message.value, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelInferResponse_InferOutputTensor_ParametersEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelInferResponse_InferOutputTensor_ParametersEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = InferParameter.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelInferResponse_InferOutputTensor_ParametersEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? InferParameter.fromJSON(object.value) : undefined,
+    };
+  },
+
+  toJSON(message: ModelInferResponse_InferOutputTensor_ParametersEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = InferParameter.toJSON(message.value);
+    }
+    return obj;
+  },
+
+  create(
+    base?: DeepPartial<ModelInferResponse_InferOutputTensor_ParametersEntry>,
+  ): ModelInferResponse_InferOutputTensor_ParametersEntry {
+    return ModelInferResponse_InferOutputTensor_ParametersEntry.fromPartial(base ?? {});
+  },
+  fromPartial(
+    object: DeepPartial<ModelInferResponse_InferOutputTensor_ParametersEntry>,
+  ): ModelInferResponse_InferOutputTensor_ParametersEntry {
+    const message = createBaseModelInferResponse_InferOutputTensor_ParametersEntry();
+    message.key = object.key ?? "";
+    message.value = (object.value !== undefined && object.value !== null)
+      ? InferParameter.fromPartial(object.value)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseModelInferResponse_ParametersEntry(): ModelInferResponse_ParametersEntry {
+  return { key: "", value: undefined };
+}
+
+export const ModelInferResponse_ParametersEntry: MessageFns<ModelInferResponse_ParametersEntry> = {
+  encode(message: ModelInferResponse_ParametersEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== undefined) {
+      InferParameter.encode(message.value, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelInferResponse_ParametersEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelInferResponse_ParametersEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = InferParameter.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ModelInferResponse_ParametersEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? InferParameter.fromJSON(object.value) : undefined,
+    };
+  },
+
+  toJSON(message: ModelInferResponse_ParametersEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = InferParameter.toJSON(message.value);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ModelInferResponse_ParametersEntry>): ModelInferResponse_ParametersEntry {
+    return ModelInferResponse_ParametersEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ModelInferResponse_ParametersEntry>): ModelInferResponse_ParametersEntry {
+    const message = createBaseModelInferResponse_ParametersEntry();
+    message.key = object.key ?? "";
+    message.value = (object.value !== undefined && object.value !== null)
+      ? InferParameter.fromPartial(object.value)
+      : undefined;
+    return message;
+  },
+};
+
 /** The Open Inference Protocol. */
 export type GRPCInferenceServiceDefinition = typeof GRPCInferenceServiceDefinition;
 export const GRPCInferenceServiceDefinition = {
@@ -1159,6 +3147,18 @@ export const GRPCInferenceServiceDefinition = {
       responseStream: false,
       options: {},
     },
+    /**
+     * Answers one input of type BYTES, shape [n] or [n, 1] with n from 1 to 16: `prompt`, questions for the template that the adapter was trained with, or
+     * `text`, taken as it is. The outputs are `answer` and `reasoning`, BYTES of the same shape. Anything else is refused by its name.
+     */
+    modelInfer: {
+      name: "ModelInfer",
+      requestType: ModelInferRequest as typeof ModelInferRequest,
+      requestStream: false,
+      responseType: ModelInferResponse as typeof ModelInferResponse,
+      responseStream: false,
+      options: {},
+    },
   },
 } as const;
 
@@ -1188,6 +3188,14 @@ export interface GRPCInferenceServiceImplementation<CallContextExt = {}> {
     request: ModelMetadataRequest,
     context: CallContext & CallContextExt,
   ): Promise<DeepPartial<ModelMetadataResponse>>;
+  /**
+   * Answers one input of type BYTES, shape [n] or [n, 1] with n from 1 to 16: `prompt`, questions for the template that the adapter was trained with, or
+   * `text`, taken as it is. The outputs are `answer` and `reasoning`, BYTES of the same shape. Anything else is refused by its name.
+   */
+  modelInfer(
+    request: ModelInferRequest,
+    context: CallContext & CallContextExt,
+  ): Promise<DeepPartial<ModelInferResponse>>;
 }
 
 export interface GRPCInferenceServiceClient<CallOptionsExt = {}> {
@@ -1216,6 +3224,26 @@ export interface GRPCInferenceServiceClient<CallOptionsExt = {}> {
     request: DeepPartial<ModelMetadataRequest>,
     options?: CallOptions & CallOptionsExt,
   ): Promise<ModelMetadataResponse>;
+  /**
+   * Answers one input of type BYTES, shape [n] or [n, 1] with n from 1 to 16: `prompt`, questions for the template that the adapter was trained with, or
+   * `text`, taken as it is. The outputs are `answer` and `reasoning`, BYTES of the same shape. Anything else is refused by its name.
+   */
+  modelInfer(
+    request: DeepPartial<ModelInferRequest>,
+    options?: CallOptions & CallOptionsExt,
+  ): Promise<ModelInferResponse>;
+}
+
+function bytesFromBase64(b64: string): Uint8Array {
+  return Uint8Array.from(globalThis.Buffer.from(b64, "base64"));
+}
+
+function base64FromBytes(arr: Uint8Array): string {
+  return globalThis.Buffer.from(arr).toString("base64");
+}
+
+function floatToJson(value: number | null | undefined): number | string | null | undefined {
+  return typeof value === "number" && !globalThis.Number.isFinite(value) ? globalThis.String(value) : value;
 }
 
 type Builtin = Date | Function | Uint8Array | string | number | boolean | undefined;
