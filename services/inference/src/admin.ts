@@ -3,6 +3,7 @@ import { inference } from '@medmesh/proto';
 import type { Adapters, LoadedAdapter } from './adapters.ts';
 import type { Admission } from './admission.ts';
 import { type Bases, quantizationName } from './bases.ts';
+import type { Lease } from './resident.ts';
 import { defaultMaxTokens, defaultSampling } from './resolve-sampling.ts';
 
 export type AdminDeps = {
@@ -30,10 +31,10 @@ const describe = (adapter: LoadedAdapter, users: number, bytes: number, pinned: 
   pinned,
 });
 
-/** States of a load as they happen, then its result. */
+/** States of a load as they happen, then its lease, which is released where nobody waits for it any more. */
 async function* states<T>(
-  load: (onState: (state: inference.LoadState) => void) => Promise<T>,
-): AsyncGenerator<inference.LoadState, T> {
+  load: (onState: (state: inference.LoadState) => void) => Promise<Lease<T>>,
+): AsyncGenerator<inference.LoadState, Lease<T>> {
   const seen: inference.LoadState[] = [State.RESOLVING];
   let wake = () => {};
   let settled = false;
@@ -45,12 +46,22 @@ async function* states<T>(
     wake();
   });
   loading.catch(() => undefined);
-  while (!settled || seen.length > 0) {
-    const state = seen.shift();
-    if (state !== undefined) yield state;
-    else if (!settled) await new Promise<void>((resolve) => (wake = resolve));
+  let left = true;
+  try {
+    while (!settled || seen.length > 0) {
+      const state = seen.shift();
+      if (state !== undefined) yield state;
+      else if (!settled) await new Promise<void>((resolve) => (wake = resolve));
+    }
+    left = false;
+    return await loading;
+  } finally {
+    if (left)
+      loading.then(
+        (lease) => lease.release(),
+        () => undefined,
+      );
   }
-  return loading;
 }
 
 /** Loads a base and keeps it. */
@@ -97,17 +108,20 @@ export async function* loadAdapter(
     baseDigest: record.baseDigest,
   });
   const progress = states((onState) => deps.adapters.acquire(record, onState));
-  for (;;) {
-    const next = await progress.next();
-    if (next.done) {
-      if (request.pinned) deps.adapters.resident.pin(record.digest);
-      const entry = deps.adapters.resident.peek(record.digest);
-      yield describe(next.value.value, (entry?.users ?? 1) - 1, entry?.bytes ?? 0, request.pinned);
-      next.value.release();
-      return;
-    }
-    if (next.value !== State.READY) yield { ...partial, state: next.value };
+  let ready: inference.LoadedAdapter;
+  try {
+    let next = await progress.next();
+    for (; !next.done; next = await progress.next())
+      if (next.value !== State.READY) yield { ...partial, state: next.value };
+    const lease = next.value;
+    if (request.pinned) deps.adapters.resident.pin(record.digest);
+    const entry = deps.adapters.resident.peek(record.digest);
+    ready = describe(lease.value, (entry?.users ?? 1) - 1, entry?.bytes ?? 0, request.pinned);
+    lease.release();
+  } finally {
+    await progress.return(undefined as never);
   }
+  yield ready;
 }
 
 export async function unloadAdapter(

@@ -109,6 +109,18 @@ describe('adapters', () => {
     expect(await loadedNames()).toContain(first.name);
   });
 
+  test('are held by nobody when whoever loads them goes away in the middle', async () => {
+    const left = await world.putAdapter('left', base, 13);
+    for await (const { state } of server.admin.loadAdapter({ adapter: left.name, pinned: false }))
+      if (state === State.FETCHING) break;
+    await waitFor(async () => (await loadedNames()).includes(left.name));
+    for await (const { state } of server.admin.loadAdapter({ adapter: left.name, pinned: false }))
+      if (state === State.RESOLVING) break;
+    expect(await server.admin.unloadAdapter({ adapter: left.name }, { deadlineMs: 5_000 })).toMatchObject({
+      state: State.UNLOADED,
+    });
+  });
+
   test('two of one base answer at once, each as it does alone, and neither as the base', async () => {
     const alone = [
       await answerOf({}),
