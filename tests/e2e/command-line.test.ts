@@ -81,6 +81,14 @@ test('from a folder to an answer with nothing but the command', { timeout: 240_0
   expect(rendered.stdout).toContain('Why?');
   const jobs = await medmesh('jobs', 'list');
   expect(jobs.stdout).toMatch(/SUCCEEDED\s+5\/5/);
+  // Its base is in memory since it was asked; the adapter itself too, and from now on for good.
+  const [deployed] = await json('adapter', 'deploy', 'first');
+  expect(deployed).toMatchObject({
+    adapter: 'projects/default/adapters/first',
+    servers: [{ state: 'STATE_READY', alreadyLoaded: true, parityTokenCount: expect.any(Number) }],
+  });
+  const { adapters } = await fixture.client.raw.inferenceAdmin.listLoadedAdapters({});
+  expect(adapters).toMatchObject([{ adapter: 'projects/default/adapters/first', pinned: true }]);
   const exported = await medmesh('adapter', 'export', 'first', join(fixture.dir, 'exported'));
   expect(exported.stdout).toContain('3 files in');
 });

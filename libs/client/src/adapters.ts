@@ -20,6 +20,8 @@ export type AdaptersClient = {
     destinationUri: string,
     wait?: WaitOptions<unknown>,
   ): Promise<lifecycle.ExportAdapterResponse>;
+  /** Loads it into every inference server that holds its base, and keeps it there. `onProgress` hears how far each server is. */
+  deploy(idOrName: string, wait?: WaitOptions<lifecycle.DeployAdapterMetadata>): Promise<lifecycle.Adapter>;
   /** How far an export (a PEFT folder or a merged model, where the server can read it) is from what was trained: max |Δ log p| over the parity probes. */
   verifyExport(idOrName: string, uri: string, wait?: WaitOptions<unknown>): Promise<number>;
 };
@@ -63,6 +65,11 @@ export function createAdaptersClient(
         { response: lifecycle.ExportAdapterResponse, metadata: noMetadata },
         wait,
       );
+    },
+    async deploy(idOrName, wait) {
+      const operation = await service.deployAdapter({ name: name(idOrName) });
+      const types = { response: lifecycle.Adapter, metadata: lifecycle.DeployAdapterMetadata };
+      return waitForOperation(operations, operation, types, wait);
     },
     async verifyExport(idOrName, uri, wait) {
       const operation = await service.verifyExport({ name: name(idOrName), uri });

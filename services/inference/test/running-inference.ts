@@ -35,6 +35,7 @@ export type RunningInference = {
   readonly admin: Client<inference.InferenceAdminServiceDefinition>;
   readonly oip: Client<openInference.GRPCInferenceServiceDefinition>;
   readonly process: RunningProcess;
+  readonly address: string;
 };
 
 const service = resolve(import.meta.dirname, '..');
@@ -114,6 +115,7 @@ export async function openInferenceWorld(): Promise<InferenceWorld> {
         admin: createClient(inference.InferenceAdminServiceDefinition, address),
         oip: createClient(openInference.GRPCInferenceServiceDefinition, address),
         process: process_,
+        address,
       };
     },
     async close() {

@@ -9,6 +9,12 @@ export const configSchema = z.object({
     .min(100)
     .default(5_000)
     .describe('how often jobs without an owner and half-finished endings are looked for'),
+  INFERENCE_ADDRS: z
+    .string()
+    .default('')
+    .describe(
+      'inference servers that adapters are deployed to, host:port separated by commas; a name stands for all its addresses',
+    ),
   PAUSED_TTL_MS: z.coerce
     .number()
     .int()

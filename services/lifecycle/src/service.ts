@@ -10,6 +10,7 @@ import * as changes from './change-jobs.ts';
 import * as checkpoints from './checkpoints.ts';
 import type { LifecycleConfig } from './config.ts';
 import { createFineTuningJob } from './create-job.ts';
+import { deployAdapter, deployAdapterKind, servableAdapter } from './deploy-adapter.ts';
 import type { LifecycleDeps } from './deps.ts';
 import { checkExportUri, exportAdapter, exportAdapterKind } from './export-adapter.ts';
 import { createLocalLauncher } from './launcher.ts';
@@ -91,6 +92,18 @@ const adapterService = (deps: LifecycleDeps, operations: Operations): ServiceBin
         },
       });
     },
+    async deployAdapter(request) {
+      const adapter = await servableAdapter(deps, request.name);
+      return operations.start({
+        kind: deployAdapterKind,
+        project: names.adapter.parse(adapter.name).project,
+        request: {
+          typeUrl: typeUrl('medmesh.lifecycle.v1.DeployAdapterRequest'),
+          bytes: lifecycle.DeployAdapterRequest.encode({ ...request, requestId: '' }).finish(),
+        },
+        requestId: request.requestId,
+      });
+    },
     async exportAdapter(request) {
       const adapter = await adapters.getAdapter(deps, { name: request.name });
       return operations.start({
@@ -120,7 +133,7 @@ const operationsService = (operations: Operations): ServiceBinding =>
     },
   });
 
-/** Opens the records, starts reconciliation and the export worker, and returns the services. */
+/** Opens the records, starts reconciliation and the workers for exports and deployments, and returns the services. */
 export async function startLifecycle(context: ServiceContext<LifecycleConfig>): Promise<Started> {
   const { nc, records, store, publisher, log, config, signal } = context;
   const deps: WatchDeps = {
@@ -142,6 +155,23 @@ export async function startLifecycle(context: ServiceContext<LifecycleConfig>): 
       await exportAdapter(deps, lifecycle.ExportAdapterRequest.decode(operation.request), operation.signal),
     ).finish(),
   }));
+  const deploying = { ...deps, inferenceAddresses: config.INFERENCE_ADDRS };
+  const deployer = await operations.run(
+    deployAdapterKind,
+    async (operation) => {
+      const update = (metadata: lifecycle.DeployAdapterMetadata) =>
+        operation.update({
+          typeUrl: typeUrl('medmesh.lifecycle.v1.DeployAdapterMetadata'),
+          bytes: lifecycle.DeployAdapterMetadata.encode(metadata).finish(),
+        });
+      const request = lifecycle.DeployAdapterRequest.decode(operation.request);
+      return {
+        typeUrl: typeUrl('medmesh.lifecycle.v1.Adapter'),
+        bytes: lifecycle.Adapter.encode(await deployAdapter(deploying, request, update, operation.signal)).finish(),
+      };
+    },
+    { concurrency: 4 },
+  );
   const stop = new AbortController();
   const reconciling = reconcileForever(
     { ...deps, pausedTtlMs: config.PAUSED_TTL_MS },
@@ -152,7 +182,7 @@ export async function startLifecycle(context: ServiceContext<LifecycleConfig>): 
     services: [fineTuningService(deps), adapterService(deps, operations), operationsService(operations)],
     async stop() {
       stop.abort();
-      await exporter.stop();
+      await Promise.all([exporter.stop(), deployer.stop()]);
       await reconciling;
     },
   };

@@ -7,7 +7,22 @@ import { toUri } from '../source-uri.ts';
 
 const stateName = (adapter: lifecycle.Adapter) => lifecycle.adapter_StateToJSON(adapter.state).replace('STATE_', '');
 
-/** `adapter list|get|export|verify|revoke|lineage`. */
+const deploymentState = (d: lifecycle.AdapterDeployment) =>
+  lifecycle.adapterDeployment_StateToJSON(d.state).replace('STATE_', '').toLowerCase().replaceAll('_', ' ');
+
+function describeDeployment(servers: readonly lifecycle.AdapterDeployment[]): string {
+  const rows = servers.map((d) => [
+    d.server,
+    deploymentState(d),
+    d.parityTokenCount === 0
+      ? '–'
+      : `${d.parityMeanDifference.toPrecision(2)} / ${d.parityMaxDifference.toPrecision(2)}`,
+    d.error?.message ?? '',
+  ]);
+  return table(['SERVER', 'STATE', 'PARITY MEAN / MAX', ''], rows);
+}
+
+/** `adapter list|get|deploy|export|verify|revoke|lineage`. */
 export function addAdapterCommands(program: Command, signal: AbortSignal): void {
   const group = program.command('adapter').description('trained adapters');
   group
@@ -41,6 +56,30 @@ export function addAdapterCommands(program: Command, signal: AbortSignal): void 
         context.out.result(
           lifecycle.Adapter.toJSON(adapter),
           `${adapter.name}: ${stateName(adapter)}, rank ${adapter.rank}, base ${adapter.baseModel}, ${adapter.digest}`,
+        );
+      }),
+    );
+  group
+    .command('deploy <adapter>')
+    .description('load an adapter into every inference server that holds its base, and keep it there')
+    .action(
+      withContext(signal, async (context, id: string, _options: object, _command: Command) => {
+        const client = await context.client();
+        let servers: lifecycle.AdapterDeployment[] = [];
+        try {
+          await client.adapters.deploy(id, {
+            signal,
+            onProgress: (metadata) => {
+              servers = metadata.servers;
+            },
+          });
+        } catch (error) {
+          if (servers.length > 0) context.out.say(describeDeployment(servers));
+          throw error;
+        }
+        context.out.result(
+          { adapter: client.adapters.name(id), servers: servers.map((d) => lifecycle.AdapterDeployment.toJSON(d)) },
+          describeDeployment(servers),
         );
       }),
     );

@@ -317,7 +317,15 @@ export async function startMesh(o: MeshOptions, signal: AbortSignal): Promise<Me
     // Every life of a service has the same address: the gateway is told it once.
     const gatewayPort = o.gatewayPort === 0 ? await freePort() : o.gatewayPort;
     const ports = await Promise.all(backends.map(() => freePort()));
-    await Promise.all(backends.map((name, i) => startService(name, ports[i] ?? 0, { NATS_URL: record.nats })));
+    const inference = `127.0.0.1:${ports[backends.indexOf('inference')]}`;
+    await Promise.all(
+      backends.map((name, i) =>
+        startService(name, ports[i] ?? 0, {
+          NATS_URL: record.nats,
+          ...(name === 'lifecycle' ? { INFERENCE_ADDRS: inference } : {}),
+        }),
+      ),
+    );
     const addresses = backends.map((name, i) => [`${name.toUpperCase()}_ADDR`, `127.0.0.1:${ports[i]}`]);
     const httpPort = o.httpPort === undefined || o.httpPort === 0 ? await freePort() : o.httpPort;
     const gateway = await startService('gateway', gatewayPort, {

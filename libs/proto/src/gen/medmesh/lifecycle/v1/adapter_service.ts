@@ -10,6 +10,7 @@ import type { CallContext, CallOptions } from "nice-grpc-common";
 import { Operation } from "../../../google/longrunning/operations.ts";
 import { Empty } from "../../../google/protobuf/empty.ts";
 import { Timestamp } from "../../../google/protobuf/timestamp.ts";
+import { Status } from "../../../google/rpc/status.ts";
 import { ArtifactFile } from "../../model/v1/model.ts";
 import { Adapter } from "./adapter.ts";
 
@@ -117,6 +118,108 @@ export interface VerifyExportResponse {
 export interface DeployAdapterRequest {
   /** Required. The adapter's name. */
   name: string;
+  /** A UUID. A repeat of the same request returns the first answer. */
+  requestId: string;
+}
+
+/** How far a DeployAdapter is. */
+export interface DeployAdapterMetadata {
+  /** Every inference server that lifecycle knows. */
+  servers: AdapterDeployment[];
+}
+
+/** An adapter on one inference server. */
+export interface AdapterDeployment {
+  /** The server's `address:port`. */
+  server: string;
+  /** Where it is there. */
+  state: AdapterDeployment_State;
+  /** The server had it before. */
+  alreadyLoaded: boolean;
+  /** Largest difference of a probe's log-probability from the trainer's. */
+  parityMaxDifference: number;
+  /** Mean of the absolute differences. */
+  parityMeanDifference: number;
+  /** Tokens compared. */
+  parityTokenCount: number;
+  /** Why it failed. */
+  error: Status | undefined;
+}
+
+/** Where it is. */
+export const AdapterDeployment_State = {
+  /** UNSPECIFIED - Never sent. */
+  UNSPECIFIED: 0,
+  /** PENDING - The server is being asked. */
+  PENDING: 1,
+  /** LOADING - The server fetches and checks it, and replays its probes. */
+  LOADING: 2,
+  /** READY - The server answers with it. */
+  READY: 3,
+  /** NOT_SERVED - The server does not hold its base and was left alone. */
+  NOT_SERVED: 4,
+  /** FAILED - It could not be loaded there. */
+  FAILED: 5,
+  UNRECOGNIZED: -1,
+} as const;
+
+export type AdapterDeployment_State = typeof AdapterDeployment_State[keyof typeof AdapterDeployment_State];
+
+export namespace AdapterDeployment_State {
+  export type UNSPECIFIED = typeof AdapterDeployment_State.UNSPECIFIED;
+  export type PENDING = typeof AdapterDeployment_State.PENDING;
+  export type LOADING = typeof AdapterDeployment_State.LOADING;
+  export type READY = typeof AdapterDeployment_State.READY;
+  export type NOT_SERVED = typeof AdapterDeployment_State.NOT_SERVED;
+  export type FAILED = typeof AdapterDeployment_State.FAILED;
+  export type UNRECOGNIZED = typeof AdapterDeployment_State.UNRECOGNIZED;
+}
+
+export function adapterDeployment_StateFromJSON(object: any): AdapterDeployment_State {
+  switch (object) {
+    case 0:
+    case "STATE_UNSPECIFIED":
+      return AdapterDeployment_State.UNSPECIFIED;
+    case 1:
+    case "STATE_PENDING":
+      return AdapterDeployment_State.PENDING;
+    case 2:
+    case "STATE_LOADING":
+      return AdapterDeployment_State.LOADING;
+    case 3:
+    case "STATE_READY":
+      return AdapterDeployment_State.READY;
+    case 4:
+    case "STATE_NOT_SERVED":
+      return AdapterDeployment_State.NOT_SERVED;
+    case 5:
+    case "STATE_FAILED":
+      return AdapterDeployment_State.FAILED;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return AdapterDeployment_State.UNRECOGNIZED;
+  }
+}
+
+export function adapterDeployment_StateToJSON(object: AdapterDeployment_State): string {
+  switch (object) {
+    case AdapterDeployment_State.UNSPECIFIED:
+      return "STATE_UNSPECIFIED";
+    case AdapterDeployment_State.PENDING:
+      return "STATE_PENDING";
+    case AdapterDeployment_State.LOADING:
+      return "STATE_LOADING";
+    case AdapterDeployment_State.READY:
+      return "STATE_READY";
+    case AdapterDeployment_State.NOT_SERVED:
+      return "STATE_NOT_SERVED";
+    case AdapterDeployment_State.FAILED:
+      return "STATE_FAILED";
+    case AdapterDeployment_State.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
 }
 
 /** Request of GetLineage. */
@@ -1237,13 +1340,16 @@ export const VerifyExportResponse: MessageFns<VerifyExportResponse> = {
 };
 
 function createBaseDeployAdapterRequest(): DeployAdapterRequest {
-  return { name: "" };
+  return { name: "", requestId: "" };
 }
 
 export const DeployAdapterRequest: MessageFns<DeployAdapterRequest> = {
   encode(message: DeployAdapterRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.name !== "") {
       writer.uint32(10).string(message.name);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(18).string(message.requestId);
     }
     return writer;
   },
@@ -1269,6 +1375,14 @@ export const DeployAdapterRequest: MessageFns<DeployAdapterRequest> = {
             message.name = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1282,13 +1396,23 @@ export const DeployAdapterRequest: MessageFns<DeployAdapterRequest> = {
   },
 
   fromJSON(object: any): DeployAdapterRequest {
-    return { name: isSet(object.name) ? globalThis.String(object.name) : "" };
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      requestId: isSet(object.requestId)
+        ? globalThis.String(object.requestId)
+        : isSet(object.request_id)
+        ? globalThis.String(object.request_id)
+        : "",
+    };
   },
 
   toJSON(message: DeployAdapterRequest): unknown {
     const obj: any = {};
     if (message.name !== "") {
       obj.name = message.name;
+    }
+    if (message.requestId !== "") {
+      obj.requestId = message.requestId;
     }
     return obj;
   },
@@ -1299,6 +1423,269 @@ export const DeployAdapterRequest: MessageFns<DeployAdapterRequest> = {
   fromPartial(object: DeepPartial<DeployAdapterRequest>): DeployAdapterRequest {
     const message = createBaseDeployAdapterRequest();
     message.name = object.name ?? "";
+    message.requestId = object.requestId ?? "";
+    return message;
+  },
+};
+
+function createBaseDeployAdapterMetadata(): DeployAdapterMetadata {
+  return { servers: [] };
+}
+
+export const DeployAdapterMetadata: MessageFns<DeployAdapterMetadata> = {
+  encode(message: DeployAdapterMetadata, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.servers) {
+      AdapterDeployment.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DeployAdapterMetadata {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDeployAdapterMetadata();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.servers.push(AdapterDeployment.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): DeployAdapterMetadata {
+    return {
+      servers: globalThis.Array.isArray(object?.servers)
+        ? object.servers.map((e: any) => AdapterDeployment.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: DeployAdapterMetadata): unknown {
+    const obj: any = {};
+    if (message.servers?.length) {
+      obj.servers = message.servers.map((e) => AdapterDeployment.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<DeployAdapterMetadata>): DeployAdapterMetadata {
+    return DeployAdapterMetadata.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<DeployAdapterMetadata>): DeployAdapterMetadata {
+    const message = createBaseDeployAdapterMetadata();
+    message.servers = object.servers?.map((e) => AdapterDeployment.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseAdapterDeployment(): AdapterDeployment {
+  return {
+    server: "",
+    state: 0,
+    alreadyLoaded: false,
+    parityMaxDifference: 0,
+    parityMeanDifference: 0,
+    parityTokenCount: 0,
+    error: undefined,
+  };
+}
+
+export const AdapterDeployment: MessageFns<AdapterDeployment> = {
+  encode(message: AdapterDeployment, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.server !== "") {
+      writer.uint32(10).string(message.server);
+    }
+    if (message.state !== 0) {
+      writer.uint32(16).int32(message.state);
+    }
+    if (message.alreadyLoaded !== false) {
+      writer.uint32(24).bool(message.alreadyLoaded);
+    }
+    if (message.parityMaxDifference !== 0) {
+      writer.uint32(33).double(message.parityMaxDifference);
+    }
+    if (message.parityMeanDifference !== 0) {
+      writer.uint32(41).double(message.parityMeanDifference);
+    }
+    if (message.parityTokenCount !== 0) {
+      writer.uint32(48).int32(message.parityTokenCount);
+    }
+    if (message.error !== undefined) {
+      Status.encode(message.error, writer.uint32(58).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AdapterDeployment {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAdapterDeployment();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.server = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.state = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.alreadyLoaded = reader.bool();
+            continue;
+          }
+          case 4: {
+            if (tag !== 33) {
+              break;
+            }
+
+            message.parityMaxDifference = reader.double();
+            continue;
+          }
+          case 5: {
+            if (tag !== 41) {
+              break;
+            }
+
+            message.parityMeanDifference = reader.double();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.parityTokenCount = reader.int32();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.error = Status.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): AdapterDeployment {
+    return {
+      server: isSet(object.server) ? globalThis.String(object.server) : "",
+      state: isSet(object.state) ? adapterDeployment_StateFromJSON(object.state) : 0,
+      alreadyLoaded: isSet(object.alreadyLoaded)
+        ? globalThis.Boolean(object.alreadyLoaded)
+        : isSet(object.already_loaded)
+        ? globalThis.Boolean(object.already_loaded)
+        : false,
+      parityMaxDifference: isSet(object.parityMaxDifference)
+        ? globalThis.Number(object.parityMaxDifference)
+        : isSet(object.parity_max_difference)
+        ? globalThis.Number(object.parity_max_difference)
+        : 0,
+      parityMeanDifference: isSet(object.parityMeanDifference)
+        ? globalThis.Number(object.parityMeanDifference)
+        : isSet(object.parity_mean_difference)
+        ? globalThis.Number(object.parity_mean_difference)
+        : 0,
+      parityTokenCount: isSet(object.parityTokenCount)
+        ? globalThis.Number(object.parityTokenCount)
+        : isSet(object.parity_token_count)
+        ? globalThis.Number(object.parity_token_count)
+        : 0,
+      error: isSet(object.error) ? Status.fromJSON(object.error) : undefined,
+    };
+  },
+
+  toJSON(message: AdapterDeployment): unknown {
+    const obj: any = {};
+    if (message.server !== "") {
+      obj.server = message.server;
+    }
+    if (message.state !== 0) {
+      obj.state = adapterDeployment_StateToJSON(message.state);
+    }
+    if (message.alreadyLoaded !== false) {
+      obj.alreadyLoaded = message.alreadyLoaded;
+    }
+    if (message.parityMaxDifference !== 0) {
+      obj.parityMaxDifference = floatToJson(message.parityMaxDifference);
+    }
+    if (message.parityMeanDifference !== 0) {
+      obj.parityMeanDifference = floatToJson(message.parityMeanDifference);
+    }
+    if (message.parityTokenCount !== 0) {
+      obj.parityTokenCount = Math.round(message.parityTokenCount);
+    }
+    if (message.error !== undefined) {
+      obj.error = Status.toJSON(message.error);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<AdapterDeployment>): AdapterDeployment {
+    return AdapterDeployment.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<AdapterDeployment>): AdapterDeployment {
+    const message = createBaseAdapterDeployment();
+    message.server = object.server ?? "";
+    message.state = object.state ?? 0;
+    message.alreadyLoaded = object.alreadyLoaded ?? false;
+    message.parityMaxDifference = object.parityMaxDifference ?? 0;
+    message.parityMeanDifference = object.parityMeanDifference ?? 0;
+    message.parityTokenCount = object.parityTokenCount ?? 0;
+    message.error = (object.error !== undefined && object.error !== null)
+      ? Status.fromPartial(object.error)
+      : undefined;
     return message;
   },
 };
@@ -1602,7 +1989,11 @@ export const AdapterServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Loads an adapter into the inference servers. The operation's response is an Adapter. */
+    /**
+     * Loads an adapter into every inference server that holds its base, where its parity probes are replayed, and keeps it there. The operation's response is
+     * the Adapter, its metadata DeployAdapterMetadata. It fails, saying where, unless all these servers have it; those that do keep it, and a repeat loads
+     * only what is missing. Cancelling takes it out of the servers into which this operation has loaded it.
+     */
     deployAdapter: {
       name: "DeployAdapter",
       requestType: DeployAdapterRequest as typeof DeployAdapterRequest,
@@ -1651,7 +2042,11 @@ export interface AdapterServiceImplementation<CallContextExt = {}> {
   ): ServerStreamingMethodResult<DeepPartial<DownloadAdapterFileResponse>>;
   /** Compares an export with the adapter on its base. The operation's response is VerifyExportResponse. */
   verifyExport(request: VerifyExportRequest, context: CallContext & CallContextExt): Promise<DeepPartial<Operation>>;
-  /** Loads an adapter into the inference servers. The operation's response is an Adapter. */
+  /**
+   * Loads an adapter into every inference server that holds its base, where its parity probes are replayed, and keeps it there. The operation's response is
+   * the Adapter, its metadata DeployAdapterMetadata. It fails, saying where, unless all these servers have it; those that do keep it, and a repeat loads
+   * only what is missing. Cancelling takes it out of the servers into which this operation has loaded it.
+   */
   deployAdapter(request: DeployAdapterRequest, context: CallContext & CallContextExt): Promise<DeepPartial<Operation>>;
   /** Returns what an adapter was made of. */
   getLineage(request: GetLineageRequest, context: CallContext & CallContextExt): Promise<DeepPartial<Lineage>>;
@@ -1685,7 +2080,11 @@ export interface AdapterServiceClient<CallOptionsExt = {}> {
   ): AsyncIterable<DownloadAdapterFileResponse>;
   /** Compares an export with the adapter on its base. The operation's response is VerifyExportResponse. */
   verifyExport(request: DeepPartial<VerifyExportRequest>, options?: CallOptions & CallOptionsExt): Promise<Operation>;
-  /** Loads an adapter into the inference servers. The operation's response is an Adapter. */
+  /**
+   * Loads an adapter into every inference server that holds its base, where its parity probes are replayed, and keeps it there. The operation's response is
+   * the Adapter, its metadata DeployAdapterMetadata. It fails, saying where, unless all these servers have it; those that do keep it, and a repeat loads
+   * only what is missing. Cancelling takes it out of the servers into which this operation has loaded it.
+   */
   deployAdapter(request: DeepPartial<DeployAdapterRequest>, options?: CallOptions & CallOptionsExt): Promise<Operation>;
   /** Returns what an adapter was made of. */
   getLineage(request: DeepPartial<GetLineageRequest>, options?: CallOptions & CallOptionsExt): Promise<Lineage>;
