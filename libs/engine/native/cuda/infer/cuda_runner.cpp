@@ -86,7 +86,7 @@ CudaRunner::CudaRunner(const TrainingBase& base, int device, const RunnerOptions
   const std::int64_t crossover = options_.crossover > 0 ? options_.crossover : kNf4Crossover;
   products_ = std::make_unique<Products>(base_.spec, geometry_, memory_.weights, decoded_, adapters_, ProductBuffers{b.scratch, b.normed, b.gate_up, b.low, b.gemv_workspace},
                                          Products::Options{options_.order, crossover});
-  decoder_ = std::make_unique<Decoder>(base_.spec, geometry_, memory_, *kv_, ropes_, *products_);
+  decoder_ = std::make_unique<Decoder>(base_.spec, geometry_, memory_, *kv_, ropes_, adapters_, *products_);
   fill_bytes(b.gemv_workspace, 0, b.gemv_workspace_bytes, stream_);
   fill_bytes(b.attention_workspace, 0, b.attention_workspace_bytes, stream_);
   staging_ = PinnedMemory(b.input_bytes);
@@ -147,10 +147,8 @@ CudaRunner::~CudaRunner() {
 }
 
 void CudaRunner::check_adapter(const LoraAdapter& adapter) const {
-  const LoraConfig& config = adapter.config();
-  require(Code::unsupported, !config.dora && !adapter.embedding() && !adapter.head(),
-          "on a GPU adapters are LoRA alone; DoRA and whole modules are served on the CPU: use device cpu");
-  require(Code::unsupported, widest_slot(adapter) <= kMostRank, "on a GPU adapters have ranks up to ", kMostRank, "; this one's is ", config.rank);
+  require(Code::internal, adapter.bound(), "a DoRA adapter is used without the norms of its base");
+  require(Code::unsupported, widest_slot(adapter) <= kMostRank, "on a GPU adapters have ranks up to ", kMostRank, "; this one's is ", adapter.config().rank);
   const std::int64_t bytes = DeviceAdapter::bytes(adapter, geometry_, spec().layers);
   require(Code::oom, bytes <= adapters_.budget(), "the adapter needs ", bytes, " bytes of device memory; ", adapters_.budget(), " are set aside for adapters");
 }
@@ -165,11 +163,16 @@ void CudaRunner::place_adapters(const Step& step, StepAdapters& adapters) {
   adapter_of_.assign(step.ids.size(), -1);
   other_adapter_of_.assign(step.ids.size(), -1);
   segments_.clear();
+  heads_of_.clear();
   std::int64_t ranks = 0;
   for (const AdapterRows& rows : step.adapters) {
+    heads_of_.push_back({rows.first + rows.count, nullptr});
     if (rows.adapter == nullptr) continue;
     const AdapterCache::Resident resident = adapters_.use(rows.adapter, stream_);
     ranks = std::max(ranks, widest_slot(*rows.adapter));
+    adapters.dora |= rows.adapter->config().dora;
+    adapters.embeddings |= resident.adapter->embedding() != nullptr;
+    heads_of_.back().head = resident.adapter->head();
     const bool many = rows.count >= kSegmentRows;
     if (many) segments_.push_back({rows.first, rows.count, resident.adapter});
     adapters.any_other |= !many;
@@ -209,6 +212,20 @@ StepShape CudaRunner::shape_of(const Step& step, bool captured) const {
     ++shape.singles.back().count;
   }
   return shape;
+}
+
+// Which head each of the wanted rows has, where not all have the base's. Rows that fill a captured batch up go with the last.
+void CudaRunner::place_heads(const Step& step, StepShape& shape) {
+  heads_.clear();
+  if (std::ranges::all_of(heads_of_, [](const AdapterHead& of) { return of.head == nullptr; })) return;
+  std::size_t run = 0;
+  for (std::size_t i = 0; i < step.wanted.size(); ++i) {
+    while (step.wanted[i].row >= heads_of_[run].end) ++run;
+    if (heads_.empty() || heads_.back().head != heads_of_[run].head) heads_.push_back({static_cast<std::int64_t>(i), 0, heads_of_[run].head});
+    ++heads_.back().count;
+  }
+  if (!heads_.empty()) heads_.back().count = shape.wanted - heads_.back().first;
+  shape.heads = heads_;
 }
 
 void CudaRunner::plan_tiles(const Step& step, StepShape& shape) {
@@ -316,14 +333,18 @@ void CudaRunner::compute(const StepShape& shape, const RunnerInput& input, const
 }
 
 void CudaRunner::replay(const StepShape& shape, const RunnerInput& input, const StepAdapters& adapters) {
-  Graph& graph = graphs_[{shape.rows, shape.most_tokens, adapters.ranks}];
+  const auto choose = [&] {
+    for (std::int64_t first = 0; first < shape.wanted; first += memory_.buffers.wanted_rows)
+      decoder_->choose(shape, input, first, std::min(memory_.buffers.wanted_rows, shape.wanted - first), stream_);
+    fetch_results(shape);
+  };
+  const bool own_heads = !shape.heads.empty();
+  Graph& graph = graphs_[{shape.rows, shape.most_tokens, adapters.ranks, adapters.dora, adapters.embeddings, own_heads}];
   if (graph.empty()) {
     const auto work = [&] {
       send_input();
       decoder_->hidden(shape, input, adapters, [](Phase) {}, stream_);
-      for (std::int64_t first = 0; first < shape.wanted; first += memory_.buffers.wanted_rows)
-        decoder_->choose(shape, input, first, std::min(memory_.buffers.wanted_rows, shape.wanted - first), stream_);
-      fetch_results(shape);
+      if (!own_heads) choose();
     };
     // What a first use prepares (kernels to load, algorithms to choose) may not be captured: it runs once as it is. The same keys and values are written
     // to the same slots again, and the same tokens chosen.
@@ -332,6 +353,7 @@ void CudaRunner::replay(const StepShape& shape, const RunnerInput& input, const 
     graph = Graph::capture(stream_, work);
   }
   graph.launch(stream_);
+  if (own_heads) choose();
 }
 
 void CudaRunner::grow_logits() {
@@ -427,6 +449,7 @@ StepOutput CudaRunner::run_step(const Step& step, bool wants_states) {
       adapters.any_other = adapters.ranks > 0;
       other_adapter_of_ = adapter_of_;
     }
+    place_heads(step, shape);
     plan_tiles(step, shape);
     const RunnerInput input = write_input(step, shape, adapters);
     if (captured) {

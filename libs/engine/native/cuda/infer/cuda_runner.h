@@ -33,15 +33,18 @@ class CudaRunner final : public Runner {
   void losses(Rows logits, std::span<const std::uint32_t> tokens, std::span<float> losses) override;
 
  private:
-  // A captured batch: rows, positions below most_tokens, adapters' ranks up to `ranks`.
+  // A captured batch: rows, positions below most_tokens, adapters' ranks up to `ranks`, and what else adapters have. Rows that have heads of their own meet
+  // them behind the captured work: which these are is known on the host alone.
   struct Capture {
     std::int64_t rows, most_tokens, ranks;
+    bool dora, embeddings, heads;
     auto operator<=>(const Capture&) const = default;
   };
   void prepare();
   void practise(std::int64_t sequences, std::int64_t tokens);
   void place_adapters(const Step& step, StepAdapters& adapters);
   StepShape shape_of(const Step& step, bool captured) const;
+  void place_heads(const Step& step, StepShape& shape);
   void plan_tiles(const Step& step, StepShape& shape);
   RunnerInput write_input(const Step& step, const StepShape& shape, StepAdapters& adapters);
   // The step's input to the device, and its tokens, log-probabilities and scores back: part of a captured step.
@@ -89,6 +92,12 @@ class CudaRunner final : public Runner {
   // Vectors keep their memory from step to step.
   std::vector<std::int32_t> adapter_of_, other_adapter_of_;  // of every row
   std::vector<AdapterSegment> segments_;
+  struct AdapterHead {
+    std::int64_t end;  // of its rows
+    const bf16* head;  // null: the base's
+  };
+  std::vector<AdapterHead> heads_of_;  // of every run of rows with one adapter
+  std::vector<HeadRows> heads_;
   std::vector<PagedChunk> tiles_;
   std::vector<ChosenToken> chosen_;
   std::vector<double> log_sums_;  // of the rows whose logits were wanted

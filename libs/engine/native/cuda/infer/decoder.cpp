@@ -62,7 +62,12 @@ void Decoder::hidden(const StepShape& shape, const RunnerInput& input, const Ste
   const View<bf16> attention = rows(b.attention, shape.rows, spec_.q_size()), gated = rows(b.gated, shape.rows, spec_.ffn);
   const auto norm = [this](const float* weight) { return RmsNorm{weight, spec_.norm_eps, spec_.norm_offset}; };
   products_.begin(adapters, stream);
-  embed_forward({memory_.embedding, spec_.vocab, spec_.hidden}, input.ids, embedding_scale(spec_, Compute::bf16), x, stream);  // [R, hidden]
+  const View<const bf16> table{memory_.embedding, spec_.vocab, spec_.hidden};
+  const float scale = embedding_scale(spec_, Compute::bf16);
+  if (adapters.embeddings)
+    embed_rows_forward(table, {adapters_.embeddings(), adapters.all}, input.ids, scale, x, stream);      // [R, hidden]
+  else
+    embed_forward(table, input.ids, scale, x, stream);
   for (std::int64_t layer = 0; layer < spec_.layers; ++layer) {
     const DeviceLayer& w = memory_.weights.layers[static_cast<std::size_t>(layer)];
     products_(layer, Group::qkv, x, norm(w.input_norm), qkv, Products::Onto::nothing);                   // [R, q + k + v]
@@ -94,7 +99,12 @@ void Decoder::choose(const StepShape& shape, const RunnerInput& input, std::int6
     gather_rows(rows(b.x, shape.rows, spec_.hidden), input.wanted + first, last, stream);                // [n, hidden]
   }
   const View<float> logits{b.logits, count, spec_.vocab};
-  products_.head(last, {memory_.weights.final_norm, spec_.norm_eps, spec_.norm_offset}, logits, stream);  // [n, vocab]
+  std::vector<HeadRows> heads;  // of these rows, counted from them
+  for (const HeadRows& of : shape.heads) {
+    const std::int64_t from = std::max(of.first, first), to = std::min(of.first + of.count, first + count);
+    if (from < to) heads.push_back({from - first, to - from, of.head});
+  }
+  products_.head(last, {memory_.weights.final_norm, spec_.norm_eps, spec_.norm_offset}, heads, logits, stream);  // [n, vocab]
   if (shape.choices) sample(logits, input.settings + first, input.token_positions + first, b.tokens + first, b.logprobs + first, b.sample_workspace, stream);
   if (shape.scores) log_probs(logits, input.targets + first, input.scored + first, b.scores + first, stream);
 }

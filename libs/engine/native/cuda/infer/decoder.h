@@ -31,6 +31,7 @@ struct StepShape {
   bool apart = false;                   // each row of the runs is its sequence's only one of the step
   std::int64_t wanted = 0;
   bool all_wanted = false;              // row i is wanted i
+  std::span<const HeadRows> heads;       // of the wanted rows; none: the base's is everybody's
   bool scores = false, choices = false;  // some wanted rows are to be scored; some tokens, or their distribution's sum, are
 };
 
@@ -39,8 +40,9 @@ enum class Phase : std::uint8_t { products, attention, sampling };
 class Decoder {
  public:
   // Borrows everything. `mark` is called where the work of a phase has been given.
-  Decoder(const ModelSpec& spec, const Geometry& geometry, const RunnerMemory& memory, const DeviceKv& kv, const DeviceRopes& ropes, Products& products)
-      : spec_(spec), geometry_(geometry), memory_(memory), kv_(kv), ropes_(ropes), products_(products) {}
+  Decoder(const ModelSpec& spec, const Geometry& geometry, const RunnerMemory& memory, const DeviceKv& kv, const DeviceRopes& ropes, const AdapterCache& adapters,
+          Products& products)
+      : spec_(spec), geometry_(geometry), memory_(memory), kv_(kv), ropes_(ropes), adapters_(adapters), products_(products) {}
 
   // The blocks: ids to hidden states, in the buffers' x.
   void hidden(const StepShape& shape, const RunnerInput& input, const StepAdapters& adapters, const std::function<void(Phase)>& mark, cudaStream_t stream);
@@ -57,6 +59,7 @@ class Decoder {
   const RunnerMemory& memory_;
   const DeviceKv& kv_;
   const DeviceRopes& ropes_;
+  const AdapterCache& adapters_;
   Products& products_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cuda/ops/dora_rows.h"
 #include "cuda/ops/glu.h"
 #include "cuda/ops/head_gemv.h"
 #include "cuda/ops/logits.h"
@@ -117,17 +118,38 @@ void Products::multiply(std::int64_t layer, Group group, View<const bf16> x, Vie
   if (by_row) low = shrink_beside(x, rows);
   product(layer, group, x, y, onto);
   if (by_row) {
-    const GroupShape& shape = geometry_[group];
-    LoraColumns columns{};
-    for (std::size_t p = 0; p < shape.parts.size(); ++p) columns.first_output[p] = shape.parts[p].first_output;
-    columns.first_output[shape.parts.size()] = shape.outputs;
     shrunk_.wait(stream_);
-    lora_rows_expand(low, rows, columns, y, stream_);                                                    // [R, outputs]
+    lora_rows_expand(low, rows, columns(group), y, stream_);                                             // [R, outputs]
   }
   if (adapters_.ranks > 0 && !alike) add_segments(layer, group, x, y);
 }
 
+RowFactors Products::row_factors(std::int64_t layer, Group group, std::int64_t first) const {
+  return {table_.factors(layer, group), adapters_.all + first, static_cast<std::int64_t>(geometry_[group].parts.size())};
+}
+
+LoraColumns Products::columns(Group group) const {
+  const GroupShape& shape = geometry_[group];
+  LoraColumns columns{};
+  for (std::size_t p = 0; p < shape.parts.size(); ++p) columns.first_output[p] = shape.parts[p].first_output;
+  columns.first_output[shape.parts.size()] = shape.outputs;
+  return columns;
+}
+
 void Products::operator()(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, View<bf16> y, Onto onto) {
+  if (!adapters_.dora) return plain(layer, group, x, norm, y, onto);
+  // Magnitudes scale the product alone: where it adds to y, their rows' y waits aside.
+  const RowFactors factors = row_factors(layer, group, 0);
+  View<bf16> aside;
+  if (onto == Onto::y) {
+    aside = {buffers_.normed, y.rows, y.cols};
+    dora_rows_set_aside(factors, y, aside, stream_);
+  }
+  plain(layer, group, x, norm, y, onto);
+  dora_rows_scale(factors, columns(group), weights_.layers[static_cast<std::size_t>(layer)].bias[static_cast<std::size_t>(group)], aside, y, stream_);
+}
+
+void Products::plain(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, View<bf16> y, Onto onto) {
   const bool reads = reads_nf4(layer, group, x.rows), early = norm.weight != nullptr && (!reads || x.rows > kGemvNormRows || options_.order == SumOrder::same_for_any_rows);
   if (early) x = normalize(x, norm);
   if (!reads) return multiply(layer, group, x, y, onto);
@@ -145,7 +167,7 @@ void Products::gated(std::int64_t layer, View<bf16> x, const RmsNorm& norm, View
   if (early) x = normalize(x, norm);
   if (!reads) {
     const View<bf16> both{buffers_.gate_up, x.rows, geometry_[Group::gate_up].outputs};
-    if (adapters_.ranks > 0 && adapters_.segments.empty()) {
+    if (adapters_.ranks > 0 && adapters_.segments.empty() && !adapters_.dora) {
       const RowAdapters rows = row_adapters(layer, Group::gate_up, adapters_.all);
       const View<bf16> low = shrink_beside(x, rows);
       product(layer, Group::gate_up, x, both, Onto::nothing);
@@ -153,27 +175,58 @@ void Products::gated(std::int64_t layer, View<bf16> x, const RmsNorm& norm, View
       return lora_rows_expand_gated(spec_.activation, low, rows, both, y, stream_);                      // [R, ffn]
     }
     multiply(layer, Group::gate_up, x, both, Onto::nothing);
+    if (adapters_.dora)
+      dora_rows_scale(row_factors(layer, Group::gate_up, 0), columns(Group::gate_up),
+                      weights_.layers[static_cast<std::size_t>(layer)].bias[static_cast<std::size_t>(Group::gate_up)], {}, both, stream_);
     return glu_forward(spec_.activation, both, y, stream_);                                              // [R, ffn]
   }
   for (std::int64_t first = 0; first < x.rows; first += kGemvRows) {
     const std::int64_t count = std::min(kGemvRows, x.rows - first);
-    const View<bf16> rows = x.row_range(first, count);
-    nf4_gemv_gated(spec_.activation, rows, packed(layer, Group::gate_up), y.row_range(first, count),
-                   gemv_extras(layer, Group::gate_up, rows, early ? RmsNorm{} : norm, first), stream_);  // [n, ffn]
+    const View<bf16> rows = x.row_range(first, count), out = y.row_range(first, count);
+    const GemvExtras extras = gemv_extras(layer, Group::gate_up, rows, early ? RmsNorm{} : norm, first);
+    if (!adapters_.dora || extras.same_order)
+      nf4_gemv_gated(spec_.activation, rows, packed(layer, Group::gate_up), out, extras, stream_);       // [n, ffn]
+    if (adapters_.dora) gate_up_tiles(layer, rows, extras, first, out);
   }
 }
 
-void Products::head(View<bf16> x, const RmsNorm& norm, View<float> logits, cudaStream_t stream) {
+// Magnitudes come before the activation, which the gated product has behind it: gate and up as plain outputs, in the order of the tiles that hold them.
+// Of the rows with magnitudes alone where the others' bits are not to depend on them.
+void Products::gate_up_tiles(std::int64_t layer, View<bf16> x, const GemvExtras& extras, std::int64_t first, View<bf16> y) {
+  const PackedNf4& weight = packed(layer, Group::gate_up);
+  const View<bf16> tiles{buffers_.gate_up, x.rows, weight.outputs()};
+  View<const bf16> low = extras.low;
+  if (extras.adapters.entries != nullptr && low.data == nullptr) {
+    const View<bf16> shrunk{buffers_.low, x.rows, extras.adapters.parts * adapters_.ranks};
+    lora_rows_shrink(x, extras.norm, extras.adapters, shrunk, stream_);
+    low = shrunk;
+  }
+  GemvExtras bare;
+  bare.norm = extras.norm;
+  bare.workspace = extras.workspace;
+  bare.same_order = extras.same_order;
+  nf4_gemv(x, nf4_tiles(weight), tiles, bare, stream_);                                                  // [n, 2 · ffn]
+  dora_rows_gated(spec_.activation, {tiles, {weight.unit[0], weight.unit[1]}, extras.bias}, low, extras.adapters, row_factors(layer, Group::gate_up, first),
+                  extras.same_order ? GatedRows::scaled : GatedRows::all, y, stream_);                   // [n, ffn]
+}
+
+void Products::head(View<bf16> x, const RmsNorm& norm, std::span<const HeadRows> heads, View<float> logits, cudaStream_t stream) {
   stream_ = stream;
   x = normalize(x, norm);
-  const View<const bf16> head{weights_.head, logits.cols, x.cols};
+  if (heads.empty()) return multiply_head(x, weights_.head, logits);
+  for (const HeadRows& rows : heads)
+    multiply_head(x.row_range(rows.first, rows.count), rows.head != nullptr ? rows.head : weights_.head, logits.row_range(rows.first, rows.count));
+}
+
+void Products::multiply_head(View<bf16> x, const bf16* of, View<float> logits) {
+  const View<const bf16> head{of, logits.cols, x.cols};
   if (x.rows > head_crossover() && options_.order != SumOrder::same_for_any_rows) {
-    gemm_(GemmForm::nt, x, head, logits, stream);                                                        // [R, vocab]
-    return softcap_logits(logits, spec_.logit_softcap, stream);
+    gemm_(GemmForm::nt, x, head, logits, stream_);                                                       // [R, vocab]
+    return softcap_logits(logits, spec_.logit_softcap, stream_);
   }
   for (std::int64_t first = 0; first < x.rows; first += kHeadRows) {
     const std::int64_t count = std::min(kHeadRows, x.rows - first);
-    head_gemv(x.row_range(first, count), head, spec_.logit_softcap, logits.row_range(first, count), stream);
+    head_gemv(x.row_range(first, count), head, spec_.logit_softcap, logits.row_range(first, count), stream_);
   }
 }
 

@@ -1,5 +1,5 @@
 // products.h: the products of a decoder's blocks when it generates: few rows or many, over a base that is NF4 or 16-bit, with adapters.
-//   y = x·Wᵀ + bias + (x·Aᵀ)·(s·B)ᵀ      A and B of each row's own adapter
+//   y = x·Wᵀ + bias + (x·Aᵀ)·(s·B)ᵀ      A and B of each row's own adapter; with DoRA y = c · (x·Wᵀ + (x·Aᵀ)·(s·B)ᵀ) + bias (ops/dora_rows.h)
 //   Up to `crossover` rows an NF4 weight is decoded while it is read, once for all rows (ops/nf4_gemv.h). Above it the product is one of bf16 matrices: of
 //   copies that were decoded once, before the weights were packed, where there is memory for them, else of weights decoded into scratch, whose scales are then
 //   the packed ones (within 2^-11); then adapters add to what was already rounded.
@@ -41,7 +41,15 @@ struct StepAdapters {
   const std::int32_t* all = nullptr;         // [R] on the device: each row's number in the table, or -1
   const std::int32_t* others = nullptr;      // the same with -1 for the rows of segments
   bool any_other = false;                    // a row has an adapter and is in no segment
+  bool dora = false;                         // a row's adapter has magnitudes
+  bool embeddings = false;                   // a row's adapter has a token table of its own
   std::span<const AdapterSegment> segments;
+};
+
+// Neighbouring rows of logits that have one head.
+struct HeadRows {
+  std::int64_t first = 0, count = 0;
+  const bf16* head = nullptr;  // [vocab, hidden]; null: the base's
 };
 
 // Decoded copies of NF4 products, [layer][group]; empty where none are kept.
@@ -49,7 +57,7 @@ using DecodedWeights = std::vector<std::array<bf16*, kGroups>>;
 
 struct ProductBuffers {
   bf16* scratch = nullptr;  // the largest decoded product; null where all are kept decoded, or none is ever
-  bf16* normed = nullptr;   // [R, hidden]
+  bf16* normed = nullptr;   // [R, hidden]; what a product with magnitudes adds to waits here
   bf16* gate_up = nullptr;  // [R, 2 · ffn]
   bf16* low = nullptr;      // [R, 3 · ranks]
   void* gemv_workspace = nullptr;  // nf4_gemv_workspace(kGemvRows, the deepest K) bytes, zeroed once
@@ -77,8 +85,8 @@ class Products {
   void operator()(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, View<bf16> y, Onto onto);
   // y [R, ffn] = act(gate) · up of the (normalized) rows.
   void gated(std::int64_t layer, View<bf16> x, const RmsNorm& norm, View<bf16> y);
-  // logits [R, vocab] of x [R, hidden] before the final norm.
-  void head(View<bf16> x, const RmsNorm& norm, View<float> logits, cudaStream_t stream);
+  // logits [R, vocab] of x [R, hidden] before the final norm. `heads` cover the rows in order; without any the base's is everybody's.
+  void head(View<bf16> x, const RmsNorm& norm, std::span<const HeadRows> heads, View<float> logits, cudaStream_t stream);
 
  private:
   std::int64_t head_crossover() const noexcept;
@@ -92,6 +100,11 @@ class Products {
   void multiply(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y, Onto onto);  // with them
   View<bf16> shrink_beside(View<const bf16> x, const RowAdapters& rows);
   void add_segments(std::int64_t layer, Group group, View<const bf16> x, View<bf16> y);
+  RowFactors row_factors(std::int64_t layer, Group group, std::int64_t first) const;
+  LoraColumns columns(Group group) const;
+  void plain(std::int64_t layer, Group group, View<bf16> x, const RmsNorm& norm, View<bf16> y, Onto onto);  // but for magnitudes
+  void gate_up_tiles(std::int64_t layer, View<bf16> x, const GemvExtras& extras, std::int64_t first, View<bf16> y);
+  void multiply_head(View<bf16> x, const bf16* head, View<float> logits);
 
   const ModelSpec& spec_;
   const Geometry& geometry_;

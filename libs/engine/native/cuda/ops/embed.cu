@@ -16,8 +16,7 @@ ENGINE_DEVICE void load8_once(const float* from, float (&values)[8]) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) forward(View<const T> table, const std::uint32_t* ids, float scale, View<bf16> out) {
-  const std::int64_t row = blockIdx.x, id = ids[row];
+ENGINE_DEVICE void embed_row(View<const T> table, std::int64_t id, float scale, std::int64_t row, View<bf16> out) {
   for (std::int64_t c = 8 * threadIdx.x; c < out.cols; c += 8 * kThreads) {
     float values[8];
     if (id < table.rows)
@@ -28,6 +27,17 @@ __global__ void __launch_bounds__(kThreads) forward(View<const T> table, const s
     for (float& value : values) value *= scale;
     store16(out.row(row) + c, pack8(values));
   }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) forward(View<const T> table, const std::uint32_t* ids, float scale, View<bf16> out) {
+  embed_row(table, ids[blockIdx.x], scale, blockIdx.x, out);
+}
+
+__global__ void __launch_bounds__(kThreads) forward_rows(View<const bf16> table, RowTables own, const std::uint32_t* ids, float scale, View<bf16> out) {
+  const std::int32_t adapter = own.adapter[blockIdx.x];
+  if (const bf16* other = adapter < 0 ? nullptr : own.tables[adapter]; other != nullptr) table.data = other;
+  embed_row(table, ids[blockIdx.x], scale, blockIdx.x, out);
 }
 
 __global__ void __launch_bounds__(kThreads) backward(const std::uint32_t* ids, View<const bf16> dout, float scale, View<float> dtable) {
@@ -46,9 +56,13 @@ __global__ void __launch_bounds__(kThreads) backward(const std::uint32_t* ids, V
   }
 }
 
+void check_columns(std::int64_t table, std::int64_t out) {
+  require(table == out && out % 8 == 0, "rows of ", table, " values into rows of ", out, "; the device takes equal multiples of 8");
+}
+
 template <class T>
 void launch_forward(View<const T> table, const std::uint32_t* ids, float scale, View<bf16> out, cudaStream_t stream) {
-  require(table.cols == out.cols && out.cols % 8 == 0, "rows of ", table.cols, " values into rows of ", out.cols, "; the device takes equal multiples of 8");
+  check_columns(table.cols, out.cols);
   launch(stream, blocks(out.rows), kThreads, 0, forward<T>, table, ids, scale, out);
 }
 
@@ -60,6 +74,11 @@ void embed_forward(View<const bf16> table, const std::uint32_t* ids, float scale
 
 void embed_forward(View<const float> table, const std::uint32_t* ids, float scale, View<bf16> out, cudaStream_t stream) {
   launch_forward(table, ids, scale, out, stream);
+}
+
+void embed_rows_forward(View<const bf16> table, const RowTables& own, const std::uint32_t* ids, float scale, View<bf16> out, cudaStream_t stream) {
+  check_columns(table.cols, out.cols);
+  launch(stream, blocks(out.rows), kThreads, 0, forward_rows, table, own, ids, scale, out);
 }
 
 void embed_backward(const std::uint32_t* ids, View<const bf16> dout, float scale, View<float> dtable, cudaStream_t stream) {

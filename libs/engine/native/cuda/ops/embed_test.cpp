@@ -31,6 +31,22 @@ TEST("token rows come scaled from device memory and from pinned host memory alik
   }
 }
 
+TEST("token rows come from the table of each row's adapter where it has one") {
+  const std::int64_t v = 19, h = 264;
+  const auto base = random_bf16(v * h, 1), own = random_bf16(v * h, 2);
+  const DeviceRows table(base, v, h), other(own, v, h), out(5, h, 8);
+  const DeviceBuffer<const bf16*> tables(std::vector<const bf16*>{nullptr, other.view().data});
+  const std::vector<std::int32_t> adapter{1, -1, 0, 1, -1};
+  const std::vector<std::uint32_t> ids{3, 3, 18, 0, 7};
+  const DeviceBuffer<std::int32_t> device_adapter(adapter);
+  const DeviceBuffer<std::uint32_t> device_ids(ids);
+  embed_rows_forward(table.view(), {tables.data(), device_adapter.data()}, device_ids.data(), 1.5f, out.view(), stream());
+  std::vector<float> expected;
+  for (std::size_t t = 0; t < ids.size(); ++t)
+    for (std::int64_t c = 0; c < h; ++c) expected.push_back(round_to_bf16(1.5f * (adapter[t] == 1 ? own : base)[static_cast<std::size_t>(ids[t] * h + c)]));
+  CHECK(out.read() == expected);
+}
+
 TEST("token rows of an fp32 table are rounded once, after they are scaled") {
   const std::int64_t v = 13, h = 264;
   const std::vector<float> values = random_values(v * h, 4);

@@ -167,6 +167,15 @@ void nf4_pack(const Nf4Parts& parts, PackedNf4& to, cudaStream_t stream) {
   fill_bytes(codes + to.tiles * blocks_of_k * kBlockBytes, 0, (kQuad - 1) * kBlockBytes, stream);
 }
 
+PackedNf4 nf4_tiles(const PackedNf4& gated) {
+  require(gated.gated, "these tiles hold outputs in their order already");
+  PackedNf4 tiles = gated;
+  tiles.gated = false;
+  tiles.first = {0, gated.first[3], gated.first[3], gated.first[3]};
+  tiles.unit = {1, 1, 1};
+  return tiles;
+}
+
 void nf4_dequantize(const PackedNf4& weight, View<bf16> out, cudaStream_t stream) {
   require(out.rows == weight.outputs() && out.cols == weight.cols, "the weight is ", weight.outputs(), "x", weight.cols, ", its scratch ", out.rows, "x", out.cols);
   launch(stream, blocks(ceil_div(weight.tiles * (weight.cols / kBlock) * kWarp, kThreads)), kThreads, 0, dequantize_packed, source_of(weight), weight.codes, weight.scales,

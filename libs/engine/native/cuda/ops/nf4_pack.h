@@ -43,6 +43,10 @@ PackedNf4 take_packed(DeviceArena& arena, std::span<const std::int64_t> part_row
 // Fills the room, and the units. Waits for the stream.
 void nf4_pack(const Nf4Parts& parts, PackedNf4& to, cudaStream_t stream);
 
+// A weight packed for a gated product as one for a plain product of 2F outputs, in the order in which its tiles hold them: 8 of gate, the same 8 of up, and so
+// on. Results are to be multiplied by `gated.unit` of gate and of up: theirs differ.
+PackedNf4 nf4_tiles(const PackedNf4& gated);
+
 // out [outputs, cols] in the order of the outputs (all of gate, then all of up).   out = bf16(kNf4[code] · scale), one fp32 product rounded once
 //   The scales are the packed ones: within 2^-11 of what nf4_dequantize (nf4.h) makes of the matrices, before rounding. Asynchronous on `stream`.
 void nf4_dequantize(const PackedNf4& weight, View<bf16> out, cudaStream_t stream);
