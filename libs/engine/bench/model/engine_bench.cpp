@@ -48,7 +48,8 @@ constexpr const char* kUsage = R"(engine-bench: what a user waits for, on a mode
   engine-bench serve [options]                                   generation at several batch sizes; on a GPU over weights that never touch a file
     --shape tiny|…|7b (7b)         --device auto|cpu|cuda[:N] (auto)            --memory-budget 24GiB|auto
     --batch N,… (1,8,32,64)        --context N (512)     --new-tokens N (64)    --prefill N|0 (2048)
-    --adapters N (0)               --rank N (16)         --order fastest|same   the same bits whatever runs beside a sequence
+    --adapters N (0)               --rank N (16)         --dora on|off          --own-head on|off
+    --order fastest|same           the same bits whatever runs beside a sequence
     --graphs on|off                --phases on|off       --copies on|off        --crossover N    rows from which decoded copies are used
     --beside N (0)                 a prompt of N tokens read while each batch decodes, in steps of --beside-step N (256) tokens in all
 )";
@@ -100,6 +101,8 @@ bool parse_serve(bench::ServeBench& serve, const std::string& flag, const std::s
   else if (flag == "--beside-step") serve.beside_step = parse_count(flag, value);
   else if (flag == "--adapters") serve.adapters = value == "0" ? 0 : parse_count(flag, value);
   else if (flag == "--rank") serve.rank = parse_count(flag, value);
+  else if (flag == "--dora") serve.dora = parse_switch(flag, value);
+  else if (flag == "--own-head") serve.own_head = parse_switch(flag, value);
   else if (flag == "--crossover") serve.crossover = parse_count(flag, value);
   else if (flag == "--graphs") serve.graphs = parse_switch(flag, value);
   else if (flag == "--phases") serve.phases = parse_switch(flag, value);

@@ -14,6 +14,7 @@
 #include "infer/host_runner.h"
 #include "model/bench_model.h"
 #include "model/random_base.h"
+#include "support/bench.h"
 #include "train/backend.h"
 
 namespace engine::bench {
@@ -39,6 +40,7 @@ class Subject {
  public:
   virtual ~Subject() = default;
   virtual const ModelSpec& spec() const = 0;
+  virtual const DecoderWeights& weights() const = 0;
   virtual std::unique_ptr<Generator> generator(const GeneratorOptions& options, bool timed) = 0;
   virtual StepTimes times() const { return {}; }
 };
@@ -47,6 +49,7 @@ class GpuSubject final : public Subject {
  public:
   explicit GpuSubject(const ServeBench& bench) : bench_(bench), base_(std::make_shared<RandomBase>(bench.shape)) { require_cuda_device(bench.device.index); }
   const ModelSpec& spec() const override { return base_->spec; }
+  const DecoderWeights& weights() const override { return base_->weights; }
   std::unique_ptr<Generator> generator(const GeneratorOptions& options, bool timed) override {
     const RunnerOptions runner{.max_rows = options.max_running + options.prefill_tokens, .max_sequences = options.max_running,
                                .mixed_rows = options.tokens_beside < options.prefill_tokens ? options.tokens_beside : 0, .memory_budget = bench_.memory_budget,
@@ -69,6 +72,7 @@ class HostSubject final : public Subject {
   explicit HostSubject(const ServeBench& bench)
       : model_(std::make_shared<Model>(ensure_nf4_model(bench.dir, bench.shape), LoadOptions{QuantizeOnLoad::none, Compute::bf16, bench.threads})) {}
   const ModelSpec& spec() const override { return model_->spec(); }
+  const DecoderWeights& weights() const override { return model_->weights(); }
   std::unique_ptr<Generator> generator(const GeneratorOptions& options, bool) override { return std::make_unique<Generator>(model_, options); }
 
  private:
@@ -81,12 +85,23 @@ std::vector<std::uint32_t> random_tokens(const ModelSpec& spec, std::int64_t cou
   return tokens;
 }
 
-std::vector<std::shared_ptr<const LoraAdapter>> random_adapters(const ModelSpec& spec, std::int64_t count, std::int64_t rank) {
+// With magnitudes all are the first, whose norms take long on a host, but each has memory of its own.
+std::vector<std::shared_ptr<const LoraAdapter>> random_adapters(const Subject& subject, const ServeBench& bench) {
   std::vector<std::shared_ptr<const LoraAdapter>> adapters;
-  for (std::int64_t n = 0; n < count; ++n) {
-    auto adapter = std::make_shared<LoraAdapter>(spec, LoraConfig{rank, static_cast<double>(rank), 0, false, known_target_modules(), ""});
+  LoraConfig config{bench.rank, static_cast<double>(bench.rank), 0, false, known_target_modules(), ""};
+  config.dora = bench.dora;
+  if (bench.own_head) config.modules_to_save = {std::string(kHeadModule)};
+  ThreadPool pool(bench.threads > 0 ? bench.threads : thread_count());
+  Arena arena;
+  for (std::int64_t n = 0; n < bench.adapters; ++n) {
+    if (n > 0 && config.dora) {
+      adapters.push_back(std::make_shared<LoraAdapter>(*adapters.front()));
+      continue;
+    }
+    auto adapter = std::make_shared<LoraAdapter>(subject.spec(), config);
     const Philox random{3407, static_cast<std::uint64_t>(n)};
     for (std::int64_t i = 0; i < adapter->size(); ++i) adapter->data()[i] = 0.01f * (2.0f * random.uniform(static_cast<std::uint64_t>(i)) - 1.0f);
+    if (config.dora || bench.own_head) adapter->start_from(make_exec(pool, Compute::bf16), subject.weights(), arena);
     adapters.push_back(std::move(adapter));
   }
   return adapters;
@@ -249,7 +264,7 @@ void run_serve_bench(const ServeBench& bench) {
   const auto host_cache = [&](std::int64_t tokens) { return (tokens / HostKvMemory::kBlockTokens + most + 1) * HostKvMemory::block_bytes(spec, Compute::bf16); };
   const std::int64_t decoded = bench.new_tokens + most * bench.context / options.tokens_beside + 64;  // of each sequence at most
   if (!gpu) options.kv_bytes = host_cache(std::max(most * (bench.context + decoded), bench.prefill));
-  const auto adapters = random_adapters(spec, bench.adapters, bench.rank);
+  const auto adapters = random_adapters(*subject, bench);
 
   const auto loading = Clock::now();
   auto generator = subject->generator(options, false);
@@ -283,6 +298,8 @@ void run_serve_bench(const ServeBench& bench) {
       const Decoding adapted = decode(*subject, *generator, bench, batch, gpu, adapters);
       line["adapters"] = std::min(bench.adapters, batch);
       line["rank"] = bench.rank;
+      line["dora"] = bench.dora;
+      line["own_head"] = bench.own_head;
       line["tok_s_adapted"] = adapted.tokens_per_second;
       line["adapter_cost"] = 1 - adapted.tokens_per_second / base.tokens_per_second;
     }

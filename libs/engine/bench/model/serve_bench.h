@@ -22,6 +22,7 @@ struct ServeBench {
   std::int64_t beside_step = 256;      // GeneratorOptions::tokens_beside then; the inference server's on a GPU
   std::int64_t adapters = 0;           // that the sequences have in turn; 0: none
   std::int64_t rank = 16;
+  bool dora = false, own_head = false;  // of the adapters
   std::int64_t memory_budget = 0;      // bytes of a GPU; 0: what is free
   std::int64_t crossover = 0;          // RunnerOptions
   bool graphs = true, phases = true, keep_decoded = true;
