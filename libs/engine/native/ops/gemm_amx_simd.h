@@ -25,6 +25,15 @@ void pack_a(const float* source, std::int64_t stride, std::int64_t depth_stride,
     }
 }
 
+// With the pairs of every step in the order in which nf4's are looked up.
+void pack_a_for_nf4(const float* source, std::int64_t stride, std::int64_t depth_stride, int count, std::int64_t depth, bool round, void* panel) {
+  pack_a(source, stride, depth_stride, count, depth, round, panel);
+  const __m512i order = nf4_pair_order();
+  auto* row = static_cast<std::uint8_t*>(panel);
+  for (std::int64_t rows = (depth + kStep - 1) / kStep * kTileRows; rows > 0; --rows, row += 64)
+    _mm512_storeu_si512(row, _mm512_permutexvar_epi32(order, _mm512_loadu_si512(row)));
+}
+
 void pack_b(const float* source, std::int64_t stride, std::int64_t depth_stride, int count, std::int64_t depth, bool, void* panel) {
   for (std::int64_t d = 0; d < depth; d += kStep)
     for (int half = 0; half < 2; ++half) {
@@ -59,6 +68,8 @@ void pack_stored_columns(const Matrix& w, std::int64_t first, std::int64_t count
   constexpr std::int64_t kRowsAhead = 32;
   const auto* bytes = static_cast<const std::uint8_t*>(w.data);
   const std::int64_t bits = w.dtype == Dtype::nf4 ? 4 : 16;
+  const InterleavePlaces& places = w.dtype == Dtype::nf4 ? kNf4Places : kPlainPlaces;
+  const __m512i left_places = _mm512_loadu_si512(places.at[0]), right_places = _mm512_loadu_si512(places.at[1]);
   for (std::int64_t d = 0; d < (depth + kStep - 1) / kStep * kStep; d += 2) {
     for (std::int64_t row = at + d + kRowsAhead; row < at + d + kRowsAhead + 2 && row < w.rows; ++row)
       for (std::int64_t byte = (row * w.cols + first) * bits / 8; byte < (row * w.cols + first + count) * bits / 8; byte += 64) __builtin_prefetch(bytes + byte);
@@ -73,8 +84,8 @@ void pack_stored_columns(const Matrix& w, std::int64_t first, std::int64_t count
       const __m512i x = d < depth ? stored_run(w, even + col, left, even_table) : _mm512_setzero_si512();
       const __m512i y = d + 1 < depth ? stored_run(w, odd + col, left, odd_table) : _mm512_setzero_si512();
       std::uint8_t* out = panels + i / kTileCols * panel_bytes + d / kStep * kStepBytes + d % kStep / 2 * 64;
-      _mm512_storeu_si512(out, interleaved(x, y, 0));
-      _mm512_storeu_si512(out + kHalfBytes, interleaved(x, y, 1));
+      _mm512_storeu_si512(out, _mm512_permutex2var_epi16(x, left_places, y));
+      _mm512_storeu_si512(out + kHalfBytes, _mm512_permutex2var_epi16(x, right_places, y));
     }
   }
 }
@@ -207,6 +218,7 @@ constexpr GemmKernel kKernel = {.rows = kTileRows,
                                 .depth_block = kDepthBlock,
                                 .pack_a = pack_a,
                                 .pack_b = pack_b,
+                                .pack_a_for_nf4 = pack_a_for_nf4,
                                 .lanes = 0,
                                 .pack_a_lanes = nullptr,
                                 .pack_b_lanes = nullptr,

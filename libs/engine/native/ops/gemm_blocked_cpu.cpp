@@ -237,6 +237,8 @@ class LeftPanels {
   std::int64_t grain() const { return kSmallPack / (kernel_.rows * product_.depth + 1) + 1; }
   void pack(std::int64_t begin, std::int64_t end, bool round) const {
     const Operand& a = product_.a;
+    const bool for_nf4 = kernel_.pack_a_for_nf4 != nullptr && packs_stored(kernel_, product_.b) && product_.b.weight->dtype == Dtype::nf4 && !product_.b.transposed;
+    const GemmKernel::Pack pack_a = for_nf4 ? kernel_.pack_a_for_nf4 : kernel_.pack_a;
     for (std::int64_t at = 0; at < product_.depth;) {
       const Sweep sweep(kernel_, product_, at);
       for (std::int64_t i = begin; i < end; ++i) {
@@ -244,7 +246,7 @@ class LeftPanels {
         const float* source = a.data + (first_ + row) * a.row_stride + at * a.col_stride;
         const int count = static_cast<int>(std::min<std::int64_t>(kernel_.rows, rows_ - row));
         if (product_.lanes == 0) {
-          kernel_.pack_a(source, a.row_stride, a.col_stride, count, sweep.depth, round, memory_ + place(i, sweep, 0) * kernel_.element_bytes);
+          pack_a(source, a.row_stride, a.col_stride, count, sweep.depth, round, memory_ + place(i, sweep, 0) * kernel_.element_bytes);
           continue;
         }
         std::int64_t chain_at[kMostLanes];

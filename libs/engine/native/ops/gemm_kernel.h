@@ -42,6 +42,9 @@ struct GemmKernel {
   using Pack = void (*)(const float* source, std::int64_t stride, std::int64_t depth_stride, int count, std::int64_t depth, bool round, void* panel);
   Pack pack_a, pack_b;
 
+  // pack_a for a product with a stored nf4 weight, not transposed: in the order of depths in which pack_stored packs that. Null: the order of any other.
+  Pack pack_a_for_nf4;
+
   // The lanes of lane_order.h, 0 for a kernel without it, and packing in that order: a source whose depth_stride is 1, depth at most one
   // sweep. Chain i goes to panel + chain_at[i] (in values), its depths one after another; rows beyond `count` may hold anything finite.
   int lanes;
@@ -50,7 +53,7 @@ struct GemmKernel {
 
   // Packs columns of a stored weight, `count` of them in panels panel_bytes apart, straight from its codes: null, or for bf16 and for nf4 whose rows
   // are whole blocks of 64.
-  //   panel(i, d) = w[first + i, at + d], or w[at + d, first + i] when transposed; i < count, d < depth. What runs along w's rows (at,
+  //   panel(i, d) = w[first + i, at + d], or w[at + d, first + i] when transposed; i < count, d < depth, but d as pack_a_for_nf4 has it. What runs along w's rows (at,
   //   or first when transposed) is a multiple of 32.
   void (*pack_stored)(const Matrix& w, bool transposed, std::int64_t first, std::int64_t count, std::int64_t at, std::int64_t depth, void* panels,
                       std::int64_t panel_bytes);
@@ -66,7 +69,7 @@ struct GemmKernel {
 struct FewRows {
   std::int64_t most;
   std::int64_t (*packed_bytes)(std::int64_t depth);
-  void (*pack)(ConstRows x, void* packed);
+  void (*pack)(ConstRows x, bool for_nf4, void* packed);  // for_nf4: for products with nf4 weights
   // y[t, n] ← Σ x[t] · w[n] (+ y when accumulate) (+ bias[n]), n in [first, last).
   void (*multiply)(const Matrix& w, std::int64_t first, std::int64_t last, const void* packed, const float* bias, Rows y, bool accumulate);
 };

@@ -106,6 +106,32 @@ TEST("a product by the tile and pair instructions has the bits that their defini
     }
 }
 
+// The depths of a step of 32 in the order in which NF4 is looked up.
+std::vector<float> in_lookup_order(const std::vector<float>& values) {
+  constexpr int kPairs[] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
+  std::vector<float> out(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) out[i] = values[i / 32 * 32 + 2 * static_cast<std::size_t>(kPairs[i % 32 / 2]) + i % 2];
+  return out;
+}
+
+TEST("an NF4 product by tiles has the bits that its order of depths gives") {
+  need_packing();
+  const Size s{18, 33, 2240};
+  const OwnedWeight w = make_weight(WeightKind::nf4_double, s.cols, s.depth, 1);
+  auto x = values_with_subnormals(s.rows * s.depth, 2);
+  std::vector<float> right(static_cast<std::size_t>(s.cols * s.depth));
+  decode_weight(Isa::scalar, w.view, 0, s.cols * s.depth, right.data());
+  const auto got = product(gemm_kernel_amx_software, s, x, {{}, &w.view, false}, poisoned(s.rows * s.cols), nullptr, false);
+  std::ranges::transform(x, x.begin(), operand);
+  std::ranges::transform(right, right.begin(), operand);
+  const auto a = in_lookup_order(x), b = in_lookup_order(right);
+  for (std::int64_t m = 0; m < s.rows; ++m)
+    for (std::int64_t n = 0; n < s.cols; ++n) {
+      const float *row = &a[static_cast<std::size_t>(m * s.depth)], *column = &b[static_cast<std::size_t>(n * s.depth)];
+      CHECK_EQ(got[static_cast<std::size_t>(m * s.cols + n)], tile_sum(row, column, 2048) + tile_sum(row + 2048, column + 2048, s.depth - 2048));
+    }
+}
+
 TEST("stored weights, both ways round, with bias, low-rank term and accumulation, agree with linear's definition") {
   need_packing();
   for (const Case& test : kCases)
@@ -158,7 +184,7 @@ TEST("few rows through tiles of weights have the bits of the blocked product") {
       const OwnedWeight w = make_weight(kind, s.cols, s.depth, 1);
       const auto x = values_with_subnormals(s.rows * s.depth, 2), bias = random_values(s.cols, 3);
       std::vector<std::uint8_t> packed(static_cast<std::size_t>(few_rows_amx_software.packed_bytes(s.depth)));
-      few_rows_amx_software.pack({x.data(), s.rows, s.depth}, packed.data());
+      few_rows_amx_software.pack({x.data(), s.rows, s.depth}, kind != WeightKind::bf16, packed.data());
       for (const bool accumulate : {false, true}) {
         const auto before = accumulate ? random_values(s.rows * s.cols, 4) : poisoned(s.rows * s.cols);
         auto y = before;
@@ -173,7 +199,7 @@ TEST("few rows through tiles of weights have the bits of the blocked product") {
   const OwnedWeight w = make_weight(WeightKind::bf16, odd.cols, odd.depth, 1);
   const auto x = random_values(odd.rows * odd.depth, 2);
   std::vector<std::uint8_t> packed(static_cast<std::size_t>(few_rows_amx_software.packed_bytes(odd.depth)));
-  few_rows_amx_software.pack({x.data(), odd.rows, odd.depth}, packed.data());
+  few_rows_amx_software.pack({x.data(), odd.rows, odd.depth}, false, packed.data());
   auto y = poisoned(odd.rows * odd.cols);
   few_rows_amx_software.multiply(w.view, 0, odd.cols, packed.data(), nullptr, {y.data(), odd.rows, odd.cols}, false);
   CHECK(y == product(gemm_kernel_amx_software, odd, x, {{}, &w.view, false}, poisoned(odd.rows * odd.cols), nullptr, false));

@@ -36,7 +36,7 @@ bool suits_tiles(const Exec& ex, ConstRows x, const Matrix& w) {
 void linear_by_tiles(const Exec& ex, ConstRows x, const Matrix& w, const float* bias, Rows y, bool accumulate) {
   constexpr std::int64_t kTile = 16;
   void* packed = ex.pool.shared_workspace(static_cast<std::size_t>(few_rows_amx.packed_bytes(x.cols)));
-  few_rows_amx.pack(x, packed);
+  few_rows_amx.pack(x, w.dtype == Dtype::nf4, packed);
   ex.pool.for_ranges((w.rows + kTile - 1) / kTile, 1, [&](std::int64_t begin, std::int64_t end) {
     few_rows_amx.multiply(w, begin * kTile, std::min(end * kTile, w.rows), packed, bias, y, accumulate);
   });

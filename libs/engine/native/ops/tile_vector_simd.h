@@ -15,17 +15,20 @@ constexpr int kFewRows = 16, kChunkSteps = 8;
 std::int64_t few_rows_bytes(std::int64_t depth) { return (depth + kStep - 1) / kStep * kHalfBytes; }
 
 // packed[step][16 pairs][rows of x][2]: as few bytes as there are rows, so that x stays in the first-level cache.
-void pack_few_rows(ConstRows x, void* packed) {
+void pack_few_rows(ConstRows x, bool for_nf4, void* packed) {
   const auto lanes = static_cast<__mmask16>((1u << x.rows) - 1u);
   auto* out = static_cast<std::uint8_t*>(packed);
   if (x.rows == 1) {  // as it is
-    for (std::int64_t d = 0; d < x.cols; d += kStep, out += 64) _mm512_storeu_si512(out, pairs_of_row(x.data + d, x.cols - d));
+    for (std::int64_t d = 0; d < x.cols; d += kStep, out += 64) {
+      const __m512i pairs = pairs_of_row(x.data + d, x.cols - d);
+      _mm512_storeu_si512(out, for_nf4 ? _mm512_permutexvar_epi32(nf4_pair_order(), pairs) : pairs);
+    }
     return;
   }
   for (std::int64_t d = 0; d < x.cols; d += kStep) {
     __m512i words[16];
     load_pairs_by_depth(x.data + d, x.stride, 1, static_cast<int>(x.rows), x.cols - d, words);
-    for (int p = 0; p < 16; ++p, out += 4 * x.rows) _mm512_mask_storeu_epi32(out, lanes, words[p]);
+    for (int p = 0; p < 16; ++p, out += 4 * x.rows) _mm512_mask_storeu_epi32(out, lanes, words[for_nf4 ? kNf4Pairs[p] : p]);
   }
 }
 
@@ -120,8 +123,17 @@ class LookUp {
       ask<2>(far, depth / 2);
       ask<3>(after, depth / 2);
       far += static_cast<std::uintptr_t>(depth / 2), after += static_cast<std::uintptr_t>(stride);
-#pragma GCC unroll 4
-      for (std::int64_t block = 0; block < depth / 64; ++block) {
+      std::int64_t block = 0;
+#pragma GCC unroll 2
+      for (; block + 2 <= depth / 64; block += 2) {
+        const __m512i table = code_words(scales[block], scales[block + 1]);
+        std::uint8_t* steps = out + 2 * block * kHalfBytes;
+        _mm512_store_si512(steps, nf4_run<0>(codes + 32 * block, table));
+        _mm512_store_si512(steps + kHalfBytes, nf4_run<0>(codes + 32 * block + 16, table));
+        _mm512_store_si512(steps + 2 * kHalfBytes, nf4_run<1>(codes + 32 * block + 32, table));
+        _mm512_store_si512(steps + 3 * kHalfBytes, nf4_run<1>(codes + 32 * block + 48, table));
+      }
+      if (block < depth / 64) {
         const __m512i table = code_words(scales[block]);
         _mm512_store_si512(out + 2 * block * kHalfBytes, nf4_run(codes + 32 * block, table));
         _mm512_store_si512(out + (2 * block + 1) * kHalfBytes, nf4_run(codes + 32 * block + 16, table));
