@@ -2,6 +2,7 @@
 #include <napi.h>
 
 #include "context.h"
+#include "core/allocator.h"
 #include "core/version.h"
 #include "files.h"
 #include "generation.h"
@@ -18,9 +19,16 @@ void add(Napi::Env env, Napi::Object& exports, const char* name) {
   exports.Set(name, Napi::Function::New(env, guarded<Function>, name));
 }
 
+// () -> nothing (core/allocator.h)
+Napi::Value bound_process_allocator(const Napi::CallbackInfo& info) {
+  bound_allocator();
+  return info.Env().Undefined();
+}
+
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Context(env));
   exports.Set("version", Napi::String::New(env, engine_version()));
+  add<bound_process_allocator>(env, exports, "boundAllocator");
 
   add<list_devices>(env, exports, "listDevices");
   add<create_cancel>(env, exports, "createCancel");

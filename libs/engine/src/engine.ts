@@ -18,6 +18,12 @@ import type {
 /** Semantic version and the digest of the sources it was built from. */
 export const engineVersion: string = native.version;
 
+/**
+ * Keeps the free memory that the C library's allocator holds on to in bounds, for the whole process: for servers, which run for months. To be called at
+ * the start.
+ */
+export const boundAllocator = (): void => native.boundAllocator();
+
 /** The devices this build can use. */
 export const listDevices = (): EngineDevice[] => native.listDevices();
 

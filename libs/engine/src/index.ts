@@ -1,5 +1,5 @@
 export { createVocabulary, maxAutomatonDepth } from './constraint.ts';
-export { engineVersion, listDevices, loadModel, planTraining, usedDeviceMemory } from './engine.ts';
+export { boundAllocator, engineVersion, listDevices, loadModel, planTraining, usedDeviceMemory } from './engine.ts';
 export { EngineError, type EngineErrorCode } from './errors.ts';
 export {
   exportGguf,

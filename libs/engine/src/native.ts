@@ -81,6 +81,7 @@ export const nativeFinishes = [undefined, 'stop', 'length', 'complete'] as const
 
 export type Native = {
   readonly version: string;
+  boundAllocator(): void;
 
   listDevices(): EngineDevice[];
   createCancel(): CancelToken;
