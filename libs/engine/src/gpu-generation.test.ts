@@ -54,3 +54,24 @@ it('opens a generator on a GPU with a budget, says what it took, and answers wit
   expect(model.generationLoad()).toMatchObject({ running: 0, usedBlocks: 0 });
   await model.close();
 });
+
+it('serves on a GPU what training makes there: magnitudes, a token table and a head of an adapter’s own, beside none', async () => {
+  const model = await loadModel({ modelDir: goldenDir('gemma2'), device: 'cuda' });
+  const adapter = await model.loadAdapter(join(goldenDir('adapters'), 'everything', 'adapter'));
+  await model.openGenerator({ maxRunning: 4, memoryBudget: 512 * 2 ** 20 });
+  const tokens = Uint32Array.of(3, 5, 7, 11, 9);
+  const score = async (own?: typeof adapter) => {
+    const { logprobs } = await model.scoreContinuation({
+      prompt: tokens.subarray(0, 1),
+      continuation: tokens.subarray(1),
+      adapter: own,
+    });
+    const onCpu = await model.score({ tokens, adapter: own });
+    for (const [i, logprob] of logprobs.entries()) expect(Math.abs(logprob - (onCpu[i] as number))).toBeLessThan(0.05);
+    return logprobs;
+  };
+  const [adapted, plain] = await Promise.all([score(adapter), score()]);
+  expect(adapted).not.toEqual(plain);
+  await adapter.close();
+  await model.close();
+});
