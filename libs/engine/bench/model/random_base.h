@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <random>
 #include <string>
 #include <vector>
@@ -27,7 +28,7 @@ class RandomBase {
 
   std::vector<bf16> table_;
   std::vector<float> norm_, bias_;
-  std::vector<std::vector<std::uint8_t>> bytes_;
+  std::deque<std::vector<std::uint8_t>> bytes_;  // addresses stay while it grows
   std::vector<std::vector<float>> floats_;
 };
 
