@@ -154,6 +154,18 @@ async function score(deps: SoakDeps): Promise<void> {
       throw new Violation('a continuation was not scored token by token');
 }
 
+/** As many vectors as lists, each of numbers. */
+async function embed(deps: SoakDeps): Promise<void> {
+  const { model } = randomRequest(deps);
+  const tokens = Array.from({ length: upTo(deps.random, 20) }, () => randomRequest(deps).input.value);
+  const pooling = deps.random() < 0.5 ? inference.Pooling.MEAN : inference.Pooling.LAST;
+  const request = { model, tokens, pooling, normalize: true };
+  const { embeddings } = await deps.caller.inference.embed(request, { ...metadataOf(deps), retry: false });
+  if (embeddings.length !== tokens.length) throw new Violation(`${embeddings.length} of ${tokens.length} vectors`);
+  for (const { values } of embeddings)
+    if (!(Math.abs(Math.hypot(...values) - 1) < 1e-3)) throw new Violation('a vector’s length is not 1');
+}
+
 /** The answer must be one of the choices, if it was finished at all. */
 async function constrained(deps: SoakDeps): Promise<void> {
   const options = ['yes', 'no', 'unknown'];
@@ -193,6 +205,7 @@ const kinds: readonly [Kind, ...Kind[]] = [
   { name: 'deadline', weight: 4, ask: deadline, may: ['deadline_exceeded'] },
   { name: 'slow', weight: 1, ask: slow, may: [] },
   { name: 'score', weight: 3, ask: score, may: [] },
+  { name: 'embed', weight: 2, ask: embed, may: [] },
   { name: 'constrained', weight: 2, ask: constrained, may: [] },
   { name: 'churn', weight: 1, ask: churn, may: ['not_found'] },
 ];
