@@ -65,7 +65,7 @@ export const configSchema = z.object({
     .default(0.01)
     .describe('largest mean |Δ log p| between the trainer’s probes and this server before an adapter is refused'),
   ...engineConfig,
-  // Generation on a GPU is proven in the emulation and has not run on a device: nobody gets it unasked.
+  // A trainer and a server on one GPU take each other's memory unless both have budgets: nobody gets the GPU unasked.
   ENGINE_DEVICE: engineConfig.ENGINE_DEVICE.unwrap()
     .default('cpu')
     .describe('`cpu`, `cuda`, `cuda:1`; `auto`: the first GPU if there is one, else the CPU'),
