@@ -1,8 +1,9 @@
 // decode.cpp: what the kernels of token generation take at the shapes of a 7 B and a 1.5 B model, beside their floors.
-//   bench_cuda_decode [7b|1.5b] [rows …] [--context N] [--only WORD] [--chain LETTERS] [--untuned]     default: 7b, rows 1 2 4 8 16 32 64, context 640
+//   bench_cuda_decode [7b|1.5b] [rows …] [--context N] [--only WORD] [--chain LETTERS] [--adapters N] [--untuned]     default: 7b, rows 1 2 4 8 16 32 64, context 640
 // With --chain only what some kernels of a layer take one after another: q(kv), p(lace), a(ttention), s(tep of attention, those
 // two in one; S: sums in one order for any rows), o, g(ate_up), d(own), as in --chain qsogd; over bf16 copies n(orm), Q, O, G, D and u (the activation), each by itself, as in --chain nQsOnGuD, with
 // algorithms chosen by timing unless --untuned; h and H: the head by the engine's kernel and by the library.
+// With --adapters rows have as many different ones of rank 16, side by side; several such options are measured one after another.
 //   bench_cuda_decode [7b|1.5b] --prompt N     attention of a prompt
 // From 32 rows on, the products of bf16 copies of the weights too; beyond 64 those alone.
 // Each figure is the time of one launch within a replayed graph of many, as generation runs them. Weights and caches are those of all layers, so that
@@ -254,7 +255,7 @@ struct Step {
     for (std::int64_t r = 0; r < rows; ++r) {
       of.push_back(static_cast<std::int32_t>(r));
       at.push_back(static_cast<std::int32_t>(context - 1));
-      own.push_back(static_cast<std::int32_t>(adapters > 0 ? r % adapters : -1));
+      own.push_back(static_cast<std::int32_t>(adapters > 0 ? r * adapters / rows : -1));  // side by side, as the runner has them
     }
     tables = DeviceBuffer<std::int32_t>(table);
     sequences = DeviceBuffer<std::int32_t>(of);
@@ -464,17 +465,17 @@ void bf16_figures(Bench& bench, const Model& m, std::int64_t rows) {
   });
 }
 
-void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, std::int64_t context, const std::vector<std::string>& chains, bool tuned) {
+void figures(Bench& bench, const Model& m, const Weights& w, std::int64_t rows, std::int64_t context, std::int64_t adapters, const std::vector<std::string>& chains, bool tuned) {
   const std::string count = " rows " + std::to_string(rows);
   const auto b = static_cast<double>(rows);
-  const Step step(m, w, rows, context, 0, {7, 0, 1, 0, 0}, bench.stream);
+  const Step step(m, w, rows, context, chains.empty() ? 0 : std::min(adapters, rows), {7, 0, 1, 0, 0}, bench.stream);
   if (!chains.empty()) {
     std::optional<Copies> copies;
     for (const std::string& letters : chains) {
       if (!copies && letters.find_first_of("QOGDuH") != std::string::npos) copies.emplace(m, rows, tuned, bench.stream);
       // Once outside the capture: the library loads what it uses.
       step.run_letters(0, letters, context, copies ? &*copies : nullptr);
-      bench.row("chain " + letters + count, m.layers, 0, 0, [&](std::int64_t i) { step.run_letters(i, letters, context, copies ? &*copies : nullptr); });
+      bench.row("chain " + letters + (adapters > 0 ? " adapters " + std::to_string(adapters) : "") + count, m.layers, 0, 0, [&](std::int64_t i) { step.run_letters(i, letters, context, copies ? &*copies : nullptr); });
     }
     return;
   }
@@ -553,6 +554,7 @@ int main(int argc, char** argv) {
   std::string model = "7b", only;
   bool tuned = true;
   std::int64_t context = 640, prompt = 0;
+  std::vector<std::int64_t> adapters;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word == "--only" && i + 1 < argc)
@@ -561,6 +563,8 @@ int main(int argc, char** argv) {
       chains.emplace_back(argv[++i]);
     else if (word == "--context" && i + 1 < argc)
       context = std::stoll(argv[++i]);
+    else if (word == "--adapters" && i + 1 < argc)
+      adapters.push_back(std::stoll(argv[++i]));
     else if (word == "--prompt" && i + 1 < argc)
       prompt = std::stoll(argv[++i]);
     else if (word == "--untuned")
@@ -570,6 +574,7 @@ int main(int argc, char** argv) {
     else
       row_counts.push_back(std::stoll(word));
   }
+  if (adapters.empty() || chains.empty()) adapters = {0};
   if (row_counts.empty()) row_counts = {1, 2, 4, 8, 16, 32, 64};
   if (device_count() == 0) {
     std::fprintf(stderr, "%s: no CUDA device\n", argv[0]);
@@ -589,7 +594,8 @@ int main(int argc, char** argv) {
       const Weights weights(m, bench.stream);
       for (const std::int64_t rows : row_counts) {
         std::printf("%s, %lld rows, context %lld\n", m.name, static_cast<long long>(rows), static_cast<long long>(context));
-        if (rows <= kGemvRows) figures(bench, m, weights, rows, context, chains, tuned);
+        if (rows <= kGemvRows)
+          for (const std::int64_t count : adapters) figures(bench, m, weights, rows, context, count, chains, tuned);
         if (rows >= kGemvRows / 2 && chains.empty()) bf16_figures(bench, m, rows);
       }
     }

@@ -6,18 +6,16 @@
 
 namespace engine::cuda::test {
 
-// Row r has adapter r % 4 - 1: none, or one of three, whose rank in part p is 8 · ((adapter + p) % 4): some parts have none.
+// Row r has adapter r % (adapters + 1) - 1: none, or one of them, whose rank in part p is 8 · ((adapter + p) % (ranks / 8 + 1)): some parts have none.
 class AdapterCase {
  public:
-  static constexpr int kAdapters = 3;
-
-  AdapterCase(std::int64_t rows, std::int64_t depth, std::vector<std::int64_t> outputs, std::int64_t ranks)
+  AdapterCase(std::int64_t rows, std::int64_t depth, std::vector<std::int64_t> outputs, std::int64_t ranks, int adapters = 3)
       : depth_(depth), outputs_(std::move(outputs)), ranks_(ranks) {
     std::vector<LoraEntry> entries;
-    for (int a = 0; a < kAdapters; ++a)
+    for (int a = 0; a < adapters; ++a)
       for (std::size_t p = 0; p < outputs_.size(); ++p) {
         Part part;
-        part.rank = 8 * static_cast<std::int64_t>((static_cast<std::size_t>(a) + p) % 4);
+        part.rank = 8 * ((a + static_cast<std::int64_t>(p)) % (ranks / 8 + 1));
         part.scale = 0.5f + static_cast<float>(a);
         part.a = random_bf16(part.rank * depth_, 40 + static_cast<std::uint64_t>(a), 0.2f);
         part.b = random_bf16(outputs_[p] * part.rank, 50 + static_cast<std::uint64_t>(p), 0.2f);
@@ -27,7 +25,7 @@ class AdapterCase {
         parts_.push_back(std::move(part));
       }
     std::vector<std::int32_t> of;
-    for (std::int64_t r = 0; r < rows; ++r) of.push_back(static_cast<std::int32_t>(r % (kAdapters + 1)) - 1);
+    for (std::int64_t r = 0; r < rows; ++r) of.push_back(static_cast<std::int32_t>(r % (adapters + 1)) - 1);
     if (rows == 1) of[0] = 1;
     of_ = of;
     entries_ = DeviceBuffer<LoraEntry>(entries);

@@ -65,15 +65,20 @@ TEST("gated products of 1 to 64 rows with packed weights are the CPU's") {
 }
 
 TEST("products with packed weights add what each row's adapter says") {
-  const std::int64_t k = 320, ranks = 24;
+  const std::int64_t k = 320;
+  struct Case {
+    std::int64_t rows, ranks;
+    int adapters;
+  };
+  const Case cases[] = {{1, 24, 3}, {7, 24, 3}, {33, 24, 3}, {64, 16, 8}, {64, 64, 20}};
   const Workspace workspace;
   for (const bool gated : {false, true})
-    for (const std::int64_t b : {1, 7, 33, 64}) {
+    for (const auto& [b, ranks, count] : cases) {
       const std::vector<std::int64_t> parts = gated ? std::vector<std::int64_t>{72, 72} : std::vector<std::int64_t>{100, 17, 16};
       const Stack w(WeightKind::nf4_double, parts, k, gated);
       const auto x = random_bf16(b * k, 1, 3.0f);
       auto sums = w.product(x, b);
-      const AdapterCase adapters(b, k, parts, ranks);
+      const AdapterCase adapters(b, k, parts, ranks, count);
       adapters.add(x, sums);
       const std::int64_t n = gated ? parts[0] : w.outputs;
       std::vector<float> y = sums;
@@ -92,22 +97,34 @@ TEST("products with packed weights add what each row's adapter says") {
         nf4_gemv_gated(Activation::silu, device_x.view(), w.packed, out.view(), extras, stream());
       else
         nf4_gemv(device_x.view(), w.packed, out.view(), extras, stream());
-      CHECK_ERROR(relative_error(out.read(), y), kRounding, b, gated ? " gated rows" : " rows");
+      CHECK_ERROR(relative_error(out.read(), y), kRounding, b, gated ? " gated rows" : " rows", " of ", count, " adapters");
     }
 }
 
-TEST("a row's result does not depend on how many rows there are, from 1 to 64") {
-  const std::int64_t n = 150, k = 1344;
+TEST("a row's result does not depend on how many rows there are, from 1 to 64, nor on their adapters") {
+  const std::int64_t n = 150, k = 1344, ranks = 16;
   const Stack w(WeightKind::nf4_double, {n}, k);
   const Workspace workspace;
-  const DeviceRows x(random_bf16(64 * k, 1), 64, k), all(64, n);
-  nf4_gemv(x.view(), w.packed, all.view(), workspace.extras(), stream());
-  const auto together = all.read();
-  for (const std::int64_t count : {1, 4, 8, 9, 16, 23, 32, 33}) {
-    const DeviceRows some(count, n);
-    nf4_gemv(x.view().row_range(64 - count, count), w.packed, some.view(), workspace.extras(), stream());
-    const auto alone = some.read();
-    CHECK(std::equal(alone.begin(), alone.end(), together.end() - count * n));
+  const AdapterCase adapters(64, k, {n}, ranks);
+  for (const bool adapted : {false, true}) {
+    const auto product = [&](View<bf16> x, const std::int32_t* of) {
+      const DeviceRows y(x.rows, n), low(x.rows, ranks);
+      GemvExtras extras = workspace.extras();
+      if (adapted) {
+        extras.adapters = adapters.view();
+        extras.adapters.adapter = of;
+        extras.low = low.view();
+        lora_rows_shrink(x, {}, extras.adapters, low.view(), stream());
+      }
+      nf4_gemv(x, w.packed, y.view(), extras, stream());
+      return y.read();
+    };
+    const DeviceRows x(random_bf16(64 * k, 1), 64, k);
+    const auto together = product(x.view(), adapters.view().adapter);
+    for (const std::int64_t count : {1, 4, 8, 9, 16, 23, 32, 33}) {
+      const auto alone = product(x.view().row_range(64 - count, count), adapters.view().adapter + 64 - count);
+      CHECK(std::equal(alone.begin(), alone.end(), together.end() - count * n));
+    }
   }
 }
 
