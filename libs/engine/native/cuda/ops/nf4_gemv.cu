@@ -14,12 +14,10 @@ namespace {
 // All but the weight.
 Products make_products(View<const bf16> x, View<bf16> y, const GemvExtras& extras) {
   require(x.rows >= 1 && x.rows <= kGemvRows, x.rows, " rows; a product by vectors takes 1 to ", kGemvRows);
-  auto* workspace = static_cast<std::uint8_t*>(extras.workspace);
-  const auto at = [&](std::int64_t bytes) { return workspace == nullptr ? nullptr : workspace + bytes; };
   return {.x = x, .codes = nullptr, .scales = nullptr, .unit = {1, 1, 1}, .first = {}, .norm = extras.norm, .bias = extras.bias, .low = extras.low,
           .adapters = extras.adapters, .residual = extras.residual, .y = y, .book = nf4_book(), .gelu = false, .shrinks = extras.adapters.entries != nullptr && extras.low.data == nullptr,
-          .arrivals = static_cast<unsigned*>(extras.workspace), .shares = reinterpret_cast<ShareWords*>(at(4 * kMostGroups)), .plan = {},
-          .partials = reinterpret_cast<float*>(at(kZeroedBytes))};
+          .arrivals = static_cast<unsigned*>(extras.workspace),
+          .partials = extras.workspace == nullptr ? nullptr : reinterpret_cast<float*>(static_cast<unsigned*>(extras.workspace) + kMostGroups)};
 }
 
 // With the outputs of each part known.
@@ -62,19 +60,17 @@ void multiply(const Products& p, bool gated, bool same_order, cudaStream_t strea
 }  // namespace nf4
 
 namespace {
-constexpr std::int64_t kMostShrunk = 768;  // columns of low that a product makes
-static_assert(kGemvNormRows * kMostShrunk * kWarp <= nf4::kMostShareWords);
+constexpr std::int64_t kMostShrunk = 768, kMostPieces = 8;  // columns of low that a product makes, shares along K
 }
 
 std::int64_t nf4_gemv_workspace(std::int64_t rows, std::int64_t depth) {
-  return nf4::kZeroedBytes + nf4::rows_workspace(rows, depth);
+  const std::int64_t shrunk = rows <= kGemvNormRows ? 4 * rows * kMostShrunk * kMostPieces : 0;
+  return 4 * nf4::kMostGroups + std::max(shrunk, nf4::rows_workspace(rows, depth));
 }
-
-std::int64_t nf4_gemv_zeroed() { return nf4::kZeroedBytes; }
 
 bool nf4_gemv_shrinks(std::int64_t rows, std::int64_t depth, const RowAdapters& adapters) {
   const std::int64_t columns = adapters.parts * adapters.ranks;
-  return rows <= kGemvNormRows && columns <= std::min(kMostShrunk, depth) && depth <= nf4::kMostShared;
+  return rows <= kGemvNormRows && columns <= std::min(kMostShrunk, depth) && depth <= kMostPieces * nf4::kShareValues;
 }
 
 void nf4_gemv(View<const bf16> x, const PackedNf4& weight, View<bf16> y, const GemvExtras& extras, cudaStream_t stream) {

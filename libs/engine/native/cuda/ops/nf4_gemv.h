@@ -30,9 +30,8 @@ struct GemvExtras {
   // A row has the same bits however many there are, from 1 to 64. x is not normalized then, and low is given.
   bool same_order = false;
 };
-// Of at most `rows` rows of at most `depth` values. Its first nf4_gemv_zeroed() bytes are zeroed once before its first use; calls of one stream share it.
+// Of at most `rows` rows of at most `depth` values. Zeroed once before its first use; calls of one stream share it.
 std::int64_t nf4_gemv_workspace(std::int64_t rows, std::int64_t depth);
-std::int64_t nf4_gemv_zeroed();
 // Of rows of `depth` values. A few values of x are summed in another order then, and x is taken as it is for the weights.
 bool nf4_gemv_shrinks(std::int64_t rows, std::int64_t depth, const RowAdapters& adapters);
 

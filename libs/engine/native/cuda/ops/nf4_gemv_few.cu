@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kAhead = 2;                  // quads of a warp under way
 constexpr int kQuadValues = kQuad * kBlock;
-constexpr int kHeldNorm = kFreeBytes / 4;  // weights of a norm that fit into the table's free half
+constexpr int kHeldNorm = 8192;            // weights of a norm that fit into the table's free half
 
 constexpr std::int64_t padded(std::int64_t depth) { return ceil_div(depth, kQuadValues) * kQuadValues; }
 
@@ -30,8 +30,8 @@ std::int64_t shared_bytes(std::int64_t rows, std::int64_t depth, std::int64_t ow
 // What block b of `grid` owns begins at tile…
 ENGINE_DEVICE int first_tile(unsigned block, int tiles, unsigned grid) { return static_cast<int>(std::int64_t{block} * tiles / grid); }
 
-// Where eight weights of a norm lie.
-ENGINE_DEVICE unsigned char* norm_place(unsigned char* table, int unit) { return free_place(table, 32 * unit); }
+// Where eight weights of a norm lie in the table's free half.
+ENGINE_DEVICE unsigned char* norm_place(unsigned char* table, int unit) { return table + 256 * (unit / 4) + 128 + 32 * (unit % 4); }
 
 // Before x is there: the norm's weights, if they fit.
 template <int kThreads>
@@ -44,9 +44,8 @@ ENGINE_DEVICE void bring_norm(const Products& p, unsigned char* table) {
   copy_async_commit();
 }
 
-// x, normalized if asked for, as fp16; zeros behind K. 16-byte chunks of odd rows are swapped in pairs: neighbouring rows lie in different banks. kCopies
-// groups of copies have begun since bring_norm.
-template <int kRows, int kThreads, int kCopies>
+// x, normalized if asked for, as fp16; zeros behind K. 16-byte chunks of odd rows are swapped in pairs: neighbouring rows lie in different banks.
+template <int kRows, int kThreads>
 ENGINE_DEVICE void stage_rows(const Products& p, unsigned char* table, unsigned char* to) {
   const int units = static_cast<int>(p.x.cols / 8), all = static_cast<int>(padded(p.x.cols) / 8), thread = static_cast<int>(threadIdx.x);
   const bool normalizes = p.norm.weight != nullptr;
@@ -78,7 +77,7 @@ ENGINE_DEVICE void stage_rows(const Products& p, unsigned char* table, unsigned 
 #pragma unroll
   for (int row = 0; row < kRows; ++row) inverse[row] = 1.0f / sqrtf(block_sum(squares[row]) / static_cast<float>(p.x.cols) + p.norm.eps);
   const bool held = p.x.cols <= kHeldNorm;
-  copy_async_wait<kCopies>();  // this thread's weights of the norm, which are those it needs
+  copy_async_wait<0>();  // this thread's weights of the norm, which are those it needs
   for (int unit = thread; unit < units; unit += kThreads) {
     float weight[8];
     const float* from = held ? reinterpret_cast<const float*>(norm_place(table, unit)) : p.norm.weight + 8 * unit;
@@ -95,58 +94,28 @@ ENGINE_DEVICE void stage_rows(const Products& p, unsigned char* table, unsigned 
   }
 }
 
-// Row r of a tile for one row of x: what a thread finishes, with what is added to it. No kernel of a step writes the bias and who has which adapter: they
-// are read at once.
-template <bool kGated, bool kAdapted>
-struct Output {
-  TileRow at{-1, 0};  // part -1: there is none
-  int row;
-  float bias = 0;
-  int rank = 0;  // of its adapter; 0: none
-
-  // Output number `item` of a block that owns `own` tiles from `first` on. Its row of B begins on its way to `held`, unless that is null.
-  ENGINE_DEVICE Output(const Products& p, int rows, int first, int own, int item, unsigned char* held) : row(item / kTile % rows) {
-    if (item >= own * rows * kTile || row >= p.x.rows) return;
-    at = tile_row<kGated>(p, first + item / kTile / rows, item % kTile);
-    if (at.part < 0) return;
-    if (p.bias != nullptr) bias = widen(p.bias[p.first[at.part] + at.row]);
-    if (!kAdapted) return;
-    const LoraEntry entry = entry_of(p, row, at.part);
-    rank = entry.rank;
-    if (held != nullptr) bring_b(entry, at.row, held);
-  }
-  ENGINE_DEVICE float residual(const Products& p) const {
-    return !kGated && p.residual.data != nullptr && at.part >= 0 ? widen(p.residual.row(row)[p.first[at.part] + at.row]) : 0.0f;
-  }
-  // Writes y from the sum of operands' products. All lanes of a warp. low_at(row, column): eight values of low.
-  template <class Low>
-  ENGINE_DEVICE void finish(const Products& p, float sum, float residual, const unsigned char* held, const Low& low_at) const {
-    float value = 0;
-    if (at.part >= 0) {
-      value = sum * (kRange * p.unit[at.part]) + bias;
-      if (kAdapted)
-        value += low_rank_sum(p, row, at.part, at.row, rank, held, [&](int j) { return low_at(row, at.part * static_cast<int>(p.adapters.ranks) + j); });
-      value = widen(narrow(value));
-    }
-    if (kGated) {
-      const float up = shuffle_xor(value, kTile / 2);
-      if (at.part == 0) p.y.row(row)[at.row] = narrow(activate(value, p.gelu) * up);
-    } else if (at.part >= 0) {
-      if (p.residual.data != nullptr) value += residual;
-      p.y.row(row)[p.first[at.part] + at.row] = narrow(value);
+// Where adapters say what is added to a block's outputs: into the second-level cache.
+template <bool kGated, int kThreads>
+ENGINE_DEVICE void bring_b(const Products& p, int first, int own) {
+  for (int i = static_cast<int>(threadIdx.x); i < own * kTile; i += kThreads) {
+    const TileRow at = tile_row<kGated>(p, first + i / kTile, i % kTile);
+    for (std::int64_t row = 0; row < p.x.rows && at.part >= 0; ++row) {
+      const std::int32_t adapter = p.adapters.adapter[row];
+      if (adapter < 0) continue;
+      const LoraEntry& entry = p.adapters.entries[adapter * p.adapters.parts + at.part];
+      if (entry.rank > 0) prefetch(entry.b + at.row * entry.rank);
     }
   }
-};
+}
 
 // The codes and scales of a quad, of one lane.
 struct Quad {
   uint4 codes[kQuad], scales;
 };
 
-template <int kRows, bool kGated, int kWarps, bool kAdapted>
+template <int kRows, bool kGated, int kWarps>
 __global__ void __launch_bounds__(kWarps * kWarp, 16 / kWarps) multiply(Products p, int tiles) {
   constexpr int kThreads = kWarps * kWarp;
-  SHARED_ARRAY(std::uint32_t, tag_of_all, 4);
   allow_next();
   auto* table = static_cast<unsigned char*>(block_shared());
   unsigned char* x = table + kTableBytes;
@@ -182,30 +151,24 @@ __global__ void __launch_bounds__(kWarps * kWarp, 16 / kWarps) multiply(Products
   for (int s = 0; s < kAhead; ++s) bring(ahead[s]);
   bring_norm<kThreads>(p, table);
   fill_table(table, p.book);
-  const Turns turns(p, warp, kWarps);
-  const auto held_b = [&] { return kAdapted && p.plan.place_of_b >= 0 ? free_place(table, p.plan.place_of_b + 2 * kHeldRanks * thread) : nullptr; };
-  if (kAdapted) {
-    bring_share(p, Share(p, turns.first), table, warp);
-    copy_async_commit();
+  const Shares shares(p);
+  ShareOfA share{};
+  if (p.shrinks) {
+    share = load_share(p, shares, shares.first);
+    bring_b<kGated, kThreads>(p, first, own);
   }
-  Output<kGated, kAdapted> output(p, kRows, first, own, thread, held_b());
-  if (kAdapted) copy_async_commit();
   wait_for_previous();
-  const bool counts = kAdapted && p.shrinks && thread == kThreads - 1;
-  const std::uint32_t number = counts ? kernel_number(p.shares) : 0;
-  float residual = output.residual(p);  // under way before the products
-  stage_rows<kRows, kThreads, kAdapted ? 2 : 0>(p, table, x);
-  if (counts) {
-    *tag_of_all = number;
-    count_kernel(p.shares, number);
+  // Thread i finishes output i (and i + kThreads …): what it adds is under way before the products.
+  constexpr int kOutputs = kGated ? kTile / 2 : kTile;
+  float residual = 0;
+  if (!kGated && p.residual.data != nullptr && thread < own * kRows * kOutputs) {
+    const TileRow at = tile_row<kGated>(p, first + thread / kOutputs / kRows, thread % kOutputs);
+    const int row = thread / kOutputs % kRows;
+    if (at.part >= 0 && row < p.y.rows) residual = widen(p.residual.row(row)[p.first[at.part] + at.row]);
   }
+  stage_rows<kRows, kThreads>(p, table, x);
   __syncthreads();
-  std::uint32_t tag = 0;
-  if (kAdapted) {
-    tag = p.shrinks ? *tag_of_all : 0;
-    copy_async_wait<1>();  // this lane's A
-    make_shares(p, turns, table, warp, tag, [&](int row, int unit) { return x + row * row_bytes + 16 * (unit ^ (row & 1)); });
-  }
+  if (p.shrinks) make_shares(p, shares, share, [&](int row, int unit) { return x + row * row_bytes + 16 * (unit ^ (row & 1)); });
 
   const std::uint32_t lane4 = 4u * static_cast<unsigned>(lane);
   const bool column = g < kRows;  // the columns beyond stay zero
@@ -256,40 +219,35 @@ __global__ void __launch_bounds__(kWarps * kWarp, 16 / kWarps) multiply(Products
     quad = 0;
     ++tile;
   };
-  std::uint64_t seen = 0;  // of others' shares, asked for before it is needed
 #pragma unroll 1
   for (int done = 0; done < count; done += kAhead) {
 #pragma unroll
     for (int s = 0; s < kAhead; ++s) {
       if (done + s >= count) break;
-      if (kAdapted && done + s == count - 1) seen = look(p, thread);
       add(ahead[s]);
       bring(ahead[s]);
     }
   }
   if (quad > 0 && count > 0) keep();
-  if (kAdapted) {
-    copy_async_wait<0>();  // this thread's B
-    join_shares(p, kThreads, seen, tag, table);
-  }
+  if (p.shrinks && thread == kThreads - 1) wait_for_shares(p, shares);
   __syncthreads();
+  bf16* low = nullptr;
+  if (p.shrinks) {
+    low = reinterpret_cast<bf16*>(x);  // which nobody reads any more
+    join_shares(p, shares, low);
+    __syncthreads();
+  }
 
-  const auto low_at = [&](int row, int first_column) {
-    return load16(p.shrinks ? low_place(table, row * p.plan.columns + first_column) : p.low.row(row) + first_column);
-  };
   const auto sum_of = [&](int mine, int row, int r) {  // over the warps that have quads of the tile, in the order of K
     float sum = 0;
     for (int w = 0; w < kWarps; ++w)
       if (run_begin(w) < (mine + 1) * quads && run_begin(w + 1) > mine * quads && run_begin(w) < run_begin(w + 1)) sum += partials[((mine * kWarps + w) * kRows + row) * kTile + r];
     return sum;
   };
-  for (int item = thread; item / kWarp * kWarp < own * kRows * kTile; item += kThreads) {
-    if (item >= kThreads) {
-      output = Output<kGated, kAdapted>(p, kRows, first, own, item, nullptr);
-      residual = output.residual(p);
-    }
-    const int mine = item / kTile / kRows;
-    output.finish(p, mine < own ? sum_of(mine, output.row, item % kTile) : 0.0f, residual, item < kThreads ? held_b() : nullptr, low_at);
+  for (int i = thread; i < own * kRows * kOutputs; i += kThreads) {
+    const int r = i % kOutputs, row = i / kOutputs % kRows, mine = i / kOutputs / kRows;
+    const float sum = sum_of(mine, row, r), up = kGated ? sum_of(mine, row, r + 8) : 0.0f;
+    finish<kGated>(p, first + mine, r, row, sum, up, residual, i == thread, low);
   }
 }
 
@@ -319,21 +277,10 @@ Division divide(const Products& p, bool gated, std::int64_t rows) {
   return {tiles, 0, 0, 0};
 }
 
-template <int kRows, bool kGated, bool kAdapted>
+template <int kRows, bool kGated>
 void launch_rows(const Products& p, const Division& d, cudaStream_t stream) {
-  launch_chained(stream, blocks(d.blocks), static_cast<unsigned>(d.warps * kWarp), d.shared,
-                 d.warps == 8 ? multiply<kRows, kGated, 8, kAdapted> : multiply<kRows, kGated, 16, kAdapted>, p, static_cast<int>(d.tiles));
-}
-template <bool kGated, bool kAdapted>
-void launch(Products p, std::int64_t rows, cudaStream_t stream) {
-  const Division d = divide(p, kGated, rows);
-  if (kAdapted) {
-    require(d.blocks <= kMostBlocks, "a grid of ", d.blocks, " blocks that count kernels");
-    const std::int64_t norm_bytes = p.norm.weight != nullptr && p.x.cols <= kHeldNorm ? 4 * p.x.cols : 0;
-    p.plan = plan_shares(p, static_cast<int>(d.warps * kWarp), ceil_div(d.tiles, d.blocks) * rows * kTile, norm_bytes);
-  }
-  const auto start = rows == 1 ? launch_rows<1, kGated, kAdapted> : rows == 2 ? launch_rows<2, kGated, kAdapted> : launch_rows<4, kGated, kAdapted>;
-  start(p, d, stream);
+  launch_chained(stream, blocks(d.blocks), static_cast<unsigned>(d.warps * kWarp), d.shared, d.warps == 8 ? multiply<kRows, kGated, 8> : multiply<kRows, kGated, 16>, p,
+                 static_cast<int>(d.tiles));
 }
 
 }  // namespace
@@ -344,8 +291,10 @@ bool multiply_few(const Products& p, bool gated, std::int64_t most, cudaStream_t
   for (std::int64_t first = 0; first < p.x.rows; first += most) {
     const Products some = rows_of(p, first, std::min(most, p.x.rows - first));
     const std::int64_t rows = some.x.rows == 3 ? 4 : some.x.rows;
-    const auto start = p.adapters.entries != nullptr ? gated ? launch<true, true> : launch<false, true> : gated ? launch<true, false> : launch<false, false>;
-    start(some, rows, stream);
+    const auto start = rows == 1   ? gated ? launch_rows<1, true> : launch_rows<1, false>
+                       : rows == 2 ? gated ? launch_rows<2, true> : launch_rows<2, false>
+                                   : gated ? launch_rows<4, true> : launch_rows<4, false>;
+    start(some, divide(p, gated, rows), stream);
   }
   return true;
 }

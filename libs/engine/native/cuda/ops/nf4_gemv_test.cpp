@@ -13,13 +13,14 @@ namespace {
 
 using namespace test;
 
-// Poisoned but for its beginning.
+// Poisoned but for the counters at its beginning, which a call leaves as zeros.
 class Workspace {
  public:
-  Workspace(std::int64_t rows, std::int64_t depth) : memory_(nf4_gemv_workspace(rows, depth)) { fill_bytes(memory_.data(), 0, nf4_gemv_zeroed(), stream()); }
+  Workspace(std::int64_t rows, std::int64_t depth) : memory_(nf4_gemv_workspace(rows, depth)) { fill_bytes(memory_.data(), 0, std::min(memory_.bytes(), kCounters), stream()); }
   void* data() const { return memory_.data(); }
 
  private:
+  static constexpr std::int64_t kCounters = 4 * 4096;
   DeviceMemory memory_;
 };
 
@@ -71,7 +72,6 @@ TEST("products normalize their rows on the way in, and add what each row's adapt
   const Stack w(WeightKind::nf4_double, {100, 17, 16}, k);
   const auto norm_weight = random_values(k, 9);
   const DeviceBuffer<float> device_norm(norm_weight);
-  const Workspace workspace(33, k);  // which each product leaves as the next, of other rows, may find it
   for (const std::int64_t b : {1, 2, 4, 7, 33}) {
     const auto x = random_bf16(b * k, 1, 3.0f);
     std::vector<float> normed(x.size());
@@ -87,6 +87,7 @@ TEST("products normalize their rows on the way in, and add what each row's adapt
     const RmsNorm norm{folds ? device_norm.data() : nullptr, 1e-6f, 1.0f};
     const DeviceRows device_x(x, b, k, 8), low(b, 3 * ranks);
     lora_rows_shrink(device_x.view(), norm, adapters.view(), low.view(), stream());
+    const Workspace workspace(b, k);
     GemvExtras extras{.norm = norm, .workspace = workspace.data()};
     extras.adapters = adapters.view();
     extras.low = low.view();
@@ -95,11 +96,11 @@ TEST("products normalize their rows on the way in, and add what each row's adapt
     CHECK_ERROR(relative_error(out.read(), y), kRounding, b, " rows");
     if (!folds) continue;
     extras.low = {};
-    const DeviceRows itself(b, outputs), again(b, outputs);
-    nf4_gemv(device_x.view(), w.packed, itself.view(), extras, stream());
-    CHECK_ERROR(relative_error(itself.read(), y), kRounding, b, " rows, which the product shrinks itself");
-    nf4_gemv(device_x.view(), w.packed, again.view(), extras, stream());
-    CHECK(again.read() == itself.read());
+    for (int time = 0; time < 2; ++time) {  // the workspace is left as it was found
+      const DeviceRows itself(b, outputs);
+      nf4_gemv(device_x.view(), w.packed, itself.view(), extras, stream());
+      CHECK_ERROR(relative_error(itself.read(), y), kRounding, b, " rows, which the product shrinks itself");
+    }
   }
 }
 

@@ -16,20 +16,6 @@ namespace engine::cuda::nf4 {
 inline constexpr int kTableBytes = 65536;
 inline constexpr float kRange = 0x1p4f;    // x is held as fp16 of x / kRange
 
-// What blocks of nf4_gemv_few.cu tell each other of low (lora_fold.cuh), in a workspace that was zeroed once.
-inline constexpr int kMostShareWords = 4 * 768 * 32, kMostBlocks = 1024;
-struct alignas(16) ShareWords {
-  std::uint64_t kernels[kMostBlocks];    // how many there have been, each the same (kernel_number)
-  std::uint64_t words[kMostShareWords];  // fp32 sums, each with the number of its kernel
-};
-
-// How such a kernel makes low: counted on the host, as a block pays for every instruction that it comes to for the first time.
-struct SharePlan {
-  int units = 0, pieces = 0, bits = 0;  // 16-byte units of A that a lane takes for a share; shares along K; their number rounded up, as a power of two
-  int columns = 0, words = 0, copies = 0;
-  int place_of_b = 0, place_of_a = -1, held_a = 0;  // among the table's free bytes; how many warps' A
-};
-
 struct Products {
   View<const bf16> x;
   const std::uint8_t* codes;  // of the weight (nf4_pack.h)
@@ -46,8 +32,6 @@ struct Products {
   bool gelu;  // of a gated product
   bool shrinks;         // low is not given but made of x by the kernel itself (lora_fold.cuh)
   unsigned* arrivals;   // of split sums
-  ShareWords* shares;
-  SharePlan plan;  // nf4_gemv_few.cu's own
   float* partials;
 };
 
@@ -125,10 +109,8 @@ ENGINE_DEVICE void finish(const Products& p, int tile, int r, std::int64_t row, 
 // At most `most` ≤ 4 rows at a time (nf4_gemv_few.cu); false where x does not fit into shared memory.
 bool multiply_few(const Products& p, bool gated, std::int64_t most, cudaStream_t stream);
 
-// 1 to 64 rows (nf4_gemv_rows.cu). Its workspace: counters of kMostGroups groups of outputs, which are zero before and after; ShareWords; then rows_workspace bytes:
-// partial sums, x as operands.
+// 1 to 64 rows (nf4_gemv_rows.cu). Its workspace: counters of kMostGroups groups of outputs, which are zero before and after, then rows_workspace bytes: partial sums, x as operands.
 inline constexpr std::int64_t kMostGroups = 4096;
-inline constexpr std::int64_t kZeroedBytes = 4 * kMostGroups + static_cast<std::int64_t>(sizeof(ShareWords));  // at its beginning, before its first use
 std::int64_t rows_workspace(std::int64_t rows, std::int64_t depth);
 void multiply_rows(const Products& p, bool gated, bool same_order, cudaStream_t stream);
 
