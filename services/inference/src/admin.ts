@@ -148,7 +148,7 @@ export async function getModelInfo(
   deps: AdminDeps,
   request: inference.GetModelInfoRequest,
 ): Promise<inference.ModelInfo> {
-  const record = request.base === '' ? deps.bases.only() : await deps.bases.resolve(request.base);
+  const record = await deps.bases.named(request.base, 'base');
   const base = deps.bases.peek(record);
   if (base === undefined) throw notFound(`${record.name} in memory`);
   return {

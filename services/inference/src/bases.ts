@@ -41,8 +41,8 @@ export type Bases = {
    * quantized in the same way: an adapter must meet the very weights it was trained on. Release it after use.
    */
   acquire(record: modelProto.Model, trainedOn?: string): Promise<Lease<Base>>;
-  /** The only base in memory, for requests that name none. */
-  only(): modelProto.Model;
+  /** The base that a request's `field` names by name or digest; where that is empty, the only one in memory. */
+  named(base: string, field: string): Promise<modelProto.Model>;
   /** The base in memory, in any form. */
   peek(record: modelProto.Model): Base | undefined;
   /** Every base in memory, each form by itself. */
@@ -125,21 +125,23 @@ export function createBases(deps: BaseDeps): Bases {
     });
 
   const formsOf = (record: modelProto.Model) => [false, true].map((nf4) => keyOfForm(record, nf4));
+  const resolve = async (ref: string): Promise<modelProto.Model> => {
+    let record: modelProto.Model | undefined;
+    if (ref.startsWith('sha256:')) {
+      record = (await findByDigest(deps.catalog.models, ref))?.value;
+    } else {
+      names.model.parse(ref);
+      record = (await deps.catalog.models.get(keyOf(ref)))?.value;
+    }
+    if (record === undefined) throw notFound(ref);
+    if (record.state !== modelProto.Model_State.READY) {
+      throw new Failure('failed_precondition', `${record.name} is not ready`, { reason: 'MODEL_NOT_READY' });
+    }
+    return record;
+  };
+
   return {
-    async resolve(ref) {
-      let record: modelProto.Model | undefined;
-      if (ref.startsWith('sha256:')) {
-        record = (await findByDigest(deps.catalog.models, ref))?.value;
-      } else {
-        names.model.parse(ref);
-        record = (await deps.catalog.models.get(keyOf(ref)))?.value;
-      }
-      if (record === undefined) throw notFound(ref);
-      if (record.state !== modelProto.Model_State.READY) {
-        throw new Failure('failed_precondition', `${record.name} is not ready`, { reason: 'MODEL_NOT_READY' });
-      }
-      return record;
-    },
+    resolve,
     acquire(record, trainedOn) {
       const nf4 = quantizesOnLoad(record, trainedOn);
       return resident.acquire(keyOfForm(record, nf4), () => load(record, nf4));
@@ -151,15 +153,16 @@ export function createBases(deps: BaseDeps): Bases {
     },
     all: () => resident.entries().map(([, { value }]) => value),
     close: () => resident.close(),
-    only() {
+    async named(base, field) {
+      if (base !== '') return resolve(base);
       const bases = [
         ...new Map(resident.entries().map(([, { value }]) => [value.record.digest, value.record])).values(),
       ];
       const [first] = bases;
       if (bases.length !== 1 || first === undefined) {
-        throw new Failure('invalid_argument', `model.base: name one; ${bases.length} bases are loaded`, {
+        throw new Failure('invalid_argument', `${field}: name one; ${bases.length} bases are loaded`, {
           reason: 'FIELD_INVALID',
-          fields: [{ field: 'model.base', description: 'is empty, and there is not exactly one loaded base' }],
+          fields: [{ field, description: 'is empty, and there is not exactly one loaded base' }],
         });
       }
       return first;

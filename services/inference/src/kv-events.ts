@@ -71,7 +71,7 @@ export async function* watchKvEvents(
         reason: 'PREFIX_CACHE_OFF',
       },
     );
-  const record = request.base === '' ? deps.bases.only() : await deps.bases.resolve(request.base);
+  const record = await deps.bases.named(request.base, 'base');
   const forms = formsOf(deps.bases, record);
   if (forms.length === 0) throw notFound(`${record.name} in memory`);
 

@@ -41,7 +41,7 @@ export async function acquireModel(
 ): Promise<{ base: Lease<Base>; adapter: Lease<LoadedAdapter> | undefined }> {
   const adapterRef = ref?.adapter ?? '';
   if (adapterRef === '') {
-    const record = ref === undefined || ref.base === '' ? deps.bases.only() : await deps.bases.resolve(ref.base);
+    const record = await deps.bases.named(ref?.base ?? '', 'model.base');
     return { base: await deps.bases.acquire(record), adapter: undefined };
   }
   const record = await deps.adapters.resolve(adapterRef);
