@@ -17,6 +17,13 @@ export const commonConfig = {
   GRPC_PORT: port('port of the gRPC server'),
   METRICS_PORT: port('port of the HTTP server with /metrics and /healthz'),
   NATS_URL: z.string().min(1).default('nats://127.0.0.1:4222').describe('NATS servers, separated by commas'),
+  NATS_REPLICAS: z.coerce
+    .number()
+    .int()
+    .min(1)
+    .max(5)
+    .default(1)
+    .describe('servers that keep each stream and record; as many as the NATS cluster has, up to 5'),
   OBJECT_STORE_URL: objectStoreUrl.describe('file:///directory, or s3://bucket?endpoint=http://host:port&region=…'),
   URI_ROOTS: z
     .string()

@@ -19,8 +19,9 @@ export async function openNats(
 ): Promise<{ nc: NatsConnection; records: Records; publisher: Publisher }> {
   const nc = await connectNats({ url: config.NATS_URL, name, log, signal });
   try {
-    await ensureStreams(nc);
-    return { nc, records: await openRecords(nc), publisher: createPublisher(nc, { name }) };
+    const replicas = config.NATS_REPLICAS;
+    await ensureStreams(nc, { replicas });
+    return { nc, records: await openRecords(nc, { replicas }), publisher: createPublisher(nc, { name }) };
   } catch (error) {
     await nc.close();
     throw error;
