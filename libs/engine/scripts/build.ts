@@ -3,6 +3,7 @@
 //   node scripts/build.ts --sanitize   build/asan: the native tests under the address and undefined-behaviour sanitizers
 //   node scripts/build.ts --bench      build/release with the benchmarks too
 //   node scripts/build.ts --cuda       build/cuda with libengine_cuda.so, its tests and its benchmark for a device; needs nvcc
+//   … --shipped                        engine.node, and with --cuda libengine_cuda.so, without tests and benchmarks: what an image holds
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -14,6 +15,7 @@ const packageDir = dirname(import.meta.dirname);
 const sanitize = process.argv.includes('--sanitize');
 const bench = process.argv.includes('--bench');
 const cuda = process.argv.includes('--cuda');
+const shippedOnly = process.argv.includes('--shipped');
 const buildDir = join(packageDir, 'build', sanitize ? 'asan' : cuda ? 'cuda' : 'release');
 const stampPath = join(buildDir, 'built-from');
 
@@ -60,11 +62,15 @@ const nodeHeaders = join(dirname(require.resolve('node-api-headers/package.json'
 
 const native = [join(packageDir, 'CMakeLists.txt'), ...sources(join(packageDir, 'native'))];
 const addon = sanitize ? [] : sources(join(packageDir, 'addon'));
-const benches = bench || cuda ? sources(join(packageDir, 'bench')).filter((file) => file.endsWith('.cpp')) : [];
+const benches =
+  (bench || cuda) && !shippedOnly ? sources(join(packageDir, 'bench')).filter((file) => file.endsWith('.cpp')) : [];
 const versions = [compilerVersion(), relative(packageDir, addonApi), relative(packageDir, nodeHeaders)];
 const shipped = [...native, ...addon].filter((file) => !/_(test|fuzz)\.cpp$/.test(file));
 const version = digestOf(shipped, versions).slice(0, 12);
-const stamp = digestOf([...native, ...addon, ...benches], [...versions, bench ? 'bench' : '', cuda ? 'cuda' : '']);
+const stamp = digestOf(
+  [...native, ...addon, ...benches],
+  [...versions, bench ? 'bench' : '', cuda ? 'cuda' : '', ...(shippedOnly ? ['shipped'] : [])],
+);
 
 const product = join(buildDir, sanitize ? 'core_test' : 'engine.node');
 const built = existsSync(stampPath) ? readFileSync(stampPath, 'utf8') : '';
@@ -83,12 +89,14 @@ if (built === stamp && existsSync(product)) {
     '--log-level=WARNING',
     `-DENGINE_SANITIZE=${sanitize ? 'ON' : 'OFF'}`,
     `-DENGINE_ADDON=${sanitize ? 'OFF' : 'ON'}`,
-    `-DENGINE_BENCH=${bench || cuda ? 'ON' : 'OFF'}`,
+    `-DENGINE_TESTS=${shippedOnly ? 'OFF' : 'ON'}`,
+    `-DENGINE_BENCH=${benches.length > 0 ? 'ON' : 'OFF'}`,
     `-DENGINE_CUDA=${cuda ? 'ON' : 'OFF'}`,
     `-DENGINE_NODE_ADDON_API=${addonApi}`,
     `-DENGINE_NODE_API_HEADERS=${nodeHeaders}`,
     `-DENGINE_BUILD_DIGEST=${version}`,
   ]);
-  run('ninja', ['-C', buildDir, '-j', String(Math.max(2, availableParallelism()))]);
+  const targets = shippedOnly ? ['engine_addon', ...(cuda ? ['engine_cuda'] : [])] : [];
+  run('ninja', ['-C', buildDir, '-j', String(Math.max(2, availableParallelism())), ...targets]);
   writeFileSync(stampPath, stamp);
 }
