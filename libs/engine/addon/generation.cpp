@@ -326,6 +326,7 @@ Napi::Value open_generator(const Napi::CallbackInfo& info) {
   settings.memory_budget = read_integer(options.Get("memoryBudget"), "memoryBudget", 0, std::int64_t{1} << 50);
   if (const Napi::Value same = options.Get("sameForAnyBatch"); !is_absent(same))
     settings.order = read_boolean(same, "sameForAnyBatch") ? SumOrder::same_for_any_rows : SumOrder::fastest;
+  settings.most_growth = read_integer(options.Get("mostStepGrowth"), "mostStepGrowth", 1, 64);
   settings.on_step = [mailbox] { mailbox->send(); };
   return promise_of(
       env, on_own_thread(env),

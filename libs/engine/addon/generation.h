@@ -11,7 +11,7 @@ Napi::Value create_vocabulary(const Napi::CallbackInfo& info);
 // 2^31 on `next` opens a bracket.
 Napi::Value create_constraint(const Napi::CallbackInfo& info);
 
-// (model, {maxRunning, memoryBudget, sameForAnyBatch | null}) -> promise of {device, memory, totalBlocks}. Once for a model, before its first generation.
+// (model, {maxRunning, memoryBudget, sameForAnyBatch | null, mostStepGrowth}) -> promise of {device, memory, totalBlocks}. Once for a model, before its first generation.
 Napi::Value open_generator(const Napi::CallbackInfo& info);
 // (model, tokens, adapter | null, sampling, {generated, scored, constraint | null, priority, prefixScope | null}, onSteps) -> request number.   onSteps(steps: GenerateStep[], ended: boolean, error | null): steps that
 // were made since the last call, in order; after `ended` it is not called again.

@@ -174,7 +174,7 @@ export type Native = {
   ): ConstraintHandle;
   openGenerator(
     model: ModelHandle,
-    options: { maxRunning: number; memoryBudget: number; sameForAnyBatch: boolean | null },
+    options: { maxRunning: number; memoryBudget: number; sameForAnyBatch: boolean | null; mostStepGrowth: number },
   ): Promise<GeneratorInfo>;
   generate(
     model: ModelHandle,

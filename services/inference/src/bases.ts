@@ -79,6 +79,7 @@ async function openModel(dir: string, nf4: boolean, { config, log, onDeviceLost 
     const { device, memory } = await model.openGenerator({
       maxRunning: Math.max(leastSequences, config.MAX_RUNNING_REQUESTS),
       memoryBudget: config.ENGINE_MEMORY_BUDGET,
+      mostStepGrowth: config.ENGINE_MOST_STEP_GROWTH,
       ...(config.ENGINE_SAME_FOR_ANY_BATCH !== 'auto' && {
         sameForAnyBatch: config.ENGINE_SAME_FOR_ANY_BATCH === 'on',
       }),

@@ -75,6 +75,15 @@ export const configSchema = z.object({
     .describe(
       'whether an answer has the same bits whatever is answered beside it; `auto`: on a CPU yes, on a GPU, which it slows down, no',
     ),
+  ENGINE_MOST_STEP_GROWTH: z.coerce
+    .number()
+    .int()
+    .min(1)
+    .max(64)
+    .default(4)
+    .describe(
+      'how many times larger a step may become while prompts queue and answers advance: first tokens come sooner, others’ tokens later; 1: never',
+    ),
 });
 
 export type InferenceConfig = z.infer<typeof configSchema>;

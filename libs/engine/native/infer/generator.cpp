@@ -40,11 +40,12 @@ Generator::Generator(std::shared_ptr<Model> model, const GeneratorOptions& optio
 
 Generator::Generator(std::unique_ptr<Runner> runner, const GeneratorOptions& options)
     : runner_(std::move(runner)), options_(options), cache_(runner_->memory()),
-      scheduler_({options.max_running, options.prefill_tokens, options.tokens_beside},
+      scheduler_({options.max_running, options.prefill_tokens, options.tokens_beside, options.most_growth},
                  {[this](std::uint64_t id, std::int64_t tokens) { return cache_.grow(sequences_.at(id)->blocks, tokens); },
                   [this](std::uint64_t id) { release(*sequences_.at(id)); }, [this](std::uint64_t id) { return reuse(*sequences_.at(id)); }}) {
   require(options.max_running >= 1, "max_running is ", options.max_running, "; use 1 or more");
   require(options.prefill_tokens >= 1, "prefill_tokens is ", options.prefill_tokens, "; use 1 or more");
+  require(options.most_growth >= 1, "most_growth is ", options.most_growth, "; use 1 or more");
   load_.total_blocks = cache_.total_blocks();
   thread_ = std::thread([this] { run(); });
 }

@@ -72,6 +72,7 @@ struct RunnerOptions {
   std::int64_t max_rows = 0;       // of a step
   std::int64_t max_sequences = 0;  // of a step
   std::int64_t mixed_rows = 0;     // of a step that reads a prompt while others advance, for which `prepare` prepares too; 0: none is expected
+  std::int64_t most_mixed_rows = 0;  // of a larger such step: twice mixed_rows, four times, … up to this
   std::int64_t memory_budget = 0;  // bytes of device memory, weights included; 0: what is free, less some for others
   std::int64_t kv_bytes = 0;       // of it, for keys and values; 0: what nothing else needs
   SumOrder order = SumOrder::fastest;

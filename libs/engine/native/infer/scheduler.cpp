@@ -1,6 +1,7 @@
 #include "infer/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "core/error.h"
@@ -119,6 +120,16 @@ void Scheduler::admit() {
     if (!try_admit(next_waiting())) return;
 }
 
+std::int64_t Scheduler::tokens_beside(const StepPlan& advancing, const std::vector<std::uint64_t>& reading) const {
+  std::int64_t urgent = std::numeric_limits<std::int64_t>::max(), unread = 0;
+  for (const StepPart& part : advancing.parts) urgent = std::min(urgent, states_.at(part.sequence).priority);
+  for (const std::uint64_t sequence : reading)
+    if (const State& state = states_.at(sequence); state.priority <= urgent) unread += state.remaining();
+  std::int64_t growth = 1;
+  while (2 * growth <= limits_.most_growth && unread > kReadWithinSteps * growth * limits_.tokens_beside) growth *= 2;
+  return growth * limits_.tokens_beside;
+}
+
 void Scheduler::plan_prefills(StepPlan& plan) {
   std::vector<std::uint64_t> reading;
   for (const std::uint64_t sequence : running_) {
@@ -127,7 +138,10 @@ void Scheduler::plan_prefills(StepPlan& plan) {
   }
   const auto advancing = static_cast<std::int64_t>(plan.parts.size());
   std::int64_t budget = limits_.prefill_tokens;
-  if (advancing > 0) budget = std::min(budget, std::max({limits_.tokens_beside - advancing, limits_.tokens_beside / 4, std::int64_t{1}}));
+  if (advancing > 0) {
+    const std::int64_t beside = tokens_beside(plan, reading);
+    budget = std::min(budget, std::max({beside - advancing, beside / 4, std::int64_t{1}}));
+  }
   for (std::size_t i = 0; i < reading.size() && budget > 0; ++i) {
     // The oldest may not take all of a step from the next one: half is kept for it, unless it needs less.
     const std::int64_t others = i + 1 < reading.size() ? std::min(budget / 2, states_.at(reading[i + 1]).remaining()) : 0;

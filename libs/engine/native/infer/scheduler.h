@@ -1,6 +1,7 @@
 // scheduler.h: which tokens of which sequences the next step computes. Knows counts and blocks, nothing of models or text.
 //   Every running sequence that has read its prompt advances by one token; waiting prompts are read in chunks that share what is left of the
-//   step's token budget, at least two at a time. The budget is smaller while others wait for their next token, so that reading never stalls them.
+//   step's token budget, at least two at a time. The budget is smaller while others wait for their next token, so that reading never stalls them; it grows,
+//   within bounds, with what is left to read, because larger steps read faster, and shrinks with it again.
 //   Sequences are admitted by priority, oldest first; whoever waits rises by one priority every kAgeSteps steps, so that none waits for ever. When
 //   there is no room, the sequence of the lowest priority, of these the one admitted last, gives its blocks back and waits: it is read again when
 //   there is room (recomputed, not swapped, but for what the cache still remembers). A waiting sequence takes the place of one of lower priority.
@@ -19,6 +20,9 @@ struct SchedulerLimits {
   // All tokens of a step in which other sequences advance, theirs included, so that such steps have one size: products take rows in tiles. A quarter of them
   // are a prompt's however many advance.
   std::int64_t tokens_beside = 64;
+  // Times tokens_beside that such a step may have at most: how much prompts may slow the others' tokens. It is the smallest power of two with which all that
+  // waits to be read in the cache is read within kReadWithinSteps steps. Only prompts at least as urgent as every sequence that advances count.
+  std::int64_t most_growth = 1;
 };
 
 // Tokens [first, first + count) of a sequence. `samples`: the last of them is the sequence's last token, so the next one is to be chosen.
@@ -47,6 +51,7 @@ class Scheduler {
   Scheduler(const SchedulerLimits& limits, BlockStore store) : limits_(limits), store_(std::move(store)) {}
 
   static constexpr std::int64_t kAgeSteps = 256;
+  static constexpr std::int64_t kReadWithinSteps = 16;
 
   void add(std::uint64_t sequence, std::int64_t prompt_tokens, Priority priority = Priority::interactive);  // joins the queue
   void append(std::uint64_t sequence);                           // a token was chosen
@@ -79,6 +84,7 @@ class Scheduler {
   void plan_decodes(StepPlan& plan);
   void plan_prefills(StepPlan& plan);
   void admit();
+  std::int64_t tokens_beside(const StepPlan& advancing, const std::vector<std::uint64_t>& reading) const;
   void compute(StepPlan& plan, std::uint64_t sequence, std::int64_t count);
 
   SchedulerLimits limits_;

@@ -68,6 +68,47 @@ TEST("a step in which sequences advance has so many tokens in all, a quarter of 
   }
 }
 
+TEST("steps in which sequences advance grow in powers of two with what is left to read, to a bound, and shrink again") {
+  constexpr std::int64_t kBeside = 16, kWithin = Scheduler::kReadWithinSteps;
+  const auto tokens_of = [](const StepPlan& plan) {
+    std::int64_t tokens = 0;
+    for (const StepPart& part : plan.parts) tokens += part.count;
+    return tokens;
+  };
+  const auto step_tokens = [&](std::int64_t unread, std::int64_t most_growth, Priority advancing, Priority reading) {
+    Blocks blocks{10'000};
+    Scheduler scheduler({32, 100, kBeside, most_growth}, blocks.store());
+    scheduler.add(1, 3, advancing);
+    scheduler.plan();
+    scheduler.append(1);
+    scheduler.add(2, unread / 2, reading);
+    scheduler.add(3, unread - unread / 2, reading);
+    return tokens_of(scheduler.plan());
+  };
+  const auto equals = Priority::interactive;
+  for (const auto& [unread, tokens] : {std::pair<std::int64_t, std::int64_t>{kBeside * kWithin, 16}, {kBeside * kWithin + 1, 32}, {2 * kBeside * kWithin, 32}, {2 * kBeside * kWithin + 1, 64}, {9'000, 64}})
+    CHECK_EQ(step_tokens(unread, 4, equals, equals), tokens);
+  CHECK_EQ(step_tokens(9'000, 1, equals, equals), 16);
+  CHECK_EQ(step_tokens(9'000, 3, equals, equals), 32);    // powers of two
+  CHECK_EQ(step_tokens(9'000, 64, equals, equals), 101);  // never more than when nobody waits for tokens
+  CHECK_EQ(step_tokens(9'000, 4, Priority::interactive, Priority::batch), 16);  // the urgent are not slowed for others
+  CHECK_EQ(step_tokens(9'000, 4, Priority::batch, Priority::interactive), 64);
+
+  Blocks blocks{10'000};
+  Scheduler scheduler({32, 100, kBeside, 4}, blocks.store());
+  scheduler.add(1, 3);
+  scheduler.plan();
+  scheduler.append(1);
+  scheduler.add(2, 2 * kBeside * kWithin + 20);
+  std::vector<std::int64_t> sizes;
+  for (int step = 0; step < 24 && (sizes.empty() || sizes.back() > 1); ++step) {
+    sizes.push_back(tokens_of(scheduler.plan()));
+    scheduler.append(1);
+  }
+  CHECK(std::ranges::is_sorted(sizes, std::greater<>{}));
+  CHECK(sizes.front() == 64 && std::ranges::count(sizes, 32) > 4 && std::ranges::count(sizes, 16) > 8);
+}
+
 TEST("running sequences advance at every step while two waiting prompts share what is left") {
   Blocks blocks{100};
   Scheduler scheduler({8, 10}, blocks.store());

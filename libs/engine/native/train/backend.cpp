@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 
@@ -109,6 +110,7 @@ std::unique_ptr<Generator> create_generator(std::shared_ptr<Model> model, const 
   GeneratorOptions options;
   options.max_running = settings.max_running;
   options.on_step = settings.on_step;
+  options.most_growth = settings.most_growth;
   const auto on_cpu = [&] {
     options.order = settings.order.value_or(SumOrder::same_for_any_rows);
     return std::make_unique<Generator>(model, options);
@@ -120,6 +122,7 @@ std::unique_ptr<Generator> create_generator(std::shared_ptr<Model> model, const 
   runner.max_rows = settings.max_running + kGpuPrefillTokens;
   runner.max_sequences = settings.max_running;
   runner.mixed_rows = kGpuTokensBeside;
+  runner.most_mixed_rows = std::min(kGpuTokensBeside * settings.most_growth, kGpuPrefillTokens);
   runner.memory_budget = settings.memory_budget;
   runner.order = settings.order.value_or(SumOrder::fastest);
   runner.prepare = true;

@@ -104,7 +104,9 @@ void CudaRunner::prepare() {
     products_->tune(rows, kv_->data(), kv_->bytes(), stream_);
     practise(rows, 1);
   }
-  if (options_.mixed_rows > 0) products_->tune(options_.mixed_rows, kv_->data(), kv_->bytes(), stream_);
+  if (options_.mixed_rows > 0)
+    for (std::int64_t rows = options_.mixed_rows; rows <= std::max(options_.mixed_rows, options_.most_mixed_rows); rows *= 2)
+      products_->tune(rows, kv_->data(), kv_->bytes(), stream_);
   // With one order for any rows prompts of all lengths take the same kernels; else the library's differ.
   if (options_.order == SumOrder::same_for_any_rows) practise(1, std::min(DeviceKv::kBlockTokens, options_.max_rows));
   else
