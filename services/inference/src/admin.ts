@@ -31,9 +31,10 @@ const describe = (adapter: LoadedAdapter, users: number, bytes: number, pinned: 
   pinned,
 });
 
-/** States of a load as they happen, then its lease, which is released where nobody waits for it any more. */
+/** States of a load as they happen, then its lease, which `abandon` gets where nobody waits for it any more. */
 async function* states<T>(
   load: (onState: (state: inference.LoadState) => void) => Promise<Lease<T>>,
+  abandon: (lease: Lease<T>) => Promise<void>,
 ): AsyncGenerator<inference.LoadState, Lease<T>> {
   const seen: inference.LoadState[] = [State.RESOLVING];
   let wake = () => {};
@@ -56,11 +57,7 @@ async function* states<T>(
     left = false;
     return await loading;
   } finally {
-    if (left)
-      loading.then(
-        (lease) => lease.release(),
-        () => undefined,
-      );
+    if (left) loading.then(abandon).catch(() => undefined);
   }
 }
 
@@ -96,10 +93,14 @@ export async function unloadBase(
   return {};
 }
 
-/** Loads an adapter: fetch, verify, replay its probes, ready. */
+/**
+ * Loads an adapter: fetch, verify, replay its probes, ready. Whoever pins it and leaves before it is ready has changed their mind: then it goes again,
+ * unless it was here before or somebody else uses it.
+ */
 export async function* loadAdapter(
   deps: AdminDeps,
   request: inference.LoadAdapterRequest,
+  signal: AbortSignal,
 ): AsyncGenerator<inference.LoadedAdapter> {
   const record = await deps.adapters.resolve(request.adapter);
   const partial = inference.LoadedAdapter.fromPartial({
@@ -107,15 +108,25 @@ export async function* loadAdapter(
     digest: record.digest,
     baseDigest: record.baseDigest,
   });
-  const progress = states((onState) => deps.adapters.acquire(record, onState));
+  const { resident } = deps.adapters;
+  const wasThere = resident.peek(record.digest) !== undefined;
+  const abandon = async (lease: Lease<LoadedAdapter>) => {
+    lease.release();
+    if (request.pinned && !wasThere) await resident.dropUnused(record.digest);
+  };
+  const progress = states((onState) => deps.adapters.acquire(record, onState), abandon);
   let ready: inference.LoadedAdapter;
   try {
     let next = await progress.next();
     for (; !next.done; next = await progress.next())
       if (next.value !== State.READY) yield { ...partial, state: next.value };
     const lease = next.value;
-    if (request.pinned) deps.adapters.resident.pin(record.digest);
-    const entry = deps.adapters.resident.peek(record.digest);
+    if (signal.aborted) {
+      await abandon(lease);
+      return;
+    }
+    if (request.pinned) resident.pin(record.digest);
+    const entry = resident.peek(record.digest);
     ready = describe(lease.value, (entry?.users ?? 1) - 1, entry?.bytes ?? 0, request.pinned);
     lease.release();
   } finally {

@@ -60,6 +60,17 @@ test('a load that fails leaves nothing and is tried again', async () => {
   expect((await load('a')).value).toBe('a');
 });
 
+test('what nobody uses or has pinned can be dropped, and nothing else', async () => {
+  const { set, load, unloaded } = setOf(100);
+  const used = await load('used');
+  for (const key of ['pinned', 'unused']) (await load(key)).release();
+  set.pin('pinned');
+  for (const key of ['used', 'pinned', 'unused', 'absent']) await set.dropUnused(key);
+  expect(unloaded).toEqual(['unused']);
+  used.release();
+  expect(unloaded).toEqual(['unused']);
+});
+
 test('dropping waits for the last user', async () => {
   const { set, load, unloaded } = setOf(100);
   const held = await load('a');

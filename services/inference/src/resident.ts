@@ -26,6 +26,8 @@ export type ResidentSet<T> = {
   pin(key: string): void;
   /** Nobody gets it any more; unloads when the last user is gone, and resolves then. False if it is not there. */
   drop(key: string): Promise<boolean>;
+  /** Unloads the thing if it is there, and nobody uses it or has pinned it. */
+  dropUnused(key: string): Promise<void>;
   entries(): [key: string, entry: Resident<T> & { pinned: boolean }][];
   close(): Promise<void>;
 };
@@ -125,6 +127,10 @@ export function createResidentSet<T>(o: {
       }
       await o.unload(slot.value);
       return true;
+    },
+    async dropUnused(key) {
+      const slot = slots.get(key);
+      if (slot !== undefined && slot.users === 0 && !slot.pinned) await unload(key, slot);
     },
     entries: () => [...slots],
     async close() {

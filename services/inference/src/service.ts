@@ -48,7 +48,7 @@ const adminService = (deps: admin.AdminDeps & { kvEvents: KvEventDeps }): Servic
   bind(inference.InferenceAdminServiceDefinition, {
     loadBase: (request) => admin.loadBase(deps, request),
     unloadBase: (request) => admin.unloadBase(deps, request),
-    loadAdapter: (request) => admin.loadAdapter(deps, request),
+    loadAdapter: (request, context) => admin.loadAdapter(deps, request, context.signal),
     unloadAdapter: (request) => admin.unloadAdapter(deps, request),
     listLoadedAdapters: () => Promise.resolve(admin.listLoadedAdapters(deps)),
     getModelInfo: (request) => admin.getModelInfo(deps, request),

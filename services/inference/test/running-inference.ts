@@ -50,6 +50,7 @@ export async function openInferenceWorld(): Promise<InferenceWorld> {
   const storeUrl = `file://${join(folder, 'store')}`;
   const store = await openObjectStore({ url: storeUrl });
   const processes: RunningProcess[] = [];
+  let started = 0;
 
   const world: InferenceWorld = {
     nats,
@@ -92,7 +93,9 @@ export async function openInferenceWorld(): Promise<InferenceWorld> {
       return { name, digest, dir, templateDigest };
     },
     async start(env = {}) {
-      const portFile = join(folder, `ports-${processes.length}.json`);
+      // Counted before anything is waited for: several may start at once.
+      started += 1;
+      const portFile = join(folder, `ports-${started}.json`);
       const process_ = await spawnProcess({
         command: process.execPath,
         args: ['--import', '@medmesh/telemetry/register', join(service, 'src/main.ts')],
@@ -100,7 +103,7 @@ export async function openInferenceWorld(): Promise<InferenceWorld> {
         env: {
           NATS_URL: nats.url,
           OBJECT_STORE_URL: storeUrl,
-          CACHE_DIR: join(folder, `cache-${processes.length}`),
+          CACHE_DIR: join(folder, `cache-${started}`),
           PORT_FILE: portFile,
           LOG_LEVEL: 'trace',
           SHUTDOWN_GRACE_MS: '30000',

@@ -577,6 +577,12 @@ describe('the Open Inference Protocol', () => {
   });
 });
 
+test('two servers of one mesh start at once, each at an address of its own', async () => {
+  const [one, other] = await Promise.all([world.start(), world.start()]);
+  expect(one.address).not.toBe(other.address);
+  await Promise.all([one.process.stop(), other.process.stop()]);
+});
+
 describe('draining', () => {
   test('refuses new requests and lets the running one finish; SIGTERM then ends the process with 0', async () => {
     const drained = await world.start({ PRELOAD_BASES: base.name });

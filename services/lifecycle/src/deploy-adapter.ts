@@ -101,13 +101,16 @@ function problemOf(adapter: lifecycle.Adapter, deployments: readonly Deployment[
   );
 }
 
-/** Takes the adapter out of the servers into which this deployment has loaded it. One that was still loading it keeps it unpinned, until its room is needed. */
+/** Takes the adapter out of the servers into which this deployment has loaded it. One that is still loading it lets go of it by itself, as its caller left. */
 async function takeOut(
   admins: readonly Admin[],
   adapter: lifecycle.Adapter,
   deployments: readonly Deployment[],
 ): Promise<void> {
-  const ours = admins.filter((_, i) => deployments[i]?.state === State.READY && !deployments[i].alreadyLoaded);
+  const begun = [State.LOADING, State.READY]; // what became ready as its caller left is still shown as loading
+  const ours = admins.filter(
+    (_, i) => begun.some((state) => state === deployments[i]?.state) && !deployments[i]?.alreadyLoaded,
+  );
   const o = { deadlineMs: unloadDeadlineMs };
   await Promise.allSettled(ours.map((admin) => admin.unloadAdapter({ adapter: adapter.digest }, o)));
 }
