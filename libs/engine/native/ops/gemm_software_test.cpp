@@ -134,27 +134,29 @@ TEST("an NF4 product by tiles has the bits that its order of depths gives") {
 
 TEST("stored weights, both ways round, with bias, low-rank term and accumulation, agree with linear's definition") {
   need_packing();
-  for (const Case& test : kCases)
-    for (const WeightKind kind : kWeightKinds)
-      for (const Size s : kSizes) {
-        const std::int64_t rank = 16;
-        const OwnedWeight w = make_weight(kind, s.cols, s.depth, 1);
-        const auto x = random_values(s.rows * s.depth, 2), dy = random_values(s.rows * s.cols, 3), bias = random_values(s.cols, 4);
-        const auto low = random_values(s.rows * rank, 5), b = random_values(s.cols * rank, 6), a = random_values(rank * s.depth, 7);
-        const Exec definition = exec(Isa::scalar, Compute::bf16);
-        for (const bool accumulate : {false, true}) {
-          const LowRank forward{{low.data(), s.rows, rank}, {b.data(), s.cols, rank}, 0.5f}, backward{{low.data(), s.rows, rank}, {a.data(), rank, s.depth}, 0.5f};
-          auto y = accumulate ? random_values(s.rows * s.cols, 8) : poisoned(s.rows * s.cols);
-          auto dx = accumulate ? random_values(s.rows * s.depth, 9) : poisoned(s.rows * s.depth);
-          const auto got_y = product(*test.kernel, s, x, {{}, &w.view, false}, y, bias.data(), accumulate, {rank, 0.5f, {low.data(), rank, 1}, {b.data(), rank, 1}});
-          const auto got_dx = product(*test.kernel, {s.rows, s.depth, s.cols}, dy, {{}, &w.view, true}, dx, nullptr, accumulate,
+  for (const WeightKind kind : kWeightKinds)
+    for (const Size s : kSizes) {
+      const std::int64_t rank = 16;
+      const OwnedWeight w = make_weight(kind, s.cols, s.depth, 1);
+      const auto x = random_values(s.rows * s.depth, 2), dy = random_values(s.rows * s.cols, 3), bias = random_values(s.cols, 4);
+      const auto low = random_values(s.rows * rank, 5), b = random_values(s.cols * rank, 6), a = random_values(rank * s.depth, 7);
+      const Exec definition = exec(Isa::scalar, Compute::bf16);
+      for (const bool accumulate : {false, true}) {
+        const LowRank forward{{low.data(), s.rows, rank}, {b.data(), s.cols, rank}, 0.5f}, backward{{low.data(), s.rows, rank}, {a.data(), rank, s.depth}, 0.5f};
+        const auto y_before = accumulate ? random_values(s.rows * s.cols, 8) : poisoned(s.rows * s.cols);
+        const auto dx_before = accumulate ? random_values(s.rows * s.depth, 9) : poisoned(s.rows * s.depth);
+        auto y = y_before, dx = dx_before;
+        linear(definition, {x.data(), s.rows, s.depth}, w.view, bias.data(), {y.data(), s.rows, s.cols}, accumulate, &forward);
+        linear_backward_input(definition, {dy.data(), s.rows, s.cols}, w.view, {dx.data(), s.rows, s.depth}, accumulate, &backward);
+        for (const Case& test : kCases) {
+          const auto got_y = product(*test.kernel, s, x, {{}, &w.view, false}, y_before, bias.data(), accumulate, {rank, 0.5f, {low.data(), rank, 1}, {b.data(), rank, 1}});
+          const auto got_dx = product(*test.kernel, {s.rows, s.depth, s.cols}, dy, {{}, &w.view, true}, dx_before, nullptr, accumulate,
                                       {rank, 0.5f, {low.data(), rank, 1}, {a.data(), 1, s.depth}});
-          linear(definition, {x.data(), s.rows, s.depth}, w.view, bias.data(), {y.data(), s.rows, s.cols}, accumulate, &forward);
-          linear_backward_input(definition, {dy.data(), s.rows, s.cols}, w.view, {dx.data(), s.rows, s.depth}, accumulate, &backward);
           CHECK_ERROR(relative_error(got_y, y), 2e-6, test.name, " weight ", static_cast<int>(kind), " shape ", s.rows, "x", s.cols, "x", s.depth);
           CHECK_ERROR(relative_error(got_dx, dx), 2e-6, test.name, " dx, weight ", static_cast<int>(kind), " shape ", s.rows, "x", s.cols, "x", s.depth);
         }
       }
+    }
 }
 
 TEST("NF4 packed for the tiles is worth bf16(code · absmax), exactly, both ways round") {
