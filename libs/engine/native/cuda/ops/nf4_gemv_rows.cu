@@ -8,8 +8,10 @@
 //   Floors, on each multiprocessor: memory brings 36 weights a cycle. Shared memory gives 64 by the table, of which products of 64 rows take half the time
 //   again: 32. 64 rows need 1/32 cycle of the tensor cores for a weight, fewer rows less. A warp issues some 70 instructions for 1,024: 58.
 //   From 17 rows on x comes as operands from a kernel before, as a unit's stage holds it, so no block's instructions and registers go into that.
-//   Adapters: low·Bᵀ is added to a tile's finished sums by mma.sync, each different adapter once for all of its rows.
+//   Adapters: low·Bᵀ is added by mma.sync to the sums of the block that has a group's first unit. What it reads comes into shared memory behind that unit, and is
+//   there by its last: read when it is needed, it would cost three waits in a row, with little else under way.
 #include <algorithm>
+#include <bit>
 
 #include "core/error.h"
 #include "cuda/ops/nf4_products.h"
@@ -22,6 +24,7 @@ namespace {
 
 constexpr int kUnit = kQuad * kBlock;
 constexpr int kMostRows = 64;
+constexpr int kPieceBytes = 512;  // of an adapter's B: 16 of its rank, of a tile's rows
 constexpr int kTableAt = 2048;   // the table's address in shared memory, known to the compiler; what the system keeps for itself lies before it
 
 // A place among the units: number `k` of K, of a group of tiles.
@@ -45,7 +48,9 @@ struct Layout {
   static constexpr int kAhead = kGroups == 2 ? 2 : 1;            // units whose weights are in registers or under way
   static constexpr int kTileSums = kTile * kRows;
   static constexpr int kTogether = kColumns <= 2 ? 4 : kColumns == 4 ? 2 : 1;  // partial sums that are under way when they are joined
-  static constexpr std::int64_t kShared = kTableAt + kTableBytes + kStages * kStageBytes;
+  static constexpr int kPartsAtOnce = kColumns == 8 && kGroups == 2 ? 2 : 1;     // of a gated tile's adapters, as registers allow
+  static constexpr int kPieces = kColumns == 8 && kGroups == 4 ? 4 : 8;          // of B that a warp holds
+  static constexpr std::int64_t shared(bool adapters) { return kTableAt + kTableBytes + kStages * kStageBytes + (adapters ? kWarps * kPieces * kPieceBytes : 0); }
 };
 
 // ---- adapters. What is known of them lies in the table's free half.
@@ -58,102 +63,214 @@ struct Adapter {
 };
 // What a row of x has.
 struct RowAdapter {
-  std::int32_t id, leads;  // leads: it is the first with its adapter
-  std::int32_t rank[3];    // 0 where it has none
+  std::int32_t rank[3];  // 0 where it has none
 };
 ENGINE_DEVICE unsigned char* free_piece(unsigned char* table, int i) { return table + 256 * i + 128; }
 ENGINE_DEVICE Adapter* adapter_at(unsigned char* table, int i) { return reinterpret_cast<Adapter*>(free_piece(table, i)); }
 ENGINE_DEVICE RowAdapter* row_adapter_at(unsigned char* table, int row) { return reinterpret_cast<RowAdapter*>(free_piece(table, kMostRows + row)); }
 ENGINE_DEVICE int& adapters_of(unsigned char* table) { return *reinterpret_cast<int*>(free_piece(table, 2 * kMostRows)); }
-// A stage's counting barriers, there too: x is there, and nobody reads it any more.
+// Counting barriers, there too: a stage's x is there; nobody reads it any more; low is there.
 ENGINE_DEVICE std::uint64_t* full(unsigned char* table, int stage) { return reinterpret_cast<std::uint64_t*>(free_piece(table, 2 * kMostRows + 1)) + stage; }
-ENGINE_DEVICE std::uint64_t* empty(unsigned char* table, int stage) { return full(table, 8 + stage); }
-
-// All threads of the block; a barrier has to follow.
-ENGINE_DEVICE void note_adapters(const Products& p, unsigned char* table) {
-  const int row = static_cast<int>(threadIdx.x), rows = static_cast<int>(p.x.rows);
-  const std::int32_t id = row < rows ? p.adapters.adapter[row] : -1;
-  if (row < kMostRows) row_adapter_at(table, row)->id = id;
-  __syncthreads();
-  std::uint32_t same[2] = {};
-  bool leads = id >= 0;
-  if (row < kMostRows) {
-    for (int other = 0; other < rows; ++other)
-      if (row_adapter_at(table, other)->id == id) {
-        same[other / 32] |= 1u << (other % 32);
-        if (other < row) leads = false;
-      }
-    row_adapter_at(table, row)->leads = leads ? 1 : 0;
+ENGINE_DEVICE std::uint64_t* empty(unsigned char* table, int stage) { return full(table, 4 + stage); }
+ENGINE_DEVICE std::uint64_t* low_is_there(unsigned char* table) { return full(table, 8); }
+// low of kRows rows, where it is no wider than this; zeros where a row has none.
+template <int kRows>
+struct HeldLow {
+  static constexpr int kFirst = 2 * kMostRows + 2, kEach = (256 - kFirst) / kRows, kMost = 64 * kEach;  // pieces of 64 columns
+  // Where 8 columns lie; the same columns of neighbouring rows lie in different banks.
+  static ENGINE_DEVICE unsigned char* at(unsigned char* table, int row, int eight) {
+    return free_piece(table, kFirst + row * kEach + eight / 8) + 16 * ((eight ^ row) & 7);
   }
-  __syncthreads();
-  if (row >= kMostRows) return;
-  int place = 0;
-  for (int other = 0; other < row; ++other) place += row_adapter_at(table, other)->leads;
-  if (row == kMostRows - 1) adapters_of(table) = place + (leads ? 1 : 0);
-  for (int part = 0; part < 3; ++part) {
-    const bool has = id >= 0 && part < p.adapters.parts;
-    const LoraEntry entry = has ? p.adapters.entries[id * p.adapters.parts + part] : LoraEntry{};
-    row_adapter_at(table, row)->rank[part] = entry.rank;
-    if (!leads) continue;
-    adapter_at(table, place)->b[part] = entry.b;
-    adapter_at(table, place)->rank[part] = entry.rank;
-    if (part < 2) adapter_at(table, place)->rows[part] = same[part];
+  static ENGINE_DEVICE bool holds(const Products& p) { return p.adapters.parts * p.adapters.ranks <= kMost; }
+};
+
+ENGINE_DEVICE int count_bits(std::uint64_t bits) {
+#ifdef ENGINE_CUDA_EMULATED
+  return std::popcount(bits);
+#else
+  return __popcll(bits);
+#endif
+}
+
+// By one warp; a barrier has to follow.
+ENGINE_DEVICE void note_adapters(const Products& p, unsigned char* table) {
+  const int lane = static_cast<int>(lane_id()), rows = static_cast<int>(p.x.rows);
+  std::int32_t id[2];  // of rows lane and lane + 32
+#pragma unroll
+  for (int h = 0; h < 2; ++h) id[h] = lane + kWarp * h < rows ? p.adapters.adapter[lane + kWarp * h] : -1;
+  LoraEntry entries[2][3] = {};
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int part = 0; part < 3; ++part)
+      if (id[h] >= 0 && part < p.adapters.parts) entries[h][part] = p.adapters.entries[id[h] * p.adapters.parts + part];
+  std::uint64_t same[2] = {};  // rows with the same
+#pragma unroll 8
+  for (int other = 0; other < kWarp; ++other) {
+    const std::int32_t low = shuffle(id[0], static_cast<unsigned>(other)), high = shuffle(id[1], static_cast<unsigned>(other));
+#pragma unroll
+    for (int h = 0; h < 2; ++h) same[h] |= (std::uint64_t{id[h] == low} << other) | (std::uint64_t{id[h] == high} << (kWarp + other));
+  }
+  const auto before = [&](int h) { return (std::uint64_t{1} << (lane + kWarp * h)) - 1; };
+  const bool leads[2] = {id[0] >= 0 && (same[0] & before(0)) == 0, id[1] >= 0 && (same[1] & before(1)) == 0};
+  const std::uint64_t leaders = warp_sum(leads[0] ? 1u << lane : 0u) | std::uint64_t{warp_sum(leads[1] ? 1u << lane : 0u)} << kWarp;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    Adapter* to = leads[h] ? adapter_at(table, count_bits(leaders & before(h))) : nullptr;
+#pragma unroll
+    for (int part = 0; part < 3; ++part) {
+      row_adapter_at(table, lane + kWarp * h)->rank[part] = entries[h][part].rank;
+      if (to == nullptr) continue;
+      to->b[part] = entries[h][part].b;
+      to->rank[part] = entries[h][part].rank;
+    }
+    if (to == nullptr) continue;
+    to->rows[0] = static_cast<std::uint32_t>(same[h]);
+    to->rows[1] = static_cast<std::uint32_t>(same[h] >> kWarp);
+  }
+  if (lane == 0) adapters_of(table) = count_bits(leaders);
+}
+
+// `value`, opaquely: nothing that follows from it is worked out earlier and then kept in registers while units are multiplied.
+ENGINE_DEVICE int not_before(int value) {
+#ifndef ENGINE_CUDA_EMULATED
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
+// Threads of the warps that multiply: begin to bring low into shared memory.
+template <class L>
+ENGINE_DEVICE void bring_low(const Products& p, unsigned char* table) {
+  using Held = HeldLow<L::kRows>;
+  if (!Held::holds(p)) return;
+  const int eights = static_cast<int>(p.adapters.parts * p.adapters.ranks / 8), each = static_cast<int>(p.adapters.ranks / 8);
+  for (int i = not_before(static_cast<int>(threadIdx.x)); i < L::kRows * eights; i += L::kWarps * kWarp) {
+    const int row = i / eights, eight = i % eights;
+    const bool has = 8 * (eight % each) < row_adapter_at(table, row)->rank[eight / each];
+    copy_async16(Held::at(table, row, eight), has ? p.low.row(row) + 8 * eight : p.low.data, has ? 16 : 0);
   }
 }
 
-// Adds to a tile's values: at[h] is what rows g + 8·h of the tile are.   sum[n] is a C fragment (ptx.h) of rows 8·n … of x
-template <int kColumns>
-ENGINE_DEVICE void add_low_rank(const Products& p, unsigned char* table, const TileRow (&at)[2], int first_part, int last_part, float (&sum)[kColumns][4]) {
-  constexpr int kAtOnce = 4;  // adapters whose B is under way
-  const int lane = static_cast<int>(lane_id()), g = lane / 4, t = lane % 4, count = adapters_of(table);
-  for (int k = 2 * t; k < p.adapters.ranks + 2 * t; k += 16)  // this lane's values of 16 of the rank
-    for (int begin = 0; begin < count; begin += kAtOnce) {
-      std::uint32_t all[kAtOnce][4];  // the left operands, each row of its own part
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const Adapter& of = *adapter_at(table, begin + i < count ? begin + i : begin);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int part = at[h].part < 0 ? 0 : at[h].part, rank = at[h].part < 0 || begin + i >= count ? 0 : of.rank[part];
-          const bf16* from = of.b[part] + std::int64_t{at[h].row} * rank + k;
-          all[i][h] = k < rank ? *reinterpret_cast<const std::uint32_t*>(from) : 0;
-          all[i][2 + h] = k + 8 < rank ? *reinterpret_cast<const std::uint32_t*>(from + 8) : 0;
-        }
+// What a warp adds of adapters to a tile's sums, of pieces: piece c · adapters + i is 16 of the rank from 16 · c on, of adapter number i.
+template <class L>
+struct LowRankTerm {
+  const Products& p;
+  unsigned char* table;
+  unsigned char* pieces;  // the warp's
+  int lane, adapters, all;
+
+  ENGINE_DEVICE LowRankTerm(const Products& of, unsigned char* its_table)
+      : p(of), table(its_table), lane(not_before(static_cast<int>(lane_id()))), adapters(adapters_of(its_table)), all(adapters * static_cast<int>((of.adapters.ranks + 15) / 16)) {
+    pieces = table + kTableBytes + L::kStages * L::kStageBytes + not_before(static_cast<int>(threadIdx.x) / kWarp) * L::kPieces * kPieceBytes;
+  }
+
+  // Where 8 of a piece's row lie, first or last.
+  ENGINE_DEVICE unsigned char* row_of_piece(unsigned char* piece, int row, int half) const { return piece + 32 * row + 16 * (half ^ (row >> 2 & 1)); }
+
+  // Begins to bring pieces `first` …, a lane 16 bytes of each.
+  template <bool kGated>
+  ENGINE_DEVICE void bring(int tile, int first) const {
+    const TileRow at = tile_row<kGated>(p, tile, lane / 2);
+    int c = first / adapters, i = first % adapters;
+    for (int piece = 0; piece < L::kPieces && first + piece < all; ++piece) {
+      const Adapter& of = *adapter_at(table, i);
+      const int part = at.part < 0 ? 0 : at.part, k = 16 * c + 8 * (lane % 2);
+      const bool has = at.part >= 0 && k < of.rank[part];
+      copy_async16(row_of_piece(pieces + kPieceBytes * piece, lane / 2, lane % 2), has ? static_cast<const void*>(of.b[part] + std::int64_t{at.row} * of.rank[part] + k) : p.codes, has ? 16 : 0);
+      if (++i == adapters) {
+        i = 0;
+        ++c;
       }
-      for (int part = first_part; part <= last_part; ++part) {
-        std::uint32_t b[kColumns][2];
+    }
+  }
+
+  // A lane's words of low: the right operand of 16 of the rank, rows 8·n + g.
+  ENGINE_DEVICE void read_low(int part, int c, std::uint32_t (&low)[L::kRows / 8][2]) const {
+    const int g = lane / 4, t = lane % 4;
+    if (HeldLow<L::kRows>::holds(p)) {
+      const int eight = (part * static_cast<int>(p.adapters.ranks) + 16 * c) / 8;
+      const bool both = 16 * c + 8 < p.adapters.ranks;
 #pragma unroll
-        for (int n = 0; n < kColumns; ++n) {
-          const int rank = row_adapter_at(table, 8 * n + g)->rank[part];
-          const bf16* low = p.low.row(8 * n + g) + part * p.adapters.ranks + k;
-          b[n][0] = k < rank ? *reinterpret_cast<const std::uint32_t*>(low) : 0;
-          b[n][1] = k + 8 < rank ? *reinterpret_cast<const std::uint32_t*>(low + 8) : 0;
-        }
+      for (int n = 0; n < L::kRows / 8; ++n) {
+        low[n][0] = *reinterpret_cast<const std::uint32_t*>(HeldLow<L::kRows>::at(table, 8 * n + g, eight) + 4 * t);
+        low[n][1] = both ? *reinterpret_cast<const std::uint32_t*>(HeldLow<L::kRows>::at(table, 8 * n + g, eight + 1) + 4 * t) : 0;
+      }
+      return;
+    }
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          if (begin + i >= count) break;
-          std::uint32_t a[4];
+    for (int n = 0; n < L::kRows / 8; ++n) {
+      const int row = 8 * n + g, rank = row_adapter_at(table, row)->rank[part];
+      const bf16* from = p.low.row(row) + part * p.adapters.ranks + 16 * c + 2 * t;
 #pragma unroll
-          for (int j = 0; j < 4; ++j) a[j] = at[j % 2].part == part ? all[i][j] : 0;
-          const std::uint32_t* rows = adapter_at(table, begin + i)->rows;
+      for (int half = 0; half < 2; ++half) low[n][half] = 16 * c + 8 * half < rank ? *reinterpret_cast<const std::uint32_t*>(from + 8 * half) : 0;
+    }
+  }
+
+  // Adds the term, over the sums' unit (a power of two). The first pieces are there, and low.
+  template <bool kGated>
+  ENGINE_DEVICE void add(int tile, float (&sum)[L::kRows / 8][4]) const {
+    constexpr int kParts = kGated && L::kPartsAtOnce == 2 ? 2 : 1;  // at once
+    const int g = lane / 4, t = lane % 4;
+    const TileRow at[2] = {tile_row<kGated>(p, tile, g), tile_row<kGated>(p, tile, g + 8)};
+    const int first_part = tile_row<kGated>(p, tile, 0).part, last = tile_row<kGated>(p, tile, kTile - 1).part;
+    const int last_part = last < 0 ? static_cast<int>(p.adapters.parts) - 1 : last;
+    const float over_unit[2] = {1.0f / (kRange * p.unit[at[0].part < 0 ? 0 : at[0].part]), 1.0f / (kRange * p.unit[at[1].part < 0 ? 0 : at[1].part])};
+#pragma unroll 1
+    for (int begin = 0; begin < all; begin += L::kPieces) {
+      if (begin > 0) {
+        bring<kGated>(tile, begin);
+        copy_async_commit();
+        copy_async_wait<0>();
+        sync_warp();
+      }
+      const int end = begin + L::kPieces < all ? begin + L::kPieces : all;
+#pragma unroll 1
+      for (int c = begin / adapters; c * adapters < end; ++c) {
+        const int from = c * adapters < begin ? begin - c * adapters : 0, to = end < (c + 1) * adapters ? end - c * adapters : adapters;  // the adapters whose piece c is there
+#pragma unroll 1
+        for (int part = first_part; part <= last_part; part += kParts) {
+          std::uint32_t low[kParts][L::kRows / 8][2];
 #pragma unroll
-          for (int n = 0; n < kColumns; ++n) {
-            const std::uint32_t members = rows[n / 4] >> (n % 4 * 8) & 0xffu;
-            if (members == 0) continue;
-            float added[4] = {};
-            mma(added, a, b[n][0], b[n][1]);
+          for (int q = 0; q < kParts; ++q) read_low(part + q, c, low[q]);
+#pragma unroll 1
+          for (int i = from; i < to; ++i) {
+            unsigned char* piece = pieces + kPieceBytes * (c * adapters + i - begin);
+            std::uint32_t a[4];
 #pragma unroll
-            for (int v = 0; v < 4; ++v)
-              if ((members >> (2 * t + v % 2) & 1u) != 0) sum[n][v] += added[v];  // what another's adapter would make of this row is dropped, were it infinite
+            for (int j = 0; j < 4; ++j) a[j] = kParts == 2 || at[j % 2].part == part ? *reinterpret_cast<const std::uint32_t*>(row_of_piece(piece, g + 8 * (j % 2), j / 2) + 4 * t) : 0;
+#pragma unroll
+            for (int word = 0; word < (L::kRows + 31) / 32; ++word) {
+              const std::uint32_t members = adapter_at(table, i)->rows[word];
+              if (members == 0) continue;
+              // Without a branch for each column: those cost more than the products. What another's adapter would make of a row is dropped, were it infinite.
+#pragma unroll
+              for (int n = 4 * word; n < 4 * word + 4 && n < L::kRows / 8; ++n) {
+                float added[4] = {};
+                if (kParts == 2) {
+                  mma(added, {a[0], 0, a[2], 0}, low[0][n][0], low[0][n][1]);
+                  mma(added, {0, a[1], 0, a[3]}, low[kParts - 1][n][0], low[kParts - 1][n][1]);
+                } else {
+                  mma(added, a, low[0][n][0], low[0][n][1]);
+                }
+#pragma unroll
+                for (int v = 0; v < 4; ++v) {
+                  const float with = fmaf(added[v], over_unit[v / 2], sum[n][v]);
+                  sum[n][v] = (members >> (n % 4 * 8 + 2 * t + v % 2) & 1u) != 0 ? with : sum[n][v];
+                }
+              }
+            }
           }
         }
       }
+      sync_warp();  // before others' pieces come there
     }
-}
+  }
+};
 
 // y from the sums of a tile, C fragments of 8 rows of x each.
 template <bool kGated, int kColumns>
-ENGINE_DEVICE void finish_tile(const Products& p, unsigned char* table, int tile, float (&sum)[kColumns][4]) {
+ENGINE_DEVICE void finish_tile(const Products& p, int tile, float (&sum)[kColumns][4]) {
   const int lane = static_cast<int>(lane_id()), g = lane / 4, t = lane % 4;
   const TileRow at[2] = {tile_row<kGated>(p, tile, g), tile_row<kGated>(p, tile, g + 8)};
   int output[2];
@@ -167,27 +284,32 @@ ENGINE_DEVICE void finish_tile(const Products& p, unsigned char* table, int tile
 #pragma unroll
       for (int i = 0; i < 2; ++i) sum[n][2 * h + i] = fmaf(sum[n][2 * h + i], unit, bias);
   }
-  if (p.adapters.entries != nullptr) {
-    const int last = tile_row<kGated>(p, tile, kTile - 1).part;
-    add_low_rank(p, table, at, tile_row<kGated>(p, tile, 0).part, last < 0 ? static_cast<int>(p.adapters.parts) - 1 : last, sum);
-  }
+  // Values first, then what is written: a branch for each would cost more than they do.
   const auto inside = [&](int n, int i) { return 8 * n + 2 * t + i % 2 < p.y.rows && at[kGated ? 0 : i / 2].part >= 0; };
+  constexpr int kValues = kGated ? 2 : 4;
   if (!kGated && p.residual.data != nullptr) {
+    bf16 residual[kColumns][4] = {};
 #pragma unroll
     for (int n = 0; n < kColumns; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (inside(n, i)) sum[n][i] = widen(p.residual.row(8 * n + 2 * t + i % 2)[output[i / 2]]) + widen(narrow(sum[n][i]));
+        if (inside(n, i)) residual[n][i] = p.residual.row(8 * n + 2 * t + i % 2)[output[i / 2]];
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[n][i] = widen(residual[n][i]) + widen(narrow(sum[n][i]));
+  }
+  if (kGated) {
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) sum[n][i] = activate(widen(narrow(sum[n][i])), p.gelu) * widen(narrow(sum[n][i + 2]));
   }
 #pragma unroll
   for (int n = 0; n < kColumns; ++n)
 #pragma unroll
-    for (int i = 0; i < (kGated ? 2 : 4); ++i) {
-      if (!inside(n, i)) continue;
-      float value = sum[n][i];
-      if (kGated) value = activate(widen(narrow(value)), p.gelu) * widen(narrow(sum[n][i + 2]));
-      p.y.row(8 * n + 2 * t + i % 2)[output[i / 2]] = narrow(value);
-    }
+    for (int i = 0; i < kValues; ++i)
+      if (inside(n, i)) p.y.row(8 * n + 2 * t + i % 2)[output[i / 2]] = narrow(sum[n][i]);
 }
 
 #ifdef ENGINE_WARPGROUP_PRODUCTS
@@ -271,7 +393,8 @@ __global__ void __launch_bounds__(kPreparers) prepare_x(View<const bf16> x, unsi
 #endif
 }
 
-template <int kColumns, int kGroups, bool kGated>
+// kAdapts: a kernel of its own, so that what adapters need takes no registers of the others'.
+template <int kColumns, int kGroups, bool kGated, bool kAdapts>
 __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, 1) multiply(Products p, const unsigned char* prepared, int tiles, int share) {
 #ifdef ENGINE_WARPGROUP_PRODUCTS
   using L = Layout<kColumns, kGroups>;
@@ -318,8 +441,10 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, 1) multip
     prepare_counter(full(table, thread), L::kPrepared ? 1 : kWarp);
     prepare_counter(empty(table, thread), L::kWarps);
   }
-  if (p.adapters.entries != nullptr) note_adapters(p, table);
+  if (thread == 0) prepare_counter(low_is_there(table), L::kWarps);
+  if (kAdapts && warp == L::kWarps - 1) note_adapters(p, table);
   __syncthreads();
+  const bool adapts = kAdapts && adapters_of(table) > 0;
   wait_for_previous();
   if constexpr (L::kPrepared) {
     if (thread == 0)
@@ -341,6 +466,7 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, 1) multip
   Place at{first / depth, first % depth};
   int begun = first, unit = first, stage = 0;  // begun: of the group at hand
   unsigned parity = 0;                         // of the stage's phase
+  bool low_asked = false, low_told = false;    // by this warp, and when its part of it was there
   const auto multiply_unit = [&](Weights& now) {
     if (L::kPrepared && thread == 0 && unit + L::kCopiedAhead < last) copy_x<L>(prepared, table, x, unit - first + L::kCopiedAhead, (unit + L::kCopiedAhead) % depth);
     decode_into(a[0], now, 0);
@@ -370,13 +496,27 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, 1) multip
   };
   const auto end_unit = [&] {
     const int group = at.group;
+    const int tile = L::kWarps * group + warp;
+    if (adapts && at.k == 0) {
+      if (!low_asked) bring_low<L>(p, table);
+      low_asked = true;
+      if (tile < tiles) LowRankTerm<L>(p, table).template bring<kGated>(not_before(tile), 0);
+      copy_async_commit();
+    }
     at.k = after(at.k);
     if (at.k == 0) ++at.group;
     ++unit;
     if (unit < last && at.k != 0) return;
 
     // The end of this block's part of the group.
-    const int tile = L::kWarps * group + warp;
+    if (adapts && group * depth >= first) {
+      copy_async_wait<0>();
+      sync_warp();
+      if (!low_told && lane == 0) arrive(low_is_there(table));
+      low_told = true;
+      wait_for_phase(low_is_there(table), 0);
+      if (tile < tiles) LowRankTerm<L>(p, table).template add<kGated>(not_before(tile), sum);
+    }
     if (tile < tiles) {
       const int group_first = group * depth, first_owner = group_first / share, last_owner = (group_first + depth - 1) / share;
       bool whole = first_owner == last_owner;
@@ -416,7 +556,7 @@ __global__ void __launch_bounds__(Layout<kColumns, kGroups>::kThreads, 1) multip
           }
         }
       }
-      if (whole) finish_tile<kGated>(p, table, tile, sum);
+      if (whole) finish_tile<kGated>(p, tile, sum);
     }
 #pragma unroll
     for (int n = 0; n < kColumns; ++n)
@@ -454,7 +594,10 @@ void launch_layout(const Products& p, bool gated, std::int64_t tiles, cudaStream
     static_assert(L::kStageBytes / 16 % kPreparers == 0);
     launch_chained(stream, blocks(chunks / kPreparers), kPreparers, 0, prepare_x<L::kRows>, p.x, prepared);
   }
-  launch_chained(stream, blocks(ceil_div(units, share)), L::kThreads, L::kShared, gated ? multiply<kColumns, kGroups, true> : multiply<kColumns, kGroups, false>, p, prepared, static_cast<int>(tiles), static_cast<int>(share));
+  const bool adapts = p.adapters.entries != nullptr;
+  const auto kernel = adapts ? gated ? multiply<kColumns, kGroups, true, true> : multiply<kColumns, kGroups, false, true>
+                             : gated ? multiply<kColumns, kGroups, true, false> : multiply<kColumns, kGroups, false, false>;
+  launch_chained(stream, blocks(ceil_div(units, share)), L::kThreads, L::shared(adapts), kernel, p, prepared, static_cast<int>(tiles), static_cast<int>(share));
 }
 
 }  // namespace
