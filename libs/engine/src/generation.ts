@@ -44,7 +44,7 @@ export const openGenerator = (model: ModelHandle, o: GeneratorOptions = {}): Pro
       maxRunning: o.maxRunning ?? 64,
       memoryBudget: o.memoryBudget === undefined || o.memoryBudget === 'auto' ? 0 : o.memoryBudget,
       sameForAnyBatch: o.sameForAnyBatch ?? null,
-      mostStepGrowth: o.mostStepGrowth ?? 4,
+      mostStepGrowth: o.mostStepGrowth ?? 1,
     }),
   );
 

@@ -456,7 +456,7 @@ export type GeneratorOptions = {
   sameForAnyBatch?: boolean | undefined;
   /**
    * How many times larger a step may become while many prompt tokens wait and others' answers advance: prompts are read faster, the answers' tokens come
-   * later. Steps grow in powers of two, when what waits would take more than 16 steps, and shrink again. Default 4; 1: never.
+   * later. Steps grow in powers of two, when what waits would take more than 16 steps, and shrink again. Default 1: never.
    */
   mostStepGrowth?: number | undefined;
 };

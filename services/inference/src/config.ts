@@ -80,9 +80,9 @@ export const configSchema = z.object({
     .int()
     .min(1)
     .max(64)
-    .default(4)
+    .default(1)
     .describe(
-      'how many times larger a step may become while prompts queue and answers advance: first tokens come sooner, others’ tokens later; 1: never',
+      'how many times larger a step may become while prompts queue and answers advance, at most: first tokens come sooner, others’ tokens later; 1: never',
     ),
 });
 

@@ -68,7 +68,7 @@ struct GeneratorOptions {
   std::int64_t max_running = 64;        // sequences in the cache at once
   std::int64_t prefill_tokens = 256;    // prompt tokens read in one step
   std::int64_t tokens_beside = 64;      // of one in which other sequences advance, all tokens (SchedulerLimits)
-  std::int64_t most_growth = 4;         // times that, while much is left to read
+  std::int64_t most_growth = 1;         // times that, while much is left to read
   std::function<void()> on_step = nullptr;    // after each step, on the engine thread: what listeners heard may be passed on together
   std::int64_t kv_bytes = 0;            // cache size; 0 on the CPU: an eighth of the memory this process may use, at most what max_running full contexts need
   // fastest reads prompts about 5 % faster, but a sequence's last bits then depend on how many rows a step has.

@@ -81,7 +81,7 @@ struct GenerationSettings {
   std::int64_t memory_budget = 0;       // bytes of a GPU's memory, weights included; 0: what is free
   std::optional<SumOrder> order;        // absent: on the CPU the same for any rows, on a GPU the fastest
   std::function<void()> on_step = nullptr;  // GeneratorOptions
-  std::int64_t most_growth = 4;         // GeneratorOptions
+  std::int64_t most_growth = 1;         // GeneratorOptions
 };
 
 // The generator for a model on a device. `automatic` takes the first GPU if the model computes in bf16 and the GPU runs its shape, else the CPU.
